@@ -4,18 +4,15 @@ Edit PATHS first. Everything else is a default that a flag of the same name over
 "Paper" is ATFM, arXiv 2511.06857; "released" is its authors' code of November 2025.
 """
 
-import dataclasses
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-# ---------------------------------------------------------------------------------------------- edit these paths
+# Edit these paths, or `export ATFM_LIDC_PATH=...`, `export ATFM_ISIC3_STYLE_CONCAT_PATH=...`, or pass `--data_path ...`.
 PATHS = {
     "LIDC": "datasets/LIDC",  # a folder of .pickle files, one .pickle file, or an .h5 file
     "isic3_style_concat": "datasets/ISIC3",  # a folder with Images/ and Segmentations/
 }
-# Without editing: `export ATFM_LIDC_PATH=...`, `export ATFM_ISIC3_STYLE_CONCAT_PATH=...`, or `--data_path ...`.
-# ----------------------------------------------------------------------------------------------------------------
 
 
 def setting(default: Any, why: str, choices: tuple[str, ...] = ()) -> Any:
@@ -25,14 +22,14 @@ def setting(default: Any, why: str, choices: tuple[str, ...] = ()) -> Any:
 
 @dataclass(frozen=True)
 class Metadata:
-    """A dataset: where it is, what it holds, how it is split."""
+    """A dataset: what it holds (facts, checked against the files), then where it is and how it is used (flags)."""
 
-    what: str = setting("LIDC", "name of the dataset")
-    reader: str = setting("lidc", "format of the source", ("lidc", "isic3"))
+    what: str = "LIDC"
+    reader: str = "lidc"  # format of the source: lidc or isic3
+    channels: int = 1  # of the image that GTR sees; ST-Net sees it in grey
+    annotators: int = 4  # expert masks per image, k
+    size: int = 128  # pixels per side in the files, before `crop`
     data_path: str = setting("", "folder or file of the dataset")
-    channels: int = setting(1, "image channels that GTR sees")
-    annotators: int = setting(4, "expert masks per image, k")
-    size: int = setting(128, "pixels per side")
     split: str = setting("group", "group: 64/16/20 with no patient (LIDC) or image (ISIC3) on two sides; "
                                   "released: the authors' overlapping lists, for comparison", ("group", "released"))
     split_seed: int = setting(0, "seed of the 64/16/20 split; apart from --seed, so that runs share their test set")
@@ -43,13 +40,12 @@ class Metadata:
 
 @dataclass(frozen=True)
 class GTRConfig:
-    """Step 1: training the Gaussian Truncation Representation, section 1.1 of the glossary in `models`."""
+    """Step 1: training the Gaussian Truncation Representation, Eq. 3-5."""
 
     epochs: int = setting(1000, "passes over the training images (paper, LIDC: 1000; ISIC3: 400)")
     batchsize: int = setting(256, "images per step (paper, LIDC: 256; ISIC3: 8)")
     lr: float = setting(1e-4, "learning rate (paper, App. 6)")
-    optimizer: str = setting("adam", "paper: adam; released: adamw", ("adam", "adamw"))
-    weight_decay: float = setting(0.0, "paper: none; released: 1e-4")
+    weight_decay: float = setting(0.0, "of AdamW; at 0 (paper) it is Adam; released: 1e-4")
     num_filters: tuple[int, ...] = setting((32, 64, 128, 192), "filters per U-Net level (paper, App. 6)")
     rank: int = setting(10, "columns of the covariance factor D, r (paper, App. 6)")
     convs: int = setting(2, "convolutions per block (paper: 2; released: 3)")
@@ -73,6 +69,13 @@ class PriorConfig:
     weight_standardization: str = setting("standard", "standard: divide by the standard deviation (arXiv 1903.10520); "
                                           "released: multiply by it; none", ("standard", "released", "none"))
     time_scale: float = setting(1000.0, "t is multiplied by this before its sinusoidal embedding (released: 1)")
+    method: str = setting("atfm", "the system to train, a row of METHODS; its fields below follow from it",
+                          ("atfm", "atfm-no-sf", "sfm", "sfm-no-sf", "cfm"))
+    source: str = setting("gtr", "x_0: a sample of GTR, or standard normal noise", ("gtr", "normal"))
+    experts: str = setting("all", "all annotators of an image per step, or one at random", ("all", "one"))
+    signed: bool = setting(False, "the flow's masks are -1 / 1 rather than 0 / 1 (CFM)")
+    condition_dropout: float = setting(0.0, "share of training images replaced by zeros (CFM: 0.5)")
+    guidance: float = setting(0.0, "w in (1 + w) v(image) - w v(zeros) when sampling (CFM: 0.3)")
     alpha: float = setting(1e-3, "weight of the semantic term L_SF (paper, LIDC: 1e-3; ISIC3: 1e-4)")
     dice: str = setting("soft", "soft: Dice with a gradient; thresholded: the released code's, whose gradient is zero",
                         ("soft", "thresholded"))
@@ -94,11 +97,12 @@ class LoopConfig:
 
 
 @dataclass(frozen=True)
-class TestConfig:
-    """Testing: sampling and scoring held-out images."""
+class SamplingConfig:
+    """Testing: sampling and scoring held-out images with the models of both stages."""
 
     gtr: str | None = setting(None, "run folder or checkpoint of step 1 (default: <output_path>/GTR)")
-    prior: str | None = setting(None, "run folder or checkpoint of step 2 (default: <output_path>/prior)")
+    prior: str | None = setting(None, "run folder or checkpoint of step 2 (default: <output_path>/<method>)")
+    solver: str = setting("euler", "of the flow's ODE (paper: euler)", ("euler", "midpoint", "heun", "rk4", "ab2"))
     steps: int = setting(25, "solver steps from t = 0 to 1 (paper: 25; released ISIC3 test script: 50)")
     samples: tuple[int, ...] = setting((16, 32, 100), "n of GED_n; HM-IoU and MDM are printed at each too")
     seeds: tuple[int, ...] = setting((0, 1, 2, 3, 4), "one run of sampling per seed (paper: five runs)")
@@ -116,77 +120,104 @@ class RunConfig:
 
 
 @dataclass(frozen=True)
-class Dataset:
+class Experiment:
     """A dataset with the settings of each stage on it."""
 
     metadata: Metadata
     gtr: GTRConfig = GTRConfig()
     prior: PriorConfig = PriorConfig()
     loop: LoopConfig = LoopConfig()
-    test: TestConfig = TestConfig()
+    sampling: SamplingConfig = SamplingConfig()
 
 
-DATASETS = {
-    "LIDC": Dataset(Metadata("LIDC")),
-    "isic3_style_concat": Dataset(
+EXPERIMENTS = {
+    "LIDC": Experiment(Metadata()),
+    "isic3_style_concat": Experiment(
         Metadata("isic3_style_concat", reader="isic3", channels=3, annotators=3, size=256, augment=True),
         gtr=GTRConfig(epochs=400, batchsize=8),
         prior=PriorConfig(num_epochs=120, batch_size=1, dim=256, alpha=1e-4),
     ),
 }
 
-# What a preset changes, by configuration; REFERENCE of each choice: README, "Where the sources disagree".
-PRESETS: dict[str, dict[type, dict[str, Any]]] = {
-    "paper": {},
-    "released": {
-        Metadata: {"split": "released"},
-        GTRConfig: {"convs": 3, "pool": "avg", "up": "bilinear", "optimizer": "adamw", "weight_decay": 1e-4},
-        PriorConfig: {"weight_standardization": "released", "time_scale": 1.0,
-                      "dice": "thresholded", "dice_over": "batch"},
-    },
+# The systems of the papers' tables, as what they change in PriorConfig (ablation: paper, Table 4; CFM: arXiv 2507.22418).
+METHODS: dict[str, dict[str, Any]] = {
+    "atfm": {},
+    "atfm-no-sf": {"alpha": 0.0},
+    "sfm": {"source": "normal"},
+    "sfm-no-sf": {"source": "normal", "alpha": 0.0},
+    "cfm": {"source": "normal", "alpha": 0.0, "experts": "one", "signed": True,
+            "condition_dropout": 0.5, "guidance": 0.3, "batch_size": 64},
 }
 
-# The paper's tables 1-2: mean and standard deviation of five runs, None where none is printed.
-PAPER_COLUMNS = ("GED16", "GED32", "GED100", "HM-IoU32", "MDM32")
-PAPER_TABLES: dict[str, dict[str, tuple[tuple[float, float | None] | None, ...]]] = {
+
+def released(ours: Experiment) -> Experiment:
+    """The authors' code as it runs: the preset `released`. Each choice is in README, "Where the sources disagree"."""
+    isic3 = ours.metadata.reader == "isic3"
+    return Experiment(
+        replace(ours.metadata, split="released"),
+        replace(ours.gtr, convs=3, pool="avg", up="bilinear", weight_decay=1e-4),
+        replace(ours.prior, weight_standardization="released", time_scale=1.0, dice="thresholded", dice_over="batch"),
+        ours.loop,
+        replace(ours.sampling, steps=50 if isic3 else 25),
+    )
+
+
+def experiment(what: str, preset: str = "paper") -> Experiment:
+    """The settings of dataset `what` under a preset; its path from the environment, else PATHS.
+
+    Raises ValueError for a name that is not in EXPERIMENTS, or a preset other than paper and released.
+    """
+    if what not in EXPERIMENTS:
+        raise ValueError(f"--what {what}: unknown dataset; expected one of {', '.join(EXPERIMENTS)}")
+    if preset not in ("paper", "released"):
+        raise ValueError(f"--preset {preset}: unknown; expected paper or released")
+    found = EXPERIMENTS[what]
+    path = os.environ.get(f"ATFM_{what.upper()}_PATH") or PATHS[what]
+    found = replace(found, metadata=replace(found.metadata, data_path=path))
+    return released(found) if preset == "released" else found
+
+
+# The paper's tables 1-2: (mean, standard deviation of five runs or None). GED: lower is better; the others: higher.
+Reported = dict[str, tuple[float, float | None]]
+PAPER_TABLES: dict[str, dict[str, Reported]] = {
     "LIDC": {
-        "Prob. U-Net": ((.310, .010), (.303, .010), (.252, .004), (.548, .000), (.681, .020)),
-        "PHiSeg": ((.262, None), (.247, None), (.224, .004), (.595, None), (.704, .020)),
-        "SSN": ((.259, None), (.243, .010), (.225, .002), (.550, .010), None),
-        "MoSE": ((.218, .003), (.195, .002), (.189, .002), (.624, .004), (.767, .004)),
-        "P2SAM": ((.208, None), (.206, None), None, (.627, None), (.939, None)),
-        "CIMD": (None, None, (.321, None), (.592, .002), (.915, .004)),
-        "AB": ((.213, .001), (.196, .002), (.193, .002), (.619, .001), (.792, .002)),
-        "CCDM": ((.212, .001), (.194, .001), (.183, .002), (.631, .002), (.790, .003)),
-        "ATFM": ((.206, .002), (.188, .001), (.162, .002), (.667, .002), (.948, .001)),
+        "Prob. U-Net": {"GED16": (0.310, 0.010), "GED32": (0.303, 0.010), "GED100": (0.252, 0.004),
+                        "HM-IoU32": (0.548, 0.000), "MDM32": (0.681, 0.020)},
+        "PHiSeg": {"GED16": (0.262, None), "GED32": (0.247, None), "GED100": (0.224, 0.004),
+                   "HM-IoU32": (0.595, None), "MDM32": (0.704, 0.020)},
+        "SSN": {"GED16": (0.259, None), "GED32": (0.243, 0.010),
+                "GED100": (0.225, 0.002), "HM-IoU32": (0.550, 0.010)},
+        "MoSE": {"GED16": (0.218, 0.003), "GED32": (0.195, 0.002), "GED100": (0.189, 0.002),
+                 "HM-IoU32": (0.624, 0.004), "MDM32": (0.767, 0.004)},
+        "P2SAM": {"GED16": (0.208, None), "GED32": (0.206, None),
+                  "HM-IoU32": (0.627, None), "MDM32": (0.939, None)},
+        "CIMD": {"GED100": (0.321, None), "HM-IoU32": (0.592, 0.002), "MDM32": (0.915, 0.004)},
+        "AB": {"GED16": (0.213, 0.001), "GED32": (0.196, 0.002), "GED100": (0.193, 0.002),
+               "HM-IoU32": (0.619, 0.001), "MDM32": (0.792, 0.002)},
+        "CCDM": {"GED16": (0.212, 0.001), "GED32": (0.194, 0.001), "GED100": (0.183, 0.002),
+                 "HM-IoU32": (0.631, 0.002), "MDM32": (0.790, 0.003)},
+        "ATFM": {"GED16": (0.206, 0.002), "GED32": (0.188, 0.001), "GED100": (0.162, 0.002),
+                 "HM-IoU32": (0.667, 0.002), "MDM32": (0.948, 0.001)},
     },
     "isic3_style_concat": {
-        "Prob. U-Net": ((.202, .003), (.187, .003), (.171, .002), (.697, .005), (.927, .003)),
-        "SSN": ((.197, .007), (.181, .004), (.167, .002), (.700, .004), (.939, .001)),
-        "c-Prob. U-Net": ((.208, .004), (.202, .005), (.179, .002), (.719, .004), (.925, .004)),
-        "c-SSN": ((.200, .007), (.195, .007), (.177, .001), (.725, .004), (.931, .003)),
-        "ATFM": ((.183, .001), (.152, .002), (.147, .003), (.732, .003), (.942, .002)),
+        "Prob. U-Net": {"GED16": (0.202, 0.003), "GED32": (0.187, 0.003), "GED100": (0.171, 0.002),
+                        "HM-IoU32": (0.697, 0.005), "MDM32": (0.927, 0.003)},
+        "SSN": {"GED16": (0.197, 0.007), "GED32": (0.181, 0.004), "GED100": (0.167, 0.002),
+                "HM-IoU32": (0.700, 0.004), "MDM32": (0.939, 0.001)},
+        "c-Prob. U-Net": {"GED16": (0.208, 0.004), "GED32": (0.202, 0.005), "GED100": (0.179, 0.002),
+                          "HM-IoU32": (0.719, 0.004), "MDM32": (0.925, 0.004)},
+        "c-SSN": {"GED16": (0.200, 0.007), "GED32": (0.195, 0.007), "GED100": (0.177, 0.001),
+                  "HM-IoU32": (0.725, 0.004), "MDM32": (0.931, 0.003)},
+        "ATFM": {"GED16": (0.183, 0.001), "GED32": (0.152, 0.002), "GED100": (0.147, 0.003),
+                 "HM-IoU32": (0.732, 0.003), "MDM32": (0.942, 0.002)},
     },
 }
 
-
-def dataset(what: str, preset: str = "paper") -> Dataset:
-    """The settings of dataset `what` under a preset, its path taken from the environment or PATHS.
-
-    Raises ValueError for a name that is not in DATASETS or PRESETS."""
-    for name, known, flag in ((what, DATASETS, "--what"), (preset, PRESETS, "--preset")):
-        if name not in known:
-            raise ValueError(f"{flag} {name}: unknown; expected one of {', '.join(known)}")
-    found = DATASETS[what]
-    changed = {}
-    for part in dataclasses.fields(found):
-        value = getattr(found, part.name)
-        changed[part.name] = dataclasses.replace(value, **PRESETS[preset].get(type(value), {}))
-    path = os.environ.get(f"ATFM_{what.upper()}_PATH", PATHS.get(what, ""))
-    changed["metadata"] = dataclasses.replace(changed["metadata"], data_path=path)
-    return Dataset(**changed)
-
-
-def metadata(what: str) -> Metadata:
-    """The entry of a dataset by name, its path resolved."""
-    return dataset(what).metadata
+# The ablation on LIDC (paper, Table 4).
+PAPER_ABLATION: dict[str, Reported] = {
+    "act-gtr": {"GED100": (0.230, None), "HM-IoU32": (0.550, None)},
+    "sfm-no-sf": {"GED100": (0.185, None), "HM-IoU32": (0.624, None)},
+    "sfm": {"GED100": (0.176, None), "HM-IoU32": (0.631, None)},
+    "atfm-no-sf": {"GED100": (0.249, None), "HM-IoU32": (0.597, None)},
+    "atfm": {"GED100": (0.162, None), "HM-IoU32": (0.667, None)},
+}

@@ -1,0 +1,132 @@
+"""ATFM: a frozen GTR gives x_0, ST-Net carries it to a mask (paper, Algorithm 1). Step 2, and inference."""
+
+import copy
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from models.flow import draw_time, endpoint, linear_path, semantic_loss
+from models.gtr import GTR
+from models.solvers import SOLVERS
+from models.st_net import STNet, standardize
+
+GREY = (0.299, 0.587, 0.114)  # weights of R, G, B in the grey image that ST-Net sees
+
+
+class ATFM(nn.Module):
+    """The flow's objective and its sampler, over a frozen `gtr` and the velocity field `net`.
+
+    gtr: may be None when source is "normal", which draws x_0 ~ N(0, I) instead.
+    alpha, dice, dice_over, semantic_target: the weight and form of L_SF, see `semantic_loss`.
+    experts: "all" trains on the paths to every annotator of an image, "one" on a random one.
+    signed: masks are -1 / 1 within the flow rather than 0 / 1.
+    condition_dropout, guidance: CFM's classifier-free guidance (arXiv 2507.22418): the share of images replaced by
+    zeros in training, and w in (1 + w) v(image) - w v(zeros) in sampling.
+    """
+
+    def __init__(self, gtr: GTR | None, net: STNet, *, source: str = "gtr", alpha: float = 1e-3, dice: str = "soft",
+                 dice_over: str = "image", semantic_target: str = "own", experts: str = "all", signed: bool = False,
+                 condition_dropout: float = 0.0, guidance: float = 0.0) -> None:
+        super().__init__()
+        if source == "gtr" and gtr is None:
+            raise ValueError("source='gtr' needs a GTR; train one first or take source='normal'")
+        self.gtr = gtr.requires_grad_(False) if gtr is not None and source == "gtr" else None
+        self.net = net
+        self.alpha, self.dice, self.dice_over, self.semantic_target = alpha, dice, dice_over, semantic_target
+        self.experts, self.signed = experts, signed
+        self.condition_dropout, self.guidance = condition_dropout, guidance
+
+    @torch.no_grad()
+    def source(self, image: Tensor, n: int, generator: torch.Generator | None = None) -> Tensor:
+        """n draws of x_0 per image (b, c, h, w): (b, n, h, w), sigmoid of GTR's logits or standard normal."""
+        if self.gtr is not None:
+            return self.gtr(image).sample(n, generator=generator).sigmoid()
+        b, _, h, w = image.shape
+        return torch.randn(b, n, h, w, device=image.device, generator=generator)
+
+    def losses(self, image: Tensor, masks: Tensor, annotators_per_pass: int | None = None) -> Iterator[dict[str, Tensor]]:
+        """The terms of L = L_FM + alpha L_SF for a batch, as parts whose sums are the whole batch's terms.
+
+        image (b, c, h, w) in [0, 1], masks (b, k, h, w) of 0/1. Each part holds scalars loss, L_FM, L_SF over
+        `annotators_per_pass` annotators (default: all); calling backward() on one part's loss before taking the next
+        frees its activations, and the gradients add up to those of a single pass.
+        """
+        x_0 = self.source(image, 1)  # (b, 1, h, w), shared by all annotators, as is t
+        t = draw_time(len(image), image.device)
+        condition = self._drop_condition(grey(image))
+        if self.experts == "one":
+            masks = masks[torch.arange(len(masks)), torch.randint(masks.shape[1], (len(masks),))][:, None]
+        for own in masks.split(annotators_per_pass or masks.shape[1], dim=1):
+            share = own.shape[1] / masks.shape[1]
+            l_fm, l_sf = self._terms(x_0, own, masks, t, condition)
+            yield {"loss": share * (l_fm + self.alpha * l_sf), "L_FM": share * l_fm.detach(), "L_SF": share * l_sf.detach()}
+
+    def _terms(self, x_0: Tensor, own: Tensor, masks: Tensor, t: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
+        """L_FM and L_SF on the paths from x_0 (b, 1, h, w) to the annotators `own` (b, j, h, w)."""
+        j = own.shape[1]
+        path = linear_path(x_0, 2 * own - 1 if self.signed else own, t)
+        v = self.net(path.x_t.flatten(0, 1)[:, None], t.repeat_interleave(j), condition.repeat_interleave(j, dim=0))
+        v = v.float().view_as(path.x_t)
+        l_fm = (v - path.u).square().mean()
+        x_1t = self._probability(endpoint(path.x_t, v, t))
+        return l_fm, semantic_loss(x_1t, own, masks, self.dice, self.dice_over, self.semantic_target)
+
+    @torch.no_grad()
+    def sample(self, image: Tensor, n: int, steps: int = 25, solver: str = "euler",
+               generator: torch.Generator | None = None, batch_size: int | None = None) -> Tensor:
+        """n masks per image (b, c, h, w) as probabilities in [0, 1]: (b, n, h, w); a mask is where they are >= 0.5.
+
+        One pass of GTR, then the b * n states are integrated `batch_size` at a time (default: all at once), which
+        bounds memory and changes results by rounding only. Raises ValueError for an unknown solver or no steps.
+        """
+        if solver not in SOLVERS or steps < 1 or n < 1:
+            raise ValueError(f"solver={solver!r}, steps={steps}, n={n}: expected one of {', '.join(SOLVERS)}, "
+                             "and at least one step and one sample")
+        x_0 = self.source(image, n, generator)  # (b, n, h, w)
+        states = x_0.flatten(0, 1)[:, None]
+        conditions = grey(image).repeat_interleave(n, dim=0)
+        net = folded(self.net)
+        size = batch_size or len(states)
+        ends = [SOLVERS[solver](self._velocity(net, condition), state, steps)
+                for state, condition in zip(states.split(size), conditions.split(size))]
+        return self._probability(torch.cat(ends).view_as(x_0)).clamp(0, 1)
+
+    def _velocity(self, net: STNet, condition: Tensor):
+        """v(x, t) for one batch of states, guided if `guidance` is not zero: both fields in one evaluation."""
+
+        def velocity(x: Tensor, t: float) -> Tensor:
+            times = torch.full((len(x),), t, device=x.device)
+            if self.guidance == 0:
+                return net(x, times, condition)
+            both = net(x.repeat(2, 1, 1, 1), times.repeat(2), torch.cat([condition, torch.zeros_like(condition)]))
+            conditional, null = both.chunk(2)
+            return (1 + self.guidance) * conditional - self.guidance * null
+
+        return velocity
+
+    def _drop_condition(self, condition: Tensor) -> Tensor:
+        """Replaces whole images by zeros, each with probability `condition_dropout`."""
+        if self.condition_dropout == 0:
+            return condition
+        kept = torch.rand(len(condition), 1, 1, 1, device=condition.device) >= self.condition_dropout
+        return condition * kept
+
+    def _probability(self, x: Tensor) -> Tensor:
+        return (x + 1) / 2 if self.signed else x
+
+
+def grey(image: Tensor) -> Tensor:
+    """The one-channel image that ST-Net sees: (b, c, h, w) -> (b, 1, h, w) for c of 1 or 3."""
+    if image.shape[1] == 1:
+        return image
+    return torch.einsum("bchw,c->bhw", image, image.new_tensor(GREY))[:, None]
+
+
+def folded(net: STNet) -> STNet:
+    """A copy of `net` for sampling, its weights standardized once instead of at every evaluation."""
+    net = copy.deepcopy(net).requires_grad_(False)
+    for block in net.standardized():
+        block.weight.copy_(standardize(block.weight, block.method))
+        block.method = "none"
+    return net

@@ -1,0 +1,100 @@
+"""GTR, the Gaussian Truncation Representation (paper, Eq. 3-5): step 1 of ATFM."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.distributions import LowRankMultivariateNormal
+
+from models.unet import UNet
+
+MIN_VARIANCE = 2e-5  # added to the diagonal by the released code
+
+
+@dataclass(frozen=True)
+class LowRankGaussian:
+    """The truncation distribution X_Ttrunc ~ N(mu, D D^T + L) over all pixels of the logit map (Eq. 3-4).
+
+    mean: mu, (b, h, w). cov_factor: D, (b, r, h, w). cov_diag: the diagonal of L, (b, h, w), positive.
+    Sampling never factorises a matrix, so it cannot fail on an ill-conditioned covariance.
+    """
+
+    mean: Tensor
+    cov_factor: Tensor
+    cov_diag: Tensor
+
+    def rsample(self, n: int, antithetic: bool = False, generator: torch.Generator | None = None) -> Tensor:
+        """n logit maps mu + D e + sqrt(L) w with e, w standard normal: (b, n, h, w), differentiable.
+
+        antithetic: n / 2 deviations from the mean, then their negatives, which lowers the variance of Monte Carlo
+        means; raises ValueError if n is odd.
+        """
+        if antithetic and n % 2:
+            raise ValueError(f"antithetic sampling draws pairs: n must be even, not {n}")
+        b, rank, h, w = self.cov_factor.shape
+        draws = n // 2 if antithetic else n
+        like = {"device": self.mean.device, "dtype": self.mean.dtype, "generator": generator}
+        e = torch.randn(b, draws, rank, **like)
+        noise = torch.randn(b, draws, h, w, **like)
+        correlated = torch.bmm(e, self.cov_factor.flatten(2)).view(b, draws, h, w)
+        deviation = correlated + self.cov_diag.sqrt()[:, None] * noise
+        if antithetic:
+            deviation = torch.cat([deviation, -deviation], dim=1)
+        return self.mean[:, None] + deviation
+
+    @torch.no_grad()
+    def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+        """n logit maps without gradient: (b, n, h, w)."""
+        return self.rsample(n, generator=generator)
+
+    def distribution(self) -> LowRankMultivariateNormal:
+        """The same Gaussian over h * w pixels for log_prob and entropy.
+
+        Building it factorises the r x r capacitance matrix, which may raise ValueError for a near-singular one.
+        """
+        factor = self.cov_factor.flatten(2).transpose(1, 2)  # (b, h * w, r)
+        return LowRankMultivariateNormal(self.mean.flatten(1), factor, self.cov_diag.flatten(1))
+
+
+class GTR(nn.Module):
+    """Image -> truncation distribution: a U-Net and three 1x1 convolutions for mu, log L and D (Eq. 3, App. 6).
+
+    The defaults are the paper's layout; convs=3, pool="avg", up="bilinear" is the released one.
+    """
+
+    def __init__(self, in_channels: int = 1, num_filters: Sequence[int] = (32, 64, 128, 192), rank: int = 10,
+                 convs: int = 2, pool: str = "max", up: str = "transposed") -> None:
+        super().__init__()
+        self.in_channels = in_channels
+        self.unet = UNet(in_channels, num_filters, convs, pool, up)
+        self.mean = nn.Conv2d(num_filters[0], 1, 1)
+        self.log_cov_diag = nn.Conv2d(num_filters[0], 1, 1)
+        self.cov_factor = nn.Conv2d(num_filters[0], rank, 1)
+
+    def forward(self, image: Tensor) -> LowRankGaussian:
+        """image (b, c, h, w) in [0, 1]; raises ValueError for another number of channels or an indivisible size."""
+        if image.ndim != 4 or image.shape[1] != self.in_channels:
+            raise ValueError(f"image of shape {tuple(image.shape)}: expected (b, {self.in_channels}, h, w)")
+        features = self.unet(image)  # (b, num_filters[0], h, w)
+        # The Gaussian stays in float32 under autocast: exp and its sums over all pixels overflow half precision.
+        with torch.autocast(image.device.type, enabled=False):
+            features = features.float()
+            cov_diag = self.log_cov_diag(features).exp() + MIN_VARIANCE
+            return LowRankGaussian(self.mean(features)[:, 0], self.cov_factor(features), cov_diag[:, 0])
+
+
+def monte_carlo_nll(logits: Tensor, mask: Tensor) -> Tensor:
+    """Negative Monte Carlo log likelihood (Eq. 5): - mean_b [ logsumexp_m log p(y | logits_m) - log M ], a scalar.
+
+    logits (b, m, h, w); mask (b, h, w) of 0/1, or (b, k, h, w): the mean over the k annotators' masks.
+    log p sums log Bernoulli over pixels: y * logit - softplus(logit).
+    """
+    masks = mask[:, None] if mask.ndim == 3 else mask
+    if masks.ndim != 4 or masks.shape[0] != logits.shape[0] or masks.shape[2:] != logits.shape[2:]:
+        raise ValueError(f"mask of shape {tuple(mask.shape)} does not fit logits of shape {tuple(logits.shape)}")
+    flat = logits.flatten(2)  # (b, m, h * w)
+    log_p = torch.bmm(flat, masks.flatten(2).transpose(1, 2)) - F.softplus(flat).sum(2, keepdim=True)  # (b, m, k)
+    return math.log(logits.shape[1]) - log_p.logsumexp(dim=1).mean()

@@ -1,0 +1,72 @@
+"""Weights of the authors' released checkpoints: their names mapped to ours."""
+
+import re
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from models.gtr import GTR
+from models.st_net import STNet
+
+GTR_HEADS = {"mean_l": "mean", "log_cov_diag_l": "log_cov_diag", "cov_factor_l": "cov_factor"}
+ST_NET_PARTS = [
+    (r"^init_conv\.", "stem."),
+    (r"^time_mlp\.1\.", "time_mlp.0."),
+    (r"^time_mlp\.3\.", "time_mlp.2."),
+    (r"^(downs|ups)\.(\d)\.0\.", r"\1.\2.block1."),
+    (r"^(downs|ups)\.(\d)\.1\.", r"\1.\2.block2."),
+    (r"^(downs|ups)\.(\d)\.2\.", r"\1.\2.attention."),
+    (r"^(downs|ups)\.(\d)\.3\.(?:1\.)?", r"\1.\2.resample.conv."),
+    (r"^mid_block([12])\.", r"middle.block\1."),
+    (r"^mid_attn\.", "middle.attention."),
+    (r"^final_res_block\.", "final_block."),
+    (r"\.fn\.norm\.", ".norm."),
+    (r"\.fn\.fn\.to_out\.1\.", ".out_norm."),
+    (r"\.fn\.fn\.to_out\.(?:0\.)?", ".to_out."),
+    (r"\.fn\.fn\.to_qkv\.", ".to_qkv."),
+    (r"\.mlp\.1\.", ".time."),
+    (r"\.block([12])\.proj\.", r".conv\1."),
+    (r"\.block([12])\.norm\.", r".norm\1."),
+    (r"\.res_conv\.", ".shortcut."),
+]
+
+
+def load_released(module: GTR | STNet, state_dict: Mapping[str, Tensor]) -> None:
+    """Fills a GTR (of the released layout: convs=3, pool="avg", up="bilinear") or an STNet, strictly.
+
+    Raises ValueError naming the first names and shapes that do not fit, and leaves the module as it was.
+    """
+    rename = _gtr_name if isinstance(module, GTR) else _st_net_name
+    renamed = {rename(name): weight for name, weight in state_dict.items()}
+    ours = {name: weight.shape for name, weight in module.state_dict().items()}
+    theirs = {name: weight.shape for name, weight in renamed.items()}
+    wrong = [f"{name}: checkpoint {_shape(theirs, name)}, model {_shape(ours, name)}"
+             for name in sorted(ours.keys() | theirs.keys()) if ours.get(name) != theirs.get(name)]
+    if wrong:
+        raise ValueError(f"released weights do not fit this {type(module).__name__} in {len(wrong)} places, e.g. "
+                         f"{'; '.join(wrong[:3])}; build it with the layout that the checkpoint was trained with")
+    module.load_state_dict(renamed)
+
+
+def _shape(shapes: Mapping[str, tuple[int, ...]], name: str) -> str:
+    return str(tuple(shapes[name])) if name in shapes else "missing"
+
+
+def _gtr_name(name: str) -> str:
+    head, _, parameter = name.partition(".")
+    if head in GTR_HEADS:
+        return f"{GTR_HEADS[head]}.{parameter}"
+    found = re.fullmatch(r"unet\.(contracting_path|upsampling_path)\.(\d+)\.(?:conv_block\.)?layers\.(\d+)\.(\w+)", name)
+    if not found:
+        return name
+    path, level, layer, parameter = found.groups()
+    blocks = "down_blocks" if path == "contracting_path" else "up_blocks"
+    # Their list starts with a layer without weights, and with the pooling below the first level.
+    first = 2 if path == "contracting_path" and level != "0" else 1
+    return f"unet.{blocks}.{level}.{int(layer) - first}.{parameter}"
+
+
+def _st_net_name(name: str) -> str:
+    for pattern, ours in ST_NET_PARTS:
+        name = re.sub(pattern, ours, name)
+    return name

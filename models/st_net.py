@@ -1,0 +1,227 @@
+"""ST-Net, the velocity field v(x_t, t, image) of the flow: a time-conditioned U-Net with linear attention (App. 6)."""
+
+import math
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+HEADS, HEAD_WIDTH = 4, 32
+
+
+def standardize(weight: Tensor, method: str) -> Tensor:
+    """Weight (out, in, 3, 3) with zero mean per output filter, and scaled by method.
+
+    standard: divided by the standard deviation (arXiv 1903.10520, Eq. 2). released: multiplied by it, as in the
+    authors' code. none: the weight as it is.
+    """
+    if method == "none":
+        return weight
+    variance, mean = torch.var_mean(weight, dim=(1, 2, 3), correction=0, keepdim=True)
+    scale = (variance + 1e-5).rsqrt()
+    return (weight - mean) * scale if method == "standard" else (weight - mean) / scale
+
+
+class StandardizedConv2d(nn.Conv2d):
+    """3x3 convolution whose weight is standardized at every call."""
+
+    def __init__(self, in_channels: int, out_channels: int, method: str) -> None:
+        super().__init__(in_channels, out_channels, 3, padding=1)
+        self.method = method
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._conv_forward(x, standardize(self.weight, self.method), self.bias)
+
+
+class ResidualBlock(nn.Module):
+    """(Standardized 3x3 conv, GroupNorm, scale-shift by time for the first, SiLU) twice, plus a 1x1 shortcut."""
+
+    def __init__(self, in_channels: int, out_channels: int, time_channels: int, method: str) -> None:
+        super().__init__()
+        self.time = nn.Linear(time_channels, 2 * out_channels)
+        self.conv1 = StandardizedConv2d(in_channels, out_channels, method)
+        self.norm1 = nn.GroupNorm(1, out_channels)
+        self.conv2 = StandardizedConv2d(out_channels, out_channels, method)
+        self.norm2 = nn.GroupNorm(1, out_channels)
+        self.shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
+
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        scale, shift = self.time(F.silu(time))[:, :, None, None].chunk(2, dim=1)
+        y = self.norm1(self.conv1(x)) * (scale + 1) + shift
+        y = F.silu(self.norm2(self.conv2(F.silu(y))))
+        return y + self.shortcut(x)
+
+
+class LinearAttention(nn.Module):
+    """x + attention(norm(x)) at a cost linear in the pixels: softmax of q over features, of k over pixels."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(1, channels)
+        self.to_qkv = nn.Conv2d(channels, 3 * HEADS * HEAD_WIDTH, 1, bias=False)
+        self.to_out = nn.Conv2d(HEADS * HEAD_WIDTH, channels, 1)
+        self.out_norm = nn.GroupNorm(1, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = _heads(self.to_qkv(self.norm(x)))  # each (b, heads, width, h * w)
+        context = k.softmax(dim=-1) @ v.transpose(-1, -2)  # (b, heads, width, width)
+        out = context.transpose(-1, -2) @ (q.softmax(dim=-2) * HEAD_WIDTH**-0.5)
+        return x + self.out_norm(self.to_out(out.reshape(len(x), -1, *x.shape[2:])))
+
+
+class Attention(nn.Module):
+    """x + softmax attention between all pixels of norm(x), for the small map in the middle."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(1, channels)
+        self.to_qkv = nn.Conv2d(channels, 3 * HEADS * HEAD_WIDTH, 1, bias=False)
+        self.to_out = nn.Conv2d(HEADS * HEAD_WIDTH, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (part.transpose(-1, -2) for part in _heads(self.to_qkv(self.norm(x))))
+        out = F.scaled_dot_product_attention(q, k, v).transpose(-1, -2)  # (b, heads, width, h * w)
+        return x + self.to_out(out.reshape(len(x), -1, *x.shape[2:]))
+
+
+def _heads(qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(b, 3 * heads * width, h, w) -> q, k, v of (b, heads, width, h * w)."""
+    q, k, v = qkv.unflatten(1, (3, HEADS, HEAD_WIDTH)).flatten(4).unbind(1)
+    return q, k, v
+
+
+class Downsample(nn.Module):
+    """Halves each side: 2x2 space-to-depth and a 1x1 convolution; the last level keeps its size, a 3x3 one."""
+
+    def __init__(self, in_channels: int, out_channels: int, last: bool) -> None:
+        super().__init__()
+        self.last = last
+        self.conv = (nn.Conv2d(in_channels, out_channels, 3, padding=1) if last
+                     else nn.Conv2d(4 * in_channels, out_channels, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x if self.last else F.pixel_unshuffle(x, 2))
+
+
+class Upsample(nn.Module):
+    """Doubles each side (nearest) unless it is the last level, then a 3x3 convolution."""
+
+    def __init__(self, in_channels: int, out_channels: int, last: bool) -> None:
+        super().__init__()
+        self.last = last
+        self.conv = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x if self.last else F.interpolate(x, scale_factor=2, mode="nearest"))
+
+
+class Down(nn.Module):
+    """A level of the way down: two residual blocks, each leaving a skip, linear attention, downsampling."""
+
+    def __init__(self, in_channels: int, out_channels: int, time_channels: int, method: str, last: bool) -> None:
+        super().__init__()
+        self.block1 = ResidualBlock(in_channels, in_channels, time_channels, method)
+        self.block2 = ResidualBlock(in_channels, in_channels, time_channels, method)
+        self.attention = LinearAttention(in_channels)
+        self.resample = Downsample(in_channels, out_channels, last)
+
+    def forward(self, x: Tensor, time: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        skip1 = self.block1(x, time)
+        skip2 = self.attention(self.block2(skip1, time))
+        return self.resample(skip2), skip1, skip2
+
+
+class Middle(nn.Module):
+    """Residual block, full attention, residual block, on the smallest map."""
+
+    def __init__(self, channels: int, time_channels: int, method: str) -> None:
+        super().__init__()
+        self.block1 = ResidualBlock(channels, channels, time_channels, method)
+        self.attention = Attention(channels)
+        self.block2 = ResidualBlock(channels, channels, time_channels, method)
+
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        return self.block2(self.attention(self.block1(x, time)), time)
+
+
+class Up(nn.Module):
+    """A level of the way up: two residual blocks, each after a skip is joined, linear attention, upsampling."""
+
+    def __init__(self, in_channels: int, out_channels: int, time_channels: int, method: str, last: bool) -> None:
+        super().__init__()
+        self.block1 = ResidualBlock(in_channels + out_channels, in_channels, time_channels, method)
+        self.block2 = ResidualBlock(in_channels + out_channels, in_channels, time_channels, method)
+        self.attention = LinearAttention(in_channels)
+        self.resample = Upsample(in_channels, out_channels, last)
+
+    def forward(self, x: Tensor, time: Tensor, skip1: Tensor, skip2: Tensor) -> Tensor:
+        x = self.block1(torch.cat([x, skip2], dim=1), time)
+        x = self.attention(self.block2(torch.cat([x, skip1], dim=1), time))
+        return self.resample(x)
+
+
+class STNet(nn.Module):
+    """v = net(x_t, t, image): one velocity map per state (App. 6); 38,547,585 parameters at dim 128.
+
+    dim: width of the first level; dim_mults: its multiple per level. weight_standardization: see `standardize`.
+    time_scale: t in [0, 1] is multiplied by it before the sinusoidal embedding, whose base 10000 is meant for steps
+    counted to 1000; the released code leaves t as it is.
+    """
+
+    def __init__(self, dim: int = 128, dim_mults: Sequence[int] = (1, 2, 4),
+                 weight_standardization: str = "standard", time_scale: float = 1000.0) -> None:
+        super().__init__()
+        if weight_standardization not in ("standard", "released", "none"):
+            raise ValueError(f"weight_standardization={weight_standardization!r}: expected standard, released or none")
+        if dim < 4 or dim % 2:
+            raise ValueError(f"dim={dim}: expected an even number of at least 4")
+        self.dim, self.dim_mults, self.time_scale = dim, tuple(dim_mults), time_scale
+        self.weight_standardization = weight_standardization
+        time_channels, method = 4 * dim, weight_standardization
+        levels = list(pairwise([dim, *(dim * mult for mult in dim_mults)]))
+        deepest = len(levels) - 1
+
+        self.stem = nn.Conv2d(2, dim, 1)
+        self.time_mlp = nn.Sequential(nn.Linear(dim, time_channels), nn.GELU(), nn.Linear(time_channels, time_channels))
+        self.downs = nn.ModuleList(Down(above, below, time_channels, method, last=i == deepest)
+                                   for i, (above, below) in enumerate(levels))
+        self.middle = Middle(levels[-1][1], time_channels, method)
+        self.ups = nn.ModuleList(Up(below, above, time_channels, method, last=i == deepest)
+                                 for i, (above, below) in enumerate(reversed(levels)))
+        self.final_block = ResidualBlock(2 * dim, dim, time_channels, method)
+        self.final_conv = nn.Conv2d(dim, 1, 1)
+
+    def forward(self, x_t: Tensor, t: Tensor, image: Tensor) -> Tensor:
+        """x_t (b, 1, h, w), t (b,) in [0, 1], image (b, 1, h, w) -> v (b, 1, h, w).
+
+        Raises ValueError for other shapes, or if h or w is no multiple of 2 ** (levels - 1).
+        """
+        factor = 2 ** (len(self.downs) - 1)
+        b, c, h, w = x_t.shape
+        if c != 1 or image.shape != x_t.shape or t.shape != (b,) or h % factor or w % factor:
+            raise ValueError(f"x_t {tuple(x_t.shape)}, t {tuple(t.shape)}, image {tuple(image.shape)}: expected "
+                             f"(b, 1, h, w), (b,), (b, 1, h, w) with h and w multiples of {factor}")
+        time = self.time_mlp(time_embedding(t * self.time_scale, self.dim))  # (b, 4 dim)
+        stem = self.stem(torch.cat([image, x_t], dim=1))  # (b, dim, h, w)
+        x, skips = stem, []
+        for down in self.downs:
+            x, *level_skips = down(x, time)
+            skips.append(level_skips)
+        x = self.middle(x, time)  # (b, dim * dim_mults[-1], h / factor, w / factor)
+        for up in self.ups:
+            x = up(x, time, *skips.pop())
+        x = self.final_block(torch.cat([x, stem], dim=1), time)
+        return self.final_conv(x)
+
+    def standardized(self) -> Iterator[StandardizedConv2d]:
+        """The convolutions whose weights are standardized."""
+        return (module for module in self.modules() if isinstance(module, StandardizedConv2d))
+
+
+def time_embedding(t: Tensor, dim: int) -> Tensor:
+    """Sinusoidal embedding with base 10000: (b,) -> (b, dim)."""
+    frequencies = torch.exp(torch.arange(dim // 2, device=t.device) * (-math.log(10000) / (dim // 2 - 1)))
+    angles = t.float()[:, None] * frequencies
+    return torch.cat([angles.sin(), angles.cos()], dim=1)

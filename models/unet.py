@@ -1,0 +1,67 @@
+"""The U-Net whose features Z feed the heads of GTR (paper, Eq. 3 and App. 6)."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+POOLS = {"max": F.max_pool2d, "avg": F.avg_pool2d}
+
+
+class ConvBlock(nn.Sequential):
+    """`convs` 3x3 convolutions, each followed by ReLU: (b, in, h, w) -> (b, out, h, w)."""
+
+    def __init__(self, in_channels: int, out_channels: int, convs: int) -> None:
+        layers: list[nn.Module] = []
+        for i in range(convs):
+            layers.append(nn.Conv2d(in_channels if i == 0 else out_channels, out_channels, 3, padding=1))
+            layers.append(nn.ReLU(inplace=True))
+        super().__init__(*layers)
+
+
+class Bilinear(nn.Module):
+    """Upsampling by 2 without parameters, corners aligned, as in the released code."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=True)
+
+
+class UNet(nn.Module):
+    """Features Z = f_theta(image): (b, c, h, w) -> (b, num_filters[0], h, w).
+
+    One level per entry of `num_filters`; h and w must be multiples of 2 ** (levels - 1).
+    Paper: two convolutions per block, 2x2 max pooling, transposed convolutions.
+    Released: three, 2x2 average pooling, bilinear upsampling.
+    """
+
+    def __init__(self, in_channels: int, num_filters: Sequence[int], convs: int, pool: str, up: str) -> None:
+        super().__init__()
+        if pool not in POOLS:
+            raise ValueError(f"pool={pool!r}: expected one of {', '.join(POOLS)}")
+        if up not in ("transposed", "bilinear"):
+            raise ValueError(f"up={up!r}: expected transposed or bilinear")
+        self.pool = POOLS[pool]
+        self.down_blocks = nn.ModuleList()
+        for before, filters in zip([in_channels, *num_filters], num_filters):
+            self.down_blocks.append(ConvBlock(before, filters, convs))
+        self.ups, self.up_blocks = nn.ModuleList(), nn.ModuleList()
+        for below, filters in zip(reversed(num_filters[1:]), reversed(num_filters[:-1])):
+            self.ups.append(nn.ConvTranspose2d(below, filters, 2, stride=2) if up == "transposed" else Bilinear())
+            risen = filters if up == "transposed" else below
+            self.up_blocks.append(ConvBlock(risen + filters, filters, convs))
+
+    def forward(self, image: Tensor) -> Tensor:
+        factor = 2 ** (len(self.down_blocks) - 1)
+        if image.shape[-2] % factor or image.shape[-1] % factor:
+            raise ValueError(f"image of {tuple(image.shape[-2:])} pixels: with {len(self.down_blocks)} levels "
+                             f"each side must be a multiple of {factor}; crop or resize it")
+        skips: list[Tensor] = []
+        x = image
+        for block in self.down_blocks:
+            x = block(self.pool(x, 2) if skips else x)  # (b, filters[i], h / 2^i, w / 2^i)
+            skips.append(x)
+        skips.pop()
+        for up, block in zip(self.ups, self.up_blocks):
+            x = block(torch.cat([up(x), skips.pop()], dim=1))
+        return x
