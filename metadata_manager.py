@@ -90,6 +90,7 @@ class LoopConfig:
 
     save_model: bool = setting(True, "write checkpoints; False: train and validate only")
     save_model_step: int = setting(50, "keep every N-th epoch's checkpoint besides the last and the best")
+    skip_nonfinite: bool = setting(False, "leave out batches whose loss or gradient is not finite, counted in the log")
     validate_every: int = setting(5, "epochs between validations; the last epoch is always validated")
     val_images: int = setting(32, "held-out images per validation, evenly spaced over the validation split")
     val_samples: int = setting(16, "samples per image in a validation")
@@ -106,6 +107,9 @@ class SamplingConfig:
     steps: int = setting(25, "solver steps from t = 0 to 1 (paper: 25; released ISIC3 test script: 50)")
     samples: tuple[int, ...] = setting((16, 32, 100), "n of GED_n; HM-IoU and MDM are printed at each too")
     seeds: tuple[int, ...] = setting((0, 1, 2, 3, 4), "one run of sampling per seed (paper: five runs)")
+    methods: tuple[str, ...] = setting(("act-gtr", "atfm"), "the systems to test: act-gtr is GTR's samples without a flow; "
+                                       "the others are the flow's METHODS",
+                                       ("act-gtr", "atfm", "atfm-no-sf", "sfm", "sfm-no-sf", "cfm"))
     batch_size: int = setting(50, "states x_t integrated at once; bounds memory")
 
 
@@ -175,6 +179,11 @@ def experiment(what: str, preset: str = "paper") -> Experiment:
     path = os.environ.get(f"ATFM_{what.upper()}_PATH") or PATHS[what]
     found = replace(found, metadata=replace(found.metadata, data_path=path))
     return released(found) if preset == "released" else found
+
+
+def metadata(what: str) -> Metadata:
+    """The dataset `what` as the paper preset uses it; raises ValueError as `experiment` does."""
+    return experiment(what).metadata
 
 
 # The paper's tables 1-2: (mean, standard deviation of five runs or None). GED: lower is better; the others: higher.

@@ -1,0 +1,68 @@
+"""Checkpoints: plain dictionaries of tensors, numbers and strings, never half-written, loaded without running code."""
+
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+FORMAT = 1  # raised when the meaning of a key changes
+
+
+def save(path: Path, content: dict[str, Any]) -> None:
+    """Writes under a temporary name, flushes to disk, then renames: `path` is the old file or the whole new one.
+
+    Raises OSError naming the file, for example when the disk is full; the previous checkpoint is then intact.
+    """
+    temporary = path.with_name(path.name + ".writing")
+    try:
+        with open(temporary, "wb") as file:
+            torch.save({"format": FORMAT, **content}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:  # torch reports a failed write as RuntimeError
+        temporary.unlink(missing_ok=True)
+        raise OSError(f"{path}: could not write the checkpoint ({error}); the previous one is intact. "
+                      "Free some space and run the same command again to go on") from error
+
+
+def load(path: Path, stage: str | None = None) -> dict[str, Any]:
+    """The content of a checkpoint, on the CPU; `stage` is what it must be of: GTR, or a method of the flow.
+
+    Raises FileNotFoundError, or ValueError for a file that is no checkpoint of ours, another format or another stage.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path}: no such checkpoint; train that stage first, or name it with its flag") from None
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, AttributeError, TypeError) as error:
+        reason = str(error).strip().splitlines()[-1] if str(error) else type(error).__name__
+        raise ValueError(f"{path}: not a readable checkpoint ({reason}); "
+                         "take another one of the run, or train it again") from error
+    if not isinstance(content, dict) or "format" not in content:
+        raise ValueError(f"{path}: a file of tensors, but not a checkpoint of this project (no 'format'); released "
+                         "weights are loaded by models.load_released")
+    if content["format"] != FORMAT:
+        raise ValueError(f"{path}: checkpoint format {content['format']}, written by {content.get('versions')}; "
+                         f"this version reads format {FORMAT}")
+    if stage is not None and content["stage"] != stage:
+        raise ValueError(f"{path}: a checkpoint of stage {content['stage']}, expected {stage}; "
+                         "check --gtr, --prior and --method")
+    return content
+
+
+def find(place: str | Path, name: str = "best.pt") -> Path:
+    """The checkpoint that a flag means: the file itself, or the best one of a run folder."""
+    place = Path(place)
+    return place / name if place.is_dir() else place
+
+
+def fill(module: nn.Module, content: dict[str, Any], path: Path) -> None:
+    """Loads the model's weights, strictly; raises ValueError naming the file if they do not fit."""
+    try:
+        module.load_state_dict(content["model"], strict=True)
+    except RuntimeError as error:
+        raise ValueError(f"{path}: its weights do not fit the model that its config describes: {error}") from error

@@ -1,0 +1,261 @@
+"""The training loop of both stages: resume, step, log, validate, save.
+
+Every step reseeds from (seed, step) and takes the batch that (seed, step) determines, so a run that was stopped
+anywhere and started again with the same command repeats the uninterrupted run, bit for bit on the CPU.
+"""
+
+import fcntl
+import math
+import resource
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from metadata_manager import LoopConfig
+from models import checkpoint
+
+Losses = Callable[[Tensor, Tensor], Iterable[dict[str, Tensor]]]
+
+
+class Batches(Protocol):
+    """Batch number `step` as a pure function of (seed, step); len() is the number of steps per epoch."""
+
+    def __len__(self) -> int: ...
+    def __call__(self, step: int) -> tuple[Tensor, Tensor]: ...
+    def ids(self, step: int) -> list[str]: ...
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Scores on held-out images; the first one, lower is better, chooses the best checkpoint. picture: (h, w, 3) uint8."""
+
+    scores: dict[str, float]
+    picture: np.ndarray
+
+
+@dataclass
+class State:
+    """Where a run stands: steps done, the current epoch's images and sums of loss terms, best validation score.
+
+    `pending` are the terms of the last step, looked at one step later, so that a GPU never waits for the host.
+    """
+
+    step: int = 0
+    images: int = 0
+    totals: dict[str, float] = field(default_factory=dict)
+    best: float = math.inf
+    pending: tuple[int, int, dict[str, Tensor]] | None = None  # step, images, terms
+
+
+class NonFiniteLoss(RuntimeError):
+    """The loss or its gradient is not finite."""
+
+
+def seed_step(seed: int, step: int) -> None:
+    """Seeds torch on all devices for one step; step -1 is the initialization."""
+    torch.manual_seed((seed << 32) + step + 1)
+
+
+def place(name: str) -> torch.device:
+    """The device of --device: "auto" is CUDA if there is one. Raises ValueError for one that is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"--device {name}: not available ({str(error).splitlines()[0]}); try auto or cpu") from error
+    return torch.device(name)
+
+
+def fit(model: nn.Module, losses: Losses, batches: Batches, validate: Callable[[], Validation], *, folder: Path,
+        content: dict[str, Any], epochs: int, lr: float, weight_decay: float, loop: LoopConfig, seed: int) -> None:
+    """Trains `model` in place to `epochs`, going on from folder/last.pt if there is one.
+
+    losses(image, masks): parts of the batch's loss, each a dict with "loss" and terms to log, see `ATFM.losses`.
+    content: what every checkpoint says about itself: stage, config, and whatever its reader needs.
+    Raises ValueError if the folder is in use or holds a run with another config, NonFiniteLoss naming the batch,
+    SystemExit with 128 + the signal's number after SIGINT or SIGTERM, the run saved.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with claimed(folder), stop_requests() as stop:
+        optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=weight_decay)
+        run = Run(model, optimizer, losses, batches, folder, content, loop, seed)
+        run.resume()
+        if run.state.step >= epochs * len(batches):
+            print(f"{folder}: already trained for {epochs} epochs; raise the number of epochs to go on")
+            return
+        with SummaryWriter(str(folder), purge_step=run.state.step) as board:
+            for epoch in range(run.state.step // len(batches) + 1, epochs + 1):
+                run.epoch(f"epoch {epoch}/{epochs}", epoch * len(batches), board, stop)
+                if epoch % loop.validate_every == 0 or epoch == epochs:
+                    run.validate(epoch, validate, board)
+                run.save("last.pt")
+                if epoch % loop.save_model_step == 0:
+                    run.save(f"epoch_{epoch:04d}.pt")
+
+
+@dataclass
+class Run:
+    """A training run: what it trains, where it writes, and its state."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    losses: Losses
+    batches: Batches
+    folder: Path
+    content: dict[str, Any]
+    loop: LoopConfig
+    seed: int
+    state: State = field(default_factory=State)
+
+    def epoch(self, title: str, end: int, board: SummaryWriter, stop: list[int]) -> None:
+        """Steps up to number `end`, then a line in log.txt and the means of the loss terms in TensorBoard."""
+        started, first = time.perf_counter(), self.state.step
+        for _ in tqdm(range(first, end), title, leave=False, disable=None):
+            self.step()
+            if stop:
+                self.stop(stop[0])
+        self.settle()
+        seconds = time.perf_counter() - started
+        scalars = {f"train/{name}": total / max(self.state.images, 1) for name, total in self.state.totals.items()}
+        scalars["train/learning_rate"] = self.optimizer.param_groups[0]["lr"]
+        scalars["speed/images_per_second"] = self.state.images * (end - first) / (len(self.batches) * seconds)
+        scalars["memory/peak_GiB"] = peak_memory() / 2**30
+        for name, value in scalars.items():
+            board.add_scalar(name, value, end)
+        self.log(title, scalars)
+        self.state.images, self.state.totals = 0, {}
+
+    def step(self) -> None:
+        """One optimizer step on batch number state.step."""
+        seed_step(self.seed, self.state.step)
+        image, masks = self.batches(self.state.step)
+        terms: dict[str, Tensor] = {}
+        for part in self.losses(image, masks):
+            part["loss"].backward()
+            for name, value in part.items():
+                terms[name] = terms.get(name, 0) + value.detach()
+        terms["gradient_norm"] = torch.nn.utils.get_total_norm([p.grad for p in self.model.parameters()])
+        self.settle()
+        if self.loop.skip_nonfinite and not all(value.isfinite() for value in terms.values()):
+            self.state.totals["skipped"] = self.state.totals.get("skipped", 0.0) + 1
+        else:
+            self.state.pending = (self.state.step, len(image), terms)
+            self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.state.step += 1
+
+    def settle(self) -> None:
+        """Adds the last step's terms to the epoch's totals; raises NonFiniteLoss if they are not finite."""
+        if self.state.pending is None:
+            return
+        (step, images, terms), self.state.pending = self.state.pending, None
+        values = dict(zip(terms, torch.stack(list(terms.values())).tolist()))
+        if not all(map(math.isfinite, values.values())):
+            raise NonFiniteLoss(
+                f"step {step}: {', '.join(f'{name} {value:g}' for name, value in values.items())} on the images "
+                f"{'; '.join(self.batches.ids(step))}. {self.folder / 'last.pt'} is from before this step. Lower --lr, "
+                "look at these images, or pass --skip_nonfinite True to leave such batches out")
+        for name, value in values.items():
+            self.state.totals[name] = self.state.totals.get(name, 0.0) + value * images
+        self.state.images += images
+
+    def validate(self, epoch: int, validate: Callable[[], Validation], board: SummaryWriter) -> None:
+        """Scores to log.txt and TensorBoard, a picture to TensorBoard, and best.pt if the first score is the lowest."""
+        result = validate()
+        for name, value in result.scores.items():
+            board.add_scalar(f"validation/{name}", value, self.state.step)
+        board.add_image("validation/samples", result.picture, self.state.step, dataformats="HWC")
+        self.log(f"epoch {epoch} validation", result.scores)
+        score = next(iter(result.scores.values()))
+        if score < self.state.best:
+            self.state.best = score
+            self.save("best.pt")
+
+    def stop(self, number: int) -> None:
+        """Saves and exits with the code that a shell gives to a process ended by this signal."""
+        self.settle()
+        self.save("last.pt")
+        kept = "saved; the same command goes on from here" if self.loop.save_model else "nothing saved"
+        print(f"\n{signal.Signals(number).name} after step {self.state.step}: {kept}", file=sys.stderr)
+        raise SystemExit(128 + number)
+
+    def save(self, name: str) -> None:
+        """Writes folder/name, unless the run is not to leave checkpoints."""
+        if not self.loop.save_model:
+            return
+        state = {name: getattr(self.state, name) for name in ("step", "images", "totals", "best")}
+        checkpoint.save(self.folder / name, {**self.content, "state": state, "model": self.model.state_dict(),
+                                             "optimizer": self.optimizer.state_dict()})
+
+    def resume(self) -> None:
+        """Goes on from folder/last.pt, if there is one, after checking that it is the same run."""
+        path = self.folder / "last.pt"
+        if not path.exists():
+            return
+        found = checkpoint.load(path, self.content["stage"])
+        theirs, ours = found["config"], self.content["config"]
+        different = [f"{name} {theirs.get(name)} there, {ours.get(name)} here"
+                     for name in sorted(theirs.keys() | ours.keys()) if theirs.get(name) != ours.get(name)]
+        if different:
+            raise ValueError(f"{path}: a run with other settings ({'; '.join(different)}); use those, another "
+                             "--output_path, or delete the folder")
+        checkpoint.fill(self.model, found, path)
+        self.optimizer.load_state_dict(found["optimizer"])
+        self.state = State(**found["state"])
+        print(f"{path}: going on after step {self.state.step}")
+
+    def log(self, title: str, values: dict[str, float]) -> None:
+        """A line in log.txt and on the screen."""
+        line = f"{title}: " + "  ".join(f"{name.rpartition('/')[2]} {value:.5g}" for name, value in values.items())
+        print(line)
+        with open(self.folder / "log.txt", "a") as file:
+            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
+
+
+def peak_memory() -> int:
+    """Bytes: the most that tensors held on the GPU, or without one the most that the process held, so far."""
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+@contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """Holds a lock on the folder; raises ValueError if another process holds it. The lock ends with the process."""
+    with open(folder / "lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"{folder}: another run is writing here; wait for it or use another --output_path") from None
+        yield
+
+
+@contextmanager
+def stop_requests() -> Iterator[list[int]]:
+    """A list that receives SIGINT or SIGTERM instead of the process; a second signal acts at once."""
+    received: list[int] = []
+    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def receive(number: int, frame: object) -> None:
+        received.append(number)
+        signal.signal(number, previous[number])
+
+    for number in previous:
+        signal.signal(number, receive)
+    try:
+        yield received
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -1,0 +1,11 @@
+"""Step 2 of ATFM on LIDC: train the flow from the frozen GTR of runs/LIDC/GTR (Algorithm 1), into runs/LIDC/atfm.
+
+python train_prior_LIDC.py
+
+The same command goes on where it was stopped. Watch with `tensorboard --logdir runs`. All flags: --help.
+"""
+
+from models.stages import train_prior
+
+if __name__ == "__main__":
+    train_prior("LIDC")
