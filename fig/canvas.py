@@ -46,7 +46,7 @@ def as_array(name: str, value: Array, shape: Sequence[int | str], unit: bool = T
         raise ValueError(f"{name}: found shape {found.shape}, expected ({expected}) with no side of 0")
     if not np.isfinite(found).all():
         raise ValueError(f"{name}: found values that are not finite; draw finite values only")
-    if unit and (found.min() < 0 or found.max() > 1):
+    if unit and (found.min() < -1e-3 or found.max() > 1 + 1e-3):  # resampling rounds to just outside
         raise ValueError(f"{name}: found values from {found.min():.3g} to {found.max():.3g}, expected [0, 1]"
                          "; pass logits through a sigmoid and rescale images first")
     return found
@@ -137,11 +137,13 @@ def window(marks: np.ndarray) -> Edges:
     if len(rows) == 0:
         return -0.5, w - 0.5, -0.5, h - 0.5
     part = min(1.0, max(0.25, 1.5 * np.ptp(rows) / h, 1.5 * np.ptp(columns) / w))
-    edges = []
-    for found, length in ((columns, w), (rows, h)):
-        start = np.clip((found.min() + found.max() - part * length) / 2, -0.5, (1 - part) * length - 0.5)
-        edges += [float(start), float(start + part * length)]
-    return tuple(edges)
+
+    def side(found: np.ndarray, length: int) -> tuple[float, float]:
+        centred = float(found.min() + found.max() - part * length) / 2
+        start = min(max(centred, -0.5), (1 - part) * length - 0.5)
+        return start, start + part * length
+
+    return *side(columns, w), *side(rows, h)
 
 
 def zoom(axes: Iterable[Axes], edges: Edges) -> None:
@@ -173,9 +175,10 @@ def title_panels(axes: Sequence[Axes], titles: Sequence[str]) -> None:
         ax.set_title(title, fontsize=SMALL, pad=3)
 
 
-def colour_bar(drawn: ScalarMappable, axes: Sequence[Axes], ticks: Sequence[float]) -> None:
+def colour_bar(figure: Figure, drawn: ScalarMappable, axes: Sequence[Axes] | np.ndarray,
+               ticks: Sequence[float]) -> None:
     """A thin colour bar right of a column of panels, as high as they are together; takes BAR inches."""
-    figure, above, below = axes[0].figure, axes[0].get_position(), axes[-1].get_position()
+    above, below = axes[0].get_position(), axes[-1].get_position()
     width = figure.get_size_inches()[0]
     bar = figure.add_axes((above.x1 + 0.05 / width, below.y0, 0.07 / width, above.y1 - below.y0))
     figure.colorbar(drawn, cax=bar, ticks=list(ticks))

@@ -53,7 +53,8 @@ def overview(image: Array, masks: Array, mean: Array, factor: Array, gtr_samples
     drawn = np.concatenate([array[evenly_spaced(len(array), 3)] for array in (gtr_samples, samples)])
     for ax, values in zip([*above[6:], *below[5:8], *below[:5]], [*drawn, *states], strict=True):
         show_map(ax, values)
-    colour_bar(show_map(below[8], variance, "magma", 0, VARIANCE_MAX), below[8:], (0, VARIANCE_MAX))
+    spread = show_map(below[8], variance, "magma", 0, VARIANCE_MAX)
+    colour_bar(figure, spread, below[8:], (0, VARIANCE_MAX))
     if zoomed:
         edges = window(np.concatenate([masks, drawn]))
         frame(above[0], edges)

@@ -42,7 +42,7 @@ def prediction_grid(images: Array, masks: Array, samples: Array, variance: Array
             edges = window(np.concatenate([experts, drawn]))
             frame(row[0], edges)
             zoom(row[1:], edges)
-    colour_bar(last, axes[:, -1], (0, VARIANCE_MAX))
+    colour_bar(figure, last, axes[:, -1], (0, VARIANCE_MAX))
     titles = [*_numbered("expert", range(k)), *_numbered("sample", shown)]
     title_panels(axes[0], ["image", "experts", *titles, "variance"])
     expert_legend(figure, k)
@@ -94,8 +94,8 @@ def variance_and_entropy(image: Array, masks: Array, samples: Array, *, contours
     axes[1, 0].set_ylabel("samples", fontsize=NORMAL)
     if zoomed:
         zoom(axes.flat, window(np.concatenate([masks, drawn])))
-    colour_bar(variance, axes[:, 2], (0, VARIANCE_MAX))
-    colour_bar(entropy, axes[:, 3], (0, 1))
+    colour_bar(figure, variance, axes[:, 2], (0, VARIANCE_MAX))
+    colour_bar(figure, entropy, axes[:, 3], (0, 1))
     title_panels(axes[0], ["contours", "mean", "variance", "entropy (bits)"])
     expert_legend(figure, len(masks))
     return figure
