@@ -15,6 +15,10 @@ PATHS = {
 }
 
 
+SOLVERS = ("euler", "midpoint", "heun", "rk4", "ab2")
+FLOWS = ("atfm", "atfm-no-sf", "sfm", "sfm-no-sf", "cfm")  # see METHODS
+
+
 def setting(default: Any, why: str, choices: tuple[str, ...] = ()) -> Any:
     """A dataclass field that is also a flag: its default, the reason for it, and the values it may take."""
     return field(default=default, metadata={"why": why, "choices": choices})
@@ -66,11 +70,14 @@ class PriorConfig:
     lr: float = setting(1e-4, "learning rate of Adam (paper, App. 6)")
     dim: int = setting(128, "width of ST-Net (LIDC: 128; released ISIC3 script: 256)")
     dim_mults: tuple[int, ...] = setting((1, 2, 4), "width multipliers per level (App. 6)")
+    alphas: tuple[float, ...] = setting((), "train one flow per alpha, each into its own folder")
+    solver: str = setting("euler", "of the ODE in testing (paper: euler; CFM: midpoint)", SOLVERS)
+    steps: int = setting(25, "solver steps in testing (paper: 25; released ISIC3 test script: 50; CFM: 100)")
     weight_standardization: str = setting("standard", "standard: divide by the standard deviation (arXiv 1903.10520); "
                                           "released: multiply by it; none", ("standard", "released", "none"))
     time_scale: float = setting(1000.0, "t is multiplied by this before its sinusoidal embedding (released: 1)")
     method: str = setting("atfm", "the system to train, a row of METHODS; its fields below follow from it",
-                          ("atfm", "atfm-no-sf", "sfm", "sfm-no-sf", "cfm"))
+                          FLOWS)
     source: str = setting("gtr", "x_0: a sample of GTR, or standard normal noise", ("gtr", "normal"))
     experts: str = setting("all", "all annotators of an image per step, or one at random", ("all", "one"))
     signed: bool = setting(False, "the flow's masks are -1 / 1 rather than 0 / 1 (CFM)")
@@ -103,14 +110,16 @@ class SamplingConfig:
 
     gtr: str | None = setting(None, "run folder or checkpoint of step 1 (default: <output_path>/GTR)")
     prior: str | None = setting(None, "run folder or checkpoint of step 2 (default: <output_path>/<method>)")
-    solver: str = setting("euler", "of the flow's ODE (paper: euler)", ("euler", "midpoint", "heun", "rk4", "ab2"))
-    steps: int = setting(25, "solver steps from t = 0 to 1 (paper: 25; released ISIC3 test script: 50)")
-    samples: tuple[int, ...] = setting((16, 32, 100), "n of GED_n; HM-IoU and MDM are printed at each too")
+    methods: tuple[str, ...] = setting(("act-gtr", "atfm"), "the systems to test; act-gtr is GTR's samples without a flow",
+                                       ("act-gtr", *FLOWS))
+    solver: tuple[str, ...] = setting((), "solvers of the flow's ODE, a row each (default: the method's)",
+                                      SOLVERS)
+    steps: tuple[int, ...] = setting((), "numbers of solver steps, a row each (default: the method's)")
+    alphas: tuple[float, ...] = setting((), "flows trained with --alphas, a row each")
+    samples: tuple[int, ...] = setting((16, 32, 100), "n of GED_n, HM-IoU_n, MDM_n (paper: 16, 32, 100)")
     seeds: tuple[int, ...] = setting((0, 1, 2, 3, 4), "one run of sampling per seed (paper: five runs)")
-    methods: tuple[str, ...] = setting(("act-gtr", "atfm"), "the systems to test: act-gtr is GTR's samples without a flow; "
-                                       "the others are the flow's METHODS",
-                                       ("act-gtr", "atfm", "atfm-no-sf", "sfm", "sfm-no-sf", "cfm"))
     batch_size: int = setting(50, "states x_t integrated at once; bounds memory")
+    allow_overlap: bool = setting(False, "test even if test images were trained on (released: their split does)")
 
 
 @dataclass(frozen=True)
@@ -150,7 +159,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "sfm": {"source": "normal"},
     "sfm-no-sf": {"source": "normal", "alpha": 0.0},
     "cfm": {"source": "normal", "alpha": 0.0, "experts": "one", "signed": True,
-            "condition_dropout": 0.5, "guidance": 0.3, "batch_size": 64},
+            "condition_dropout": 0.5, "guidance": 0.3, "batch_size": 64,
+            "solver": "midpoint", "steps": 100},
 }
 
 
@@ -160,9 +170,10 @@ def released(ours: Experiment) -> Experiment:
     return Experiment(
         replace(ours.metadata, split="released"),
         replace(ours.gtr, convs=3, pool="avg", up="bilinear", weight_decay=1e-4),
-        replace(ours.prior, weight_standardization="released", time_scale=1.0, dice="thresholded", dice_over="batch"),
+        replace(ours.prior, weight_standardization="released", time_scale=1.0, dice="thresholded", dice_over="batch",
+                steps=50 if isic3 else 25),
         ours.loop,
-        replace(ours.sampling, steps=50 if isic3 else 25),
+        replace(ours.sampling, allow_overlap=True),
     )
 
 
@@ -179,11 +190,6 @@ def experiment(what: str, preset: str = "paper") -> Experiment:
     path = os.environ.get(f"ATFM_{what.upper()}_PATH") or PATHS[what]
     found = replace(found, metadata=replace(found.metadata, data_path=path))
     return released(found) if preset == "released" else found
-
-
-def metadata(what: str) -> Metadata:
-    """The dataset `what` as the paper preset uses it; raises ValueError as `experiment` does."""
-    return experiment(what).metadata
 
 
 # The paper's tables 1-2: (mean, standard deviation of five runs or None). GED: lower is better; the others: higher.
@@ -230,3 +236,10 @@ PAPER_ABLATION: dict[str, Reported] = {
     "atfm-no-sf": {"GED100": (0.249, None), "HM-IoU32": (0.597, None)},
     "atfm": {"GED100": (0.162, None), "HM-IoU32": (0.667, None)},
 }
+
+
+def reported(what: str, method: str) -> Reported | None:
+    """What the paper reports for a method on a dataset, if anything: its main tables, else its ablation on LIDC."""
+    if method == "atfm" and what in PAPER_TABLES:
+        return PAPER_TABLES[what]["ATFM"]
+    return PAPER_ABLATION.get(method) if what == "LIDC" else None

@@ -25,6 +25,9 @@ from tqdm import tqdm
 from metadata_manager import LoopConfig
 from models import checkpoint
 
+# Settings that may differ when a run goes on: none of them alters what a step computes.
+MAY_CHANGE = {"data_path", "epochs", "num_epochs", "gtr", "alphas", "solver", "steps"}
+
 Losses = Callable[[Tensor, Tensor], Iterable[dict[str, Tensor]]]
 
 
@@ -207,7 +210,7 @@ class Run:
         found = checkpoint.load(path, self.content["stage"])
         theirs, ours = found["config"], self.content["config"]
         different = [f"{name} {theirs.get(name)} there, {ours.get(name)} here"
-                     for name in sorted(theirs.keys() | ours.keys()) if theirs.get(name) != ours.get(name)]
+                     for name in sorted((theirs.keys() | ours.keys()) - MAY_CHANGE) if theirs.get(name) != ours.get(name)]
         if different:
             raise ValueError(f"{path}: a run with other settings ({'; '.join(different)}); use those, another "
                              "--output_path, or delete the folder")

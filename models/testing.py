@@ -1,0 +1,204 @@
+"""Testing as the scripts call it: systems sampled and scored on held-out images, tables, results.json, pictures."""
+
+import json
+import os
+import platform
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+import data
+import fig
+from data import Slices
+from metadata_manager import Metadata, Reported, SamplingConfig, reported
+from metrics import Evaluation, evaluate, paired_bootstrap
+from models import checkpoint
+from models.command_line import Settings, parse
+from models.solvers import EVALUATIONS_PER_STEP
+from models.stages import flow_folder, gtr_path, output, reports_errors
+from models.systems import Sampler, flow_sampler, gtr_sampler, load_atfm, load_gtr, versions
+from models.training import place
+
+
+@dataclass(frozen=True)
+class System:
+    """A row of the table: a trained system with its way of sampling. evaluations: of the network, per sample."""
+
+    label: str
+    method: str
+    sample: Sampler
+    evaluations: int
+    checkpoints: tuple[str, ...]
+
+
+@reports_errors
+def test_prior(what: str, argv: Sequence[str] | None = None) -> None:
+    """Scores each system on the test split into <output_path>/test: results.json, table.md, pictures."""
+    settings = parse(argv, what, ("metadata", "sampling"), "Test ATFM and what it is compared with.")
+    metadata, config, device = settings.experiment.metadata, settings.experiment.sampling, place(settings.run.device)
+    test = data.load(metadata, "test")
+    rows = systems(settings, config, metadata, test, device)
+    folder = output(settings) / "test"
+    folder.mkdir(parents=True, exist_ok=True)
+
+    results: dict[str, Evaluation] = {}
+    seconds: dict[str, float] = {}
+    for system in rows:
+        started = time.perf_counter()
+        progress = lambda images: tqdm(images, system.label, leave=False, disable=None)  # noqa: E731
+        results[system.label] = evaluate(system.sample, test, config.samples, config.seeds, device, progress)
+        seconds[system.label] = time.perf_counter() - started
+
+    table = scores_table(metadata.what, rows, results, config.samples)
+    if len(rows) > 1:
+        table += "\n" + differences_table(rows, results, config.samples, test.groups)
+    print(table)
+    write(folder / "table.md", table)
+    write(folder / "results.json", json.dumps(report(settings, test, rows, results, seconds, device)))
+    for system in rows:
+        draw(system, test, config.seeds[0], folder, device)
+    print(f"{folder}: table.md, results.json and a picture per system")
+
+
+def systems(settings: Settings, config: SamplingConfig, metadata: Metadata, test: Slices,
+            device: torch.device) -> list[System]:
+    """The systems that the flags name, loaded; raises ValueError if one of them was trained on test images."""
+    flows = [method for method in config.methods if method != "act-gtr"]
+    if config.prior is not None and (len(flows) > 1 or config.alphas):
+        raise ValueError(f"--prior names one flow, but --methods {' '.join(config.methods)} asks for {len(flows)}; "
+                         "leave --prior out, the folders of --output_path are taken")
+    found: list[System] = []
+    for method in config.methods:
+        gtr, gtr_name = None, ()
+        if method.startswith("at") or method == "act-gtr":
+            path = gtr_path(settings, config.gtr)
+            gtr, content = load_gtr(path, metadata)
+            refuse_overlap(path, content["training_ids"], test.ids, config.allow_overlap)
+            gtr, gtr_name = gtr.to(device), (str(path),)
+        if method == "act-gtr":
+            found.append(System(method, method, gtr_sampler(gtr), 0, gtr_name))
+            continue
+        for alpha in config.alphas or (None,):
+            path = checkpoint.find(config.prior or flow_folder(settings, method, alpha))
+            atfm, trained, content = load_atfm(path, method, gtr)
+            refuse_overlap(path, content["training_ids"], test.ids, config.allow_overlap)
+            for solver in config.solver or (trained.solver,):
+                for steps in config.steps or (trained.steps,):
+                    found.append(System(
+                        label(method, config, alpha, solver, steps), method,
+                        flow_sampler(atfm.to(device), steps, solver, config.batch_size),
+                        steps * EVALUATIONS_PER_STEP[solver] * (1 if trained.guidance == 0 else 2),
+                        (*gtr_name, str(path))))
+    return found
+
+
+def label(method: str, config: SamplingConfig, alpha: float | None, solver: str, steps: int) -> str:
+    """The method, with the settings that vary between the rows."""
+    varying = [f"alpha {alpha:g}"] if alpha is not None else []
+    varying += [solver] if len(config.solver) > 1 else []
+    varying += [f"{steps} steps"] if len(config.steps) > 1 else []
+    return ", ".join([method, *varying])
+
+
+def refuse_overlap(path: Path, training_ids: Sequence[str], test_ids: Sequence[str], allowed: bool) -> None:
+    """Raises ValueError, or prints a line if `allowed`, if test images are among those that a model was trained on."""
+    both = len(set(training_ids) & set(test_ids))
+    if both == 0:
+        return
+    found = f"{path}: {both} of the {len(set(test_ids))} test images were trained on"
+    if not allowed:
+        raise ValueError(f"{found}; test with the split that it was trained with, or pass --allow_overlap True")
+    print(f"warning: {found}")
+
+
+def columns(samples: Sequence[int]) -> list[str]:
+    """The scores to print: GED at each n; HM-IoU and MDM at 32, as the paper has it, or else the largest n; the rest."""
+    n = 32 if 32 in samples else max(samples)
+    return [*(f"GED{count}" for count in samples), f"HM-IoU{n}", f"MDM{n}", f"Diversity{n}", "S_NCC", "Dice of means", "ECE"]
+
+
+def scores_table(what: str, rows: Sequence[System], results: dict[str, Evaluation], samples: Sequence[int]) -> str:
+    """Markdown: ours, mean +- std over seeds, and below each row what the paper reports for that system."""
+    names = columns(samples)
+    lines = [f"| system | evaluations | {' | '.join(names)} |", "|---" * (len(names) + 2) + "|"]
+    for system in rows:
+        lines.append(_row(f"{system.label}, ours", str(system.evaluations), results[system.label].mean_std(), names))
+        paper = reported(what, system.method)
+        if paper is not None and system.label == system.method:
+            lines.append(_row(f"{system.label}, paper", "", paper, names))
+    return "\n".join(lines) + "\n"
+
+
+def _row(name: str, evaluations: str, scores: Reported, names: Sequence[str]) -> str:
+    cells = [_cell(*scores[column]) if column in scores else "-" for column in names]
+    return f"| {name} | {evaluations} | {' | '.join(cells)} |"
+
+
+def _cell(mean: float, std: float | None) -> str:
+    return f"{mean:.3f}" if std is None else f"{mean:.3f} +- {std:.3f}"
+
+
+def differences_table(rows: Sequence[System], results: dict[str, Evaluation], samples: Sequence[int],
+                      groups: Sequence) -> str:
+    """Markdown: each system minus the reference (atfm, else the last row), with paired bootstrap 95 % intervals.
+
+    Whole patients are resampled, as slices of one patient are not independent."""
+    reference = next((system.label for system in rows if system.method == "atfm"), rows[-1].label)
+    names = columns(samples)[:len(samples) + 2]
+    lines = [f"| minus {reference} | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
+    for system in rows:
+        if system.label == reference:
+            continue
+        cells = []
+        for name in names:
+            ours, theirs = results[system.label].scores[name], results[reference].scores[name]
+            difference, low, high = paired_bootstrap(ours, theirs, groups=groups)
+            cells.append(f"{difference:+.3f} [{low:+.3f}, {high:+.3f}]")
+        lines.append(f"| {system.label} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def report(settings: Settings, test: Slices, rows: Sequence[System], results: dict[str, Evaluation],
+           seconds: dict[str, float], device: torch.device) -> dict:
+    """All that a reader needs to trust or repeat the numbers, for results.json."""
+    hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.processor() or 'CPU'}"
+    return {
+        "command": shlex.join(sys.argv),
+        "versions": versions(),
+        "hardware": f"{hardware}, {os.cpu_count()} cores, {torch.get_num_threads()} threads",
+        "run": asdict(settings.run),
+        "metadata": asdict(settings.experiment.metadata),
+        "sampling": asdict(settings.experiment.sampling),
+        "test_images": test.fingerprint,
+        "groups": [str(group) for group in test.groups],
+        "systems": {
+            system.label: {"method": system.method, "evaluations": system.evaluations, "seconds": seconds[system.label],
+                           "checkpoints": system.checkpoints, **results[system.label].as_dict()}
+            for system in rows
+        },
+    }
+
+
+@torch.no_grad()
+def draw(system: System, test: Slices, seed: int, folder: Path, device: torch.device) -> None:
+    """Pictures of a system's samples on four test images, and of the uncertainty of the first."""
+    chosen = [round(i * (len(test) - 1) / 3) for i in range(4)] if len(test) >= 4 else list(range(len(test)))
+    image, masks = test.batch(chosen, device)
+    samples = system.sample(image, 16, torch.Generator(device).manual_seed(seed)) >= 0.5
+    image, masks, samples = image.cpu(), masks.cpu(), samples.float().cpu()
+    name = system.label.replace(", ", "_").replace(" ", "_")
+    fig.save(fig.prediction_grid(image, masks, samples), folder / f"{name}.png")
+    fig.save(fig.variance_and_entropy(image[0], masks[0], samples[0]), folder / f"{name}_uncertainty.png")
+
+
+def write(path: Path, text: str) -> None:
+    """Writes a whole file or none."""
+    temporary = path.with_name(path.name + ".writing")
+    temporary.write_text(text)
+    os.replace(temporary, path)
