@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data import lidc, splits
+from data import isic3, lidc, splits
 from data.batches import Batches
 from data.cache import Cache, Writer, cached, open_cache
 from data.slices import Slices
@@ -42,10 +42,9 @@ def _open_source(described: Metadata) -> Cache:
                                 f"metadata_manager.py, set ATFM_{described.what.upper()}_PATH or pass --data_path")
     if path.suffix in (".h5", ".hdf5"):
         cache = open_cache(path)
-    elif described.reader == "lidc":
-        cache = cached(path, lidc.source_files(path), lidc.convert)
     else:
-        raise ValueError(f"{described.what}: reader {described.reader!r} is unknown; expected lidc")
+        reader = {"lidc": lidc, "isic3": isic3}[described.reader]
+        cache = cached(path, reader.source_files(path), reader.convert)
     for what, found, expected in (("annotators", cache.annotators, described.annotators),
                                   ("image channels", cache.shape[3], described.channels),
                                   ("pixels per side", cache.shape[1:3], (described.size, described.size))):
@@ -57,6 +56,10 @@ def _open_source(described: Metadata) -> Cache:
 def _split_rows(described: Metadata, cache: Cache) -> dict[str, np.ndarray]:
     if described.split == "group":
         return splits.by_group(cache.patient, described.split_seed)
+    if described.split == "released" and described.reader == "isic3":
+        if cache.style is None:
+            raise ValueError(f"{cache.path}: has no style; --split released needs it, use --split group")
+        return splits.released_isic(cache.style)
     if described.split == "released":
         return splits.released(len(cache))
     raise ValueError(f"--split {described.split}: unknown; expected group or released")

@@ -42,6 +42,16 @@ def released(count: int) -> dict[str, np.ndarray]:
     }
 
 
+def released_isic(style: np.ndarray) -> dict[str, np.ndarray]:
+    """The authors' ISIC3 lists, from the style (N, k) of each image's masks.
+
+    Every mask lists its image in the list of its style; the three lists, one after the other, are split like LIDC's.
+    So an image occurs k times, and nearly every test image (99 %) is in training under another mask."""
+    lists = [np.repeat(np.arange(len(style)), (style == number).sum(1)) for number in range(3)]
+    rows = np.concatenate(lists)
+    return {name: rows[entries] for name, entries in released(len(rows)).items()}
+
+
 def overlap(train: np.ndarray, test: np.ndarray) -> tuple[int, int]:
     """How many of the distinct test images are also training images, and how many distinct test images there are."""
     distinct = np.unique(test)
