@@ -71,6 +71,10 @@ class PriorConfig:
     dim: int = setting(128, "width of ST-Net (LIDC: 128; released ISIC3 script: 256)")
     dim_mults: tuple[int, ...] = setting((1, 2, 4), "width multipliers per level (App. 6)")
     alphas: tuple[float, ...] = setting((), "train one flow per alpha, each into its own folder")
+    annotators_per_pass: int = setting(1, "annotators per forward and backward pass; the gradients add up to those of all "
+                                          "k at once, the memory is that of one pass")
+    checkpoint: bool = setting(False, "gradient checkpointing in ST-Net: recompute activations instead of keeping them")
+    amp: bool = setting(False, "run ST-Net in bfloat16; losses and GTR stay in float32")
     solver: str = setting("euler", "of the ODE in testing (paper: euler; CFM: midpoint)", SOLVERS)
     steps: int = setting(25, "solver steps in testing (paper: 25; released ISIC3 test script: 50; CFM: 100)")
     weight_standardization: str = setting("standard", "standard: divide by the standard deviation (arXiv 1903.10520); "
@@ -119,6 +123,7 @@ class SamplingConfig:
     samples: tuple[int, ...] = setting((16, 32, 100), "n of GED_n, HM-IoU_n, MDM_n (paper: 16, 32, 100)")
     seeds: tuple[int, ...] = setting((0, 1, 2, 3, 4), "one run of sampling per seed (paper: five runs)")
     batch_size: int = setting(50, "states x_t integrated at once; bounds memory")
+    amp: bool = setting(False, "run ST-Net in bfloat16")
     allow_overlap: bool = setting(False, "test even if test images were trained on (released: their split does)")
 
 

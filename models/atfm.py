@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from models.flow import draw_time, endpoint, linear_path, semantic_loss
 from models.gtr import GTR
-from models.solvers import SOLVERS
+from models.solvers import SOLVERS, Velocity
 from models.st_net import STNet, standardize
 
 GREY = (0.299, 0.587, 0.114)  # weights of R, G, B in the grey image that ST-Net sees
@@ -23,11 +23,14 @@ class ATFM(nn.Module):
     signed: masks are -1 / 1 within the flow rather than 0 / 1.
     condition_dropout, guidance: CFM's classifier-free guidance (arXiv 2507.22418): the share of images replaced by
     zeros in training, and w in (1 + w) v(image) - w v(zeros) in sampling.
+    annotators_per_pass: how many annotators' paths go through the net at once in training; None: all.
+    amp: the net runs under bfloat16 autocast; GTR, losses and the ODE's state stay in float32.
     """
 
     def __init__(self, gtr: GTR | None, net: STNet, *, source: str = "gtr", alpha: float = 1e-3, dice: str = "soft",
                  dice_over: str = "image", semantic_target: str = "own", experts: str = "all", signed: bool = False,
-                 condition_dropout: float = 0.0, guidance: float = 0.0) -> None:
+                 condition_dropout: float = 0.0, guidance: float = 0.0, annotators_per_pass: int | None = None,
+                 amp: bool = False) -> None:
         super().__init__()
         if source == "gtr" and gtr is None:
             raise ValueError("source='gtr' needs a GTR; train one first or take source='normal'")
@@ -36,6 +39,7 @@ class ATFM(nn.Module):
         self.alpha, self.dice, self.dice_over, self.semantic_target = alpha, dice, dice_over, semantic_target
         self.experts, self.signed = experts, signed
         self.condition_dropout, self.guidance = condition_dropout, guidance
+        self.annotators_per_pass, self.amp = annotators_per_pass, amp
 
     @torch.no_grad()
     def source(self, image: Tensor, n: int, generator: torch.Generator | None = None) -> Tensor:
@@ -45,29 +49,30 @@ class ATFM(nn.Module):
         b, _, h, w = image.shape
         return torch.randn(b, n, h, w, device=image.device, generator=generator)
 
-    def losses(self, image: Tensor, masks: Tensor, annotators_per_pass: int | None = None) -> Iterator[dict[str, Tensor]]:
+    def losses(self, image: Tensor, masks: Tensor) -> Iterator[dict[str, Tensor]]:
         """The terms of L = L_FM + alpha L_SF for a batch, as parts whose sums are the whole batch's terms.
 
         image (b, c, h, w) in [0, 1], masks (b, k, h, w) of 0/1. Each part holds scalars loss, L_FM, L_SF over
-        `annotators_per_pass` annotators (default: all); calling backward() on one part's loss before taking the next
-        frees its activations, and the gradients add up to those of a single pass.
+        `annotators_per_pass` annotators; calling backward() on one part's loss before taking the next frees its
+        activations, and the gradients add up to those of a single pass.
         """
         x_0 = self.source(image, 1)  # (b, 1, h, w), shared by all annotators, as is t
         t = draw_time(len(image), image.device)
         condition = self._drop_condition(grey(image))
         if self.experts == "one":
             masks = masks[torch.arange(len(masks)), torch.randint(masks.shape[1], (len(masks),))][:, None]
-        for own in masks.split(annotators_per_pass or masks.shape[1], dim=1):
+        for own in masks.split(self.annotators_per_pass or masks.shape[1], dim=1):
             share = own.shape[1] / masks.shape[1]
             l_fm, l_sf = self._terms(x_0, own, masks, t, condition)
-            yield {"loss": share * (l_fm + self.alpha * l_sf), "L_FM": share * l_fm.detach(), "L_SF": share * l_sf.detach()}
+            l_fm, l_sf = share * l_fm, share * l_sf
+            yield {"loss": l_fm + self.alpha * l_sf, "L_FM": l_fm.detach(), "L_SF": l_sf.detach()}
 
     def _terms(self, x_0: Tensor, own: Tensor, masks: Tensor, t: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
         """L_FM and L_SF on the paths from x_0 (b, 1, h, w) to the annotators `own` (b, j, h, w)."""
         j = own.shape[1]
         path = linear_path(x_0, 2 * own - 1 if self.signed else own, t)
-        v = self.net(path.x_t.flatten(0, 1)[:, None], t.repeat_interleave(j), condition.repeat_interleave(j, dim=0))
-        v = v.float().view_as(path.x_t)
+        x_t = path.x_t.flatten(0, 1)[:, None]  # (b * j, 1, h, w)
+        v = self._field(self.net, x_t, t.repeat_interleave(j), condition.repeat_interleave(j, dim=0)).view_as(path.x_t)
         l_fm = (v - path.u).square().mean()
         x_1t = self._probability(endpoint(path.x_t, v, t))
         return l_fm, semantic_loss(x_1t, own, masks, self.dice, self.dice_over, self.semantic_target)
@@ -92,18 +97,24 @@ class ATFM(nn.Module):
                 for state, condition in zip(states.split(size), conditions.split(size))]
         return self._probability(torch.cat(ends).view_as(x_0)).clamp(0, 1)
 
-    def _velocity(self, net: STNet, condition: Tensor):
+    def _velocity(self, net: STNet, condition: Tensor) -> Velocity:
         """v(x, t) for one batch of states, guided if `guidance` is not zero: both fields in one evaluation."""
 
         def velocity(x: Tensor, t: float) -> Tensor:
             times = torch.full((len(x),), t, device=x.device)
             if self.guidance == 0:
-                return net(x, times, condition)
-            both = net(x.repeat(2, 1, 1, 1), times.repeat(2), torch.cat([condition, torch.zeros_like(condition)]))
-            conditional, null = both.chunk(2)
+                return self._field(net, x, times, condition)
+            both = torch.cat([condition, torch.zeros_like(condition)])
+            conditional, null = self._field(net, x.repeat(2, 1, 1, 1), times.repeat(2), both).chunk(2)
             return (1 + self.guidance) * conditional - self.guidance * null
 
         return velocity
+
+    def _field(self, net: STNet, x_t: Tensor, t: Tensor, condition: Tensor) -> Tensor:
+        """v in float32, the net itself under autocast if `amp`."""
+        with torch.autocast(x_t.device.type, torch.bfloat16, enabled=self.amp):
+            v = net(x_t, t, condition)
+        return v.float()
 
     def _drop_condition(self, condition: Tensor) -> Tensor:
         """Replaces whole images by zeros, each with probability `condition_dropout`."""

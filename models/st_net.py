@@ -7,6 +7,7 @@ from itertools import pairwise
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 HEADS, HEAD_WIDTH = 4, 32
 
@@ -35,8 +36,22 @@ class StandardizedConv2d(nn.Conv2d):
         return self._conv_forward(x, standardize(self.weight, self.method), self.bias)
 
 
-class ResidualBlock(nn.Module):
-    """(Standardized 3x3 conv, GroupNorm, scale-shift by time for the first, SiLU) twice, plus a 1x1 shortcut."""
+class Recomputable(nn.Module):
+    """A module that keeps only its inputs for the backward pass, and runs again there, where `recompute` is set."""
+
+    recompute = False
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        if self.recompute and torch.is_grad_enabled():
+            return checkpoint(super().__call__, *inputs, use_reentrant=False)
+        return super().__call__(*inputs)
+
+
+class ResidualBlock(Recomputable):
+    """(Standardized 3x3 conv, GroupNorm, scale-shift by time for the first, SiLU) twice, plus a 1x1 shortcut.
+
+    Takes x and, on the way up, the skip that is joined to it: joined here, so that recomputing need not keep the copy.
+    """
 
     def __init__(self, in_channels: int, out_channels: int, time_channels: int, method: str) -> None:
         super().__init__()
@@ -47,14 +62,15 @@ class ResidualBlock(nn.Module):
         self.norm2 = nn.GroupNorm(1, out_channels)
         self.shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
 
-    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+    def forward(self, time: Tensor, *joined: Tensor) -> Tensor:
+        x = torch.cat(joined, dim=1) if len(joined) > 1 else joined[0]
         scale, shift = self.time(F.silu(time))[:, :, None, None].chunk(2, dim=1)
         y = self.norm1(self.conv1(x)) * (scale + 1) + shift
         y = F.silu(self.norm2(self.conv2(F.silu(y))))
         return y + self.shortcut(x)
 
 
-class LinearAttention(nn.Module):
+class LinearAttention(Recomputable):
     """x + attention(norm(x)) at a cost linear in the pixels: softmax of q over features, of k over pixels."""
 
     def __init__(self, channels: int) -> None:
@@ -71,7 +87,7 @@ class LinearAttention(nn.Module):
         return x + self.out_norm(self.to_out(out.reshape(len(x), -1, *x.shape[2:])))
 
 
-class Attention(nn.Module):
+class Attention(Recomputable):
     """x + softmax attention between all pixels of norm(x), for the small map in the middle."""
 
     def __init__(self, channels: int) -> None:
@@ -128,8 +144,8 @@ class Down(nn.Module):
         self.resample = Downsample(in_channels, out_channels, last)
 
     def forward(self, x: Tensor, time: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        skip1 = self.block1(x, time)
-        skip2 = self.attention(self.block2(skip1, time))
+        skip1 = self.block1(time, x)
+        skip2 = self.attention(self.block2(time, skip1))
         return self.resample(skip2), skip1, skip2
 
 
@@ -143,7 +159,7 @@ class Middle(nn.Module):
         self.block2 = ResidualBlock(channels, channels, time_channels, method)
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
-        return self.block2(self.attention(self.block1(x, time)), time)
+        return self.block2(time, self.attention(self.block1(time, x)))
 
 
 class Up(nn.Module):
@@ -157,8 +173,8 @@ class Up(nn.Module):
         self.resample = Upsample(in_channels, out_channels, last)
 
     def forward(self, x: Tensor, time: Tensor, skip1: Tensor, skip2: Tensor) -> Tensor:
-        x = self.block1(torch.cat([x, skip2], dim=1), time)
-        x = self.attention(self.block2(torch.cat([x, skip1], dim=1), time))
+        x = self.block1(time, x, skip2)
+        x = self.attention(self.block2(time, x, skip1))
         return self.resample(x)
 
 
@@ -168,10 +184,11 @@ class STNet(nn.Module):
     dim: width of the first level; dim_mults: its multiple per level. weight_standardization: see `standardize`.
     time_scale: t in [0, 1] is multiplied by it before the sinusoidal embedding, whose base 10000 is meant for steps
     counted to 1000; the released code leaves t as it is.
+    recompute: gradient checkpointing; in training keep only the inputs of residual blocks and attentions and recompute the rest.
     """
 
     def __init__(self, dim: int = 128, dim_mults: Sequence[int] = (1, 2, 4),
-                 weight_standardization: str = "standard", time_scale: float = 1000.0) -> None:
+                 weight_standardization: str = "standard", time_scale: float = 1000.0, recompute: bool = False) -> None:
         super().__init__()
         if weight_standardization not in ("standard", "released", "none"):
             raise ValueError(f"weight_standardization={weight_standardization!r}: expected standard, released or none")
@@ -192,6 +209,9 @@ class STNet(nn.Module):
                                  for i, (above, below) in enumerate(reversed(levels)))
         self.final_block = ResidualBlock(2 * dim, dim, time_channels, method)
         self.final_conv = nn.Conv2d(dim, 1, 1)
+        for module in self.modules():
+            if isinstance(module, Recomputable):
+                module.recompute = recompute
 
     def forward(self, x_t: Tensor, t: Tensor, image: Tensor) -> Tensor:
         """x_t (b, 1, h, w), t (b,) in [0, 1], image (b, 1, h, w) -> v (b, 1, h, w).
@@ -212,8 +232,7 @@ class STNet(nn.Module):
         x = self.middle(x, time)  # (b, dim * dim_mults[-1], h / factor, w / factor)
         for up in self.ups:
             x = up(x, time, *skips.pop())
-        x = self.final_block(torch.cat([x, stem], dim=1), time)
-        return self.final_conv(x)
+        return self.final_conv(self.final_block(time, x, stem))
 
     def standardized(self) -> Iterator[StandardizedConv2d]:
         """The convolutions whose weights are standardized."""

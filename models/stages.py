@@ -14,7 +14,7 @@ from torch import Tensor
 import data
 import fig
 from data import Batches, Slices
-augment = None
+from data.augment import augment
 from metadata_manager import LoopConfig, PriorConfig
 from metrics import evaluate
 from models import checkpoint, monte_carlo_nll

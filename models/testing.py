@@ -87,6 +87,7 @@ def systems(settings: Settings, config: SamplingConfig, metadata: Metadata, test
         for alpha in config.alphas or (None,):
             path = checkpoint.find(config.prior or flow_folder(settings, method, alpha))
             atfm, trained, content = load_atfm(path, method, gtr)
+            atfm.amp = config.amp
             refuse_overlap(path, content["training_ids"], test.ids, config.allow_overlap)
             for solver in config.solver or (trained.solver,):
                 for steps in config.steps or (trained.steps,):

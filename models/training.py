@@ -25,8 +25,8 @@ from tqdm import tqdm
 from metadata_manager import LoopConfig
 from models import checkpoint
 
-# Settings that may differ when a run goes on: none of them alters what a step computes.
-MAY_CHANGE = {"data_path", "epochs", "num_epochs", "gtr", "alphas", "solver", "steps"}
+# Settings that may differ when a run goes on: none of them alters what a step computes, beyond rounding.
+MAY_CHANGE = {"data_path", "epochs", "num_epochs", "gtr", "alphas", "solver", "steps", "annotators_per_pass", "checkpoint"}
 
 Losses = Callable[[Tensor, Tensor], Iterable[dict[str, Tensor]]]
 
