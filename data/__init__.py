@@ -30,16 +30,17 @@ def load(what: str | Metadata, split: str) -> Slices:
     rows = _split_rows(described, cache)
     if described.split == "released" and split == "test":
         both, total = splits.overlap(rows["train_prior"], rows["test"])
-        print(f"{described.what}: split released: {both} of {total} test images ({both / total:.1%}) are in the "
-              "training list; use --split group for a clean test", flush=True)
+        print(f"{described.what}: split released: {both} of {total} test images ({both / total:.1%}) are in "
+              "the training list; use --split group for a clean test", flush=True)
     return Slices(cache, rows[split][:described.limit], described.crop)
 
 
 def _open_source(described: Metadata) -> Cache:
     path = Path(described.data_path).expanduser()
     if not described.data_path or not path.exists():
-        raise FileNotFoundError(f"{described.what}: data_path '{described.data_path}' does not exist; edit PATHS in "
-                                f"metadata_manager.py, set ATFM_{described.what.upper()}_PATH or pass --data_path")
+        raise FileNotFoundError(
+            f"{described.what}: data_path '{described.data_path}' does not exist; edit PATHS in "
+            f"metadata_manager.py, set ATFM_{described.what.upper()}_PATH or pass --data_path")
     if path.suffix in (".h5", ".hdf5"):
         cache = open_cache(path)
     else:
@@ -49,7 +50,8 @@ def _open_source(described: Metadata) -> Cache:
                                   ("image channels", cache.shape[3], described.channels),
                                   ("pixels per side", cache.shape[1:3], (described.size, described.size))):
         if found != expected:
-            raise ValueError(f"{path}: {found} {what}, expected {expected} for {described.what}; is it the right file?")
+            raise ValueError(f"{path}: {found} {what}, expected {expected} for {described.what}; "
+                             "is it the right file?")
     return cache
 
 

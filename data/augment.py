@@ -11,9 +11,9 @@ SHEAR = 5.0  # degrees; the sources only say "small"
 
 
 def augment(image: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
-    """Transform each image (c, h, w) in [0, 1] of a batch and its masks (k, h, w) of 0/1 by one random affine map.
+    """Move every image of a batch, and its masks with it, by a random affine map of its own.
 
-    image (b, c, h, w), masks (b, k, h, w) -> the same shapes and ranges; what enters from outside is 0.
+    image (b, c, h, w) in [0, 1], masks (b, k, h, w) of 0/1 -> the same shapes and ranges; outside is 0.
     Draws from torch's global CPU generator, whatever the device."""
     moved = [_move(one, its_masks, *torch.rand(5).tolist()) for one, its_masks in zip(image, masks)]
     images, moved_masks = zip(*moved)

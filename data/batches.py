@@ -1,4 +1,4 @@
-"""Training batches by step number, so that a resumed run sees exactly the images the uninterrupted one would."""
+"""Training batches by step number, so that a resumed run sees the images the uninterrupted one would have."""
 
 from collections.abc import Callable
 
@@ -14,12 +14,14 @@ Augment = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 class Batches:
     """batches(step) -> (image (b, c, h, w), masks (b, k, h, w)); `len(batches)` steps make an epoch.
 
-    Each epoch visits every image once, in an order that depends on (seed, epoch) alone; its last batch may be smaller.
-    """
+    Each epoch visits every image once, in an order that depends on (seed, epoch) alone; its last batch may be
+    smaller than the others."""
 
     def __init__(self, dataset: Slices, batch_size: int, seed: int, device: torch.device | str = "cpu",
                  augment: Augment | None = None):
-        """`augment(image, masks)` draws from torch's global generator, which the training loop seeds by step."""
+        """`augment(image, masks)` draws from torch's global generator, which the training loop seeds by step.
+
+        Raises ValueError for an empty batch."""
         if batch_size < 1:
             raise ValueError(f"batch size {batch_size}: expected at least 1")
         self.dataset = dataset.to(device)
@@ -36,10 +38,11 @@ class Batches:
         return (image, masks) if self.augment is None else self.augment(image, masks)
 
     def rows(self, step: int) -> np.ndarray:
-        """Items of the dataset in the batch of a global step number (0, 1, ...), a pure function of (seed, step)."""
+        """Items of the dataset in the batch of global step 0, 1, ...: a pure function of (seed, step)."""
         epoch, within = divmod(step, len(self))
         if epoch != self._epoch:
-            self._epoch, self._order = epoch, np.random.RandomState((self.seed, epoch)).permutation(len(self.dataset))
+            generator = np.random.RandomState((self.seed, epoch))
+            self._epoch, self._order = epoch, generator.permutation(len(self.dataset))
         return self._order[within * self.batch_size:(within + 1) * self.batch_size]
 
     def ids(self, step: int) -> list[str]:

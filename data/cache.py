@@ -23,7 +23,6 @@ FORMAT = 1  # raise it when the layout or a converter changes: caches of another
 FIELDS = ("patient", "id", "nodule", "slice", "style")
 BLOCK = 256  # rows read or written at once: bounds memory, and one request per block is fast
 DEFLATE_LIMIT = 1032  # gzip cannot shrink data further than this; more is a forged size
-HDF5_ERRORS = (OSError, RuntimeError, KeyError, ValueError, TypeError, UnicodeError, MemoryError, OverflowError)
 
 
 @dataclass(frozen=True)
@@ -48,8 +47,8 @@ class Cache:
         try:
             with h5py.File(self.path, "r") as file:
                 images, masks = (_read_rows(file[name], rows) for name in ("images", "masks_packed"))
-        except HDF5_ERRORS as error:
-            raise ValueError(f"{self.path}: damaged: cannot read its rows ({error}); restore the file") from error
+        except Exception as error:  # h5py raises nearly any type on a damaged file
+            raise ValueError(f"{self.path}: damaged, rows cannot be read ({error}); restore it") from error
         return images.reshape(len(rows), *self.shape[1:]), masks
 
 
@@ -65,8 +64,8 @@ def open_cache(path: Path | str) -> Cache:
             return _open(file, path)
     except LayoutError:
         raise
-    except HDF5_ERRORS as error:
-        raise ValueError(f"{path}: not a readable HDF5 file ({error}); restore it or convert the source again") from error
+    except Exception as error:
+        raise ValueError(f"{path}: not a readable HDF5 file ({error}); restore it") from error
 
 
 class LayoutError(ValueError):
@@ -74,46 +73,63 @@ class LayoutError(ValueError):
 
 
 def _open(file: h5py.File, path: Path) -> Cache:
-    version = file.attrs.get("format", FORMAT)
+    version = file.attrs.get("atfm_format", FORMAT)
     if version != FORMAT:
         raise LayoutError(f"{path}: format {version}, expected {FORMAT}; convert the source again")
-    images, masks = _dataset(file, path, "images"), _dataset(file, path, "masks_packed")
-    if images.dtype not in (np.uint8, np.uint16) or not (images.ndim == 3 or images.ndim == 4 and images.shape[3] == 3):
-        raise LayoutError(f"{path}: images is {images.dtype} {images.shape}, expected uint8 or uint16, "
+    shape = _images_shape(_dataset(file, path, "images"), path)
+    annotators = _annotators(_dataset(file, path, "masks_packed"), path, shape)
+    present = [name for name in FIELDS if name == "patient" or name in file]
+    fields = {name: _field(file, path, name, shape[0]) for name in present}
+    style = fields.get("style")
+    if style is not None and style.shape != (shape[0], annotators):
+        raise LayoutError(f"{path}: style has shape {style.shape}, expected {(shape[0], annotators)}")
+    fingerprint = str(file.attrs.get("fingerprint", ""))
+    return Cache(path, shape, annotators, fields["patient"], _names(fields), style, fingerprint)
+
+
+def _images_shape(images: h5py.Dataset, path: Path) -> tuple[int, int, int, int]:
+    """N, h, w, c."""
+    is_image = images.ndim == 3 or images.ndim == 4 and images.shape[3] == 3
+    if not is_image or images.dtype not in (np.uint8, np.uint16):
+        raise LayoutError(f"{path}: images is {images.dtype} {images.shape}, expected uint8 or uint16 "
                           "(N, h, w) or (N, h, w, 3)")
-    if masks.dtype != np.uint8 or masks.ndim != 2:
-        raise LayoutError(f"{path}: masks_packed is {masks.dtype} {masks.shape}, expected uint8 (N, k h w / 8)")
     if 0 in images.shape:
         raise LayoutError(f"{path}: images has shape {images.shape}, expected at least one image")
-    count, height, width = images.shape[:3]
-    fields = {name: _field(file, path, name, count) for name in FIELDS if name == "patient" or name in file}
+    return (*images.shape[:3], *(images.shape[3:] or (1,)))
+
+
+def _annotators(masks: h5py.Dataset, path: Path, shape: tuple[int, int, int, int]) -> int:
+    """k, from the bytes per image."""
+    count, height, width, _ = shape
+    if masks.dtype != np.uint8 or masks.ndim != 2:
+        raise LayoutError(f"{path}: masks_packed is {masks.dtype} {masks.shape}, "
+                          "expected uint8 (N, k h w / 8)")
     if len(masks) != count:
         raise LayoutError(f"{path}: {len(masks)} rows in masks_packed, {count} in images; expected as many")
     annotators = 8 * masks.shape[1] // (height * width)
     if annotators == 0 or masks.shape[1] != _packed_bytes(annotators, height, width):
-        raise LayoutError(f"{path}: masks_packed has {masks.shape[1]} bytes per image, expected k x {height} x {width} / 8")
-    style = fields.get("style")
-    if style is not None and style.shape != (count, annotators):
-        raise LayoutError(f"{path}: style has shape {style.shape}, expected {(count, annotators)}")
-    shape = (count, height, width, images.shape[3] if images.ndim == 4 else 1)
-    return Cache(path, shape, annotators, fields["patient"], _names(fields), style, str(file.attrs.get("fingerprint", "")))
+        raise LayoutError(f"{path}: masks_packed has {masks.shape[1]} bytes per image, "
+                          f"expected k x {height} x {width} / 8")
+    return annotators
 
 
 def _dataset(file: h5py.File, path: Path, name: str) -> h5py.Dataset:
-    """The dataset `name`, stored in this very file: no link, virtual dataset or external storage is followed."""
+    """The dataset `name`, stored in this very file: links, virtual and external datasets are refused."""
     link = file.get(name, getlink=True)
     if link is None:
-        raise LayoutError(f"{path}: no dataset '{name}'; it holds {', '.join(sorted(file)[:10]) or 'nothing'}")
+        held = ", ".join(sorted(file)[:10]) or "nothing"
+        raise LayoutError(f"{path}: holds {held}, expected a dataset '{name}'")
     if not isinstance(link, h5py.HardLink):
-        raise LayoutError(f"{path}: '{name}' is a {type(link).__name__}; links are refused, copy the data into the file")
+        raise LayoutError(f"{path}: '{name}' is a {type(link).__name__}, expected a dataset in this file")
     found = file[name]
     if not isinstance(found, h5py.Dataset):
         raise LayoutError(f"{path}: '{name}' is a {type(found).__name__}, expected a dataset")
     if found.external or found.is_virtual:
-        raise LayoutError(f"{path}: '{name}' keeps its data in other files; copy the data into the file")
-    if found.nbytes > DEFLATE_LIMIT * found.id.get_storage_size():
-        raise LayoutError(f"{path}: '{name}' claims {found.nbytes} bytes but stores {found.id.get_storage_size()}; "
-                          "it is incomplete or forged")
+        raise LayoutError(f"{path}: '{name}' keeps its data in other files; copy the data here")
+    stored = found.id.get_storage_size()
+    if found.nbytes > DEFLATE_LIMIT * stored:
+        raise LayoutError(f"{path}: '{name}' claims {found.nbytes} bytes and stores {stored}; "
+                          "incomplete or forged")
     return found
 
 
@@ -122,9 +138,10 @@ def _field(file: h5py.File, path: Path, name: str, count: int) -> np.ndarray:
     found = _dataset(file, path, name)
     is_text = h5py.check_string_dtype(found.dtype) is not None
     if not (is_text and name in ("patient", "id") or found.dtype.kind in "iu" and name != "id"):
-        raise LayoutError(f"{path}: {name} is {found.dtype}, expected {'text' if name == 'id' else 'integers'}")
+        expected = "text" if name == "id" else "integers"
+        raise LayoutError(f"{path}: {name} is {found.dtype}, expected {expected}")
     if found.ndim != (2 if name == "style" else 1) or len(found) != count:
-        raise LayoutError(f"{path}: {name} has shape {found.shape}, expected one entry for each of {count} images")
+        raise LayoutError(f"{path}: {name} has shape {found.shape}, expected an entry per image, of {count}")
     return found.asstr()[...] if is_text else found[...]
 
 
@@ -150,7 +167,7 @@ def _read_rows(dataset: h5py.Dataset, rows: np.ndarray) -> np.ndarray:
 
 
 def _column(values: list) -> np.ndarray:
-    """A field of all rows. Text has a fixed length: no pointers, so that a damaged file stays readable or is refused."""
+    """A field of all rows; text as fixed-length UTF-8, which a reader need not follow pointers for."""
     if not isinstance(values[0], str):
         return np.array(values)
     encoded = [value.encode() for value in values]
@@ -174,7 +191,7 @@ class Writer:
         # A name of its own, so that two processes writing the same file do not meet.
         self._temporary = self.path.with_name(f".{self.path.name}.{secrets.token_hex(4)}.tmp")
         self._file = h5py.File(self._temporary, "x")
-        self._file.attrs.update(format=FORMAT, source=source, fingerprint=fingerprint)
+        self._file.attrs.update(atfm_format=FORMAT, source=source, fingerprint=fingerprint)
         self._images: list[np.ndarray] = []
         self._masks: list[np.ndarray] = []
         self._fields: dict[str, list] = {}
@@ -188,15 +205,16 @@ class Writer:
 
         Raises ValueError for a type or shape the layout does not hold or that differs from the first row."""
         if image.dtype not in (np.uint8, np.uint16) or masks.shape[-2:] != image.shape[:2] or masks.ndim != 3:
-            raise ValueError(f"{self.path}: image {image.dtype} {image.shape} with masks {masks.shape}; expected "
-                             "uint8 or uint16 (h, w) or (h, w, 3) with (k, h, w)")
+            raise ValueError(f"{self.path}: image {image.dtype} {image.shape} with masks {masks.shape}; "
+                             "expected uint8 or uint16 (h, w) or (h, w, 3) with (k, h, w)")
         if "patient" not in fields or not set(fields) <= set(FIELDS):
-            raise ValueError(f"{self.path}: a row with {sorted(fields)}; expected patient and any of {FIELDS[1:]}")
+            raise ValueError(f"{self.path}: a row with {sorted(fields)}; expected patient and any of "
+                             f"{', '.join(FIELDS[1:])}")
         if self._shape is None:
             self._create(image, masks, fields)
         if (image.shape, image.dtype, masks.shape, set(fields)) != self._shape:
-            raise ValueError(f"{self.path}: a row with image {image.dtype} {image.shape}, masks {masks.shape} and "
-                             f"{sorted(fields)}; the first row had {self._shape}")
+            raise ValueError(f"{self.path}: a row of {image.dtype} {image.shape}, masks {masks.shape}, "
+                             f"{sorted(fields)}; expected what the first row had, {self._shape}")
         self._images.append(image)
         self._masks.append(np.packbits(masks.astype(bool).reshape(-1)))
         for name, value in fields.items():
@@ -239,14 +257,16 @@ class Writer:
             if kind is None:
                 self._finish()
         finally:
-            self._file.close()
-            self._temporary.unlink(missing_ok=True)
+            try:
+                self._file.close()  # fails too when the disk is full
+            finally:
+                self._temporary.unlink(missing_ok=True)
 
 
 def cached(source: Path, files: Sequence[Path], convert: Callable[[Sequence[Path], Writer], None]) -> Cache:
     """The cache of `source`, made by `convert(files, writer)` on first use and again when a file changes.
 
-    It lies beside the source, or, where that folder is read-only, in $XDG_CACHE_HOME/atfm or ~/.cache/atfm."""
+    It lies beside the source or, if that folder is read-only, in $XDG_CACHE_HOME/atfm or ~/.cache/atfm."""
     source = source.resolve()
     fingerprint = _fingerprint(source, files)
     reason = "converting once"

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from data.cache import Writer
 
 ANNOTATORS = 3
-STYLES = "fmp"
+STYLES = ("f", "m", "p")
 
 
 def source_files(folder: Path) -> list[Path]:
@@ -36,13 +36,15 @@ def convert(files: Sequence[Path], writer: Writer) -> None:
     print(f"{folder}: {len(complete)} images with {ANNOTATORS} masks; "
           f"{len(masks_of) - len(complete)} with another number left out", flush=True)
     if not complete:
-        raise ValueError(f"{folder}: no image has {ANNOTATORS} masks; expected Segmentations/<image id>_*_<style>.png")
+        raise ValueError(f"{folder}: no image has {ANNOTATORS} masks; expected masks named "
+                         "Segmentations/<image id>_*_<style>.png")
     size = None
     for path, mask_paths in tqdm(complete.items(), desc=folder.name, unit="image", disable=None):
         image = _pixels(path, ("RGB",), size)
         size = image.shape[:2]
         masks = np.stack([_mask(mask, size) for mask in mask_paths])
-        writer.append(image, masks, patient=path.stem, id=path.stem, style=[_style(mask) for mask in mask_paths])
+        style = [_style(mask) for mask in mask_paths]
+        writer.append(image, masks, patient=path.stem, id=path.stem, style=style)
 
 
 def _masks_by_image(files: Sequence[Path]) -> dict[Path, list[Path]]:
@@ -51,7 +53,7 @@ def _masks_by_image(files: Sequence[Path]) -> dict[Path, list[Path]]:
     for path in files:
         if path.parent.name == "Images":
             if path.stem in images:
-                raise ValueError(f"{path}: same image id as {images[path.stem].name}; expected one image per id")
+                raise ValueError(f"{path}: same image id as {images[path.stem].name}; expected one per id")
             images[path.stem] = path
     masks_of: dict[Path, list[Path]] = {path: [] for path in images.values()}
     for path in files:
@@ -69,8 +71,8 @@ def _masks_by_image(files: Sequence[Path]) -> dict[Path, list[Path]]:
 def _style(path: Path) -> int:
     """0, 1 or 2 from the last part of a mask's name."""
     style = path.stem.rsplit("_", 1)[-1]
-    if style not in STYLES or len(style) != 1 or path.stem.count("_") < 2:
-        raise ValueError(f"{path}: no style in its name; expected <image id>_*_<style>.png, style one of f, m, p")
+    if style not in STYLES or path.stem.count("_") < 2:
+        raise ValueError(f"{path}: no style in its name; expected <image id>_*_<style>.png, style f, m or p")
     return STYLES.index(style)
 
 
@@ -79,7 +81,8 @@ def _mask(path: Path, size: tuple[int, int]) -> np.ndarray:
     pixels = _pixels(path, ("L", "1"), size)
     values = np.unique(pixels)
     if len(values[values != 0]) > 1:
-        raise ValueError(f"{path}: a mask with {len(values)} values, {values[:4]}...; expected 0 and one other")
+        raise ValueError(f"{path}: a mask with the values {values[:4]}, {len(values)} in all; "
+                         "expected 0 and one other")
     return (pixels != 0).astype(np.uint8)
 
 
@@ -91,15 +94,16 @@ def _pixels(path: Path, modes: tuple[str, ...], size: tuple[int, int] | None) ->
             with Image.open(path, formats=("PNG", "JPEG")) as image:
                 found = (image.height, image.width)
                 if image.mode not in modes:
-                    raise WrongImage(f"{path}: colour mode {image.mode}, expected {' or '.join(modes)}; convert it")
+                    raise WrongImage(f"{path}: colour mode {image.mode}, expected {' or '.join(modes)}; "
+                                     "convert it")
                 if size is not None and found != size:
-                    raise WrongImage(f"{path}: {found[0]} x {found[1]} pixels, expected {size[0]} x {size[1]} "
-                                     "like its image and the images before it")
+                    raise WrongImage(f"{path}: {found[0]} x {found[1]} pixels, "
+                                     f"expected {size[0]} x {size[1]} like the first image")
                 return np.asarray(image).astype(np.uint8)
     except WrongImage:
         raise
     except Exception as error:  # Pillow's decoders raise anything on damaged files, OSError to SyntaxError
-        raise ValueError(f"{path}: not a readable PNG or JPEG image ({error}); restore or remove it") from error
+        raise ValueError(f"{path}: not a readable PNG or JPEG ({error}); restore or remove it") from error
 
 
 class WrongImage(ValueError):

@@ -12,7 +12,7 @@ from data.cache import Cache
 
 
 class Slices(Dataset):
-    """Images x and their k expert masks x_1. Item i is (image (c, h, w) in [0, 1], masks (k, h, w) of 0/1), float32.
+    """Images and their k expert masks x_1: (image (c, h, w) in [0, 1], masks (k, h, w) of 0/1), float32.
 
     Pixels are read on first use and kept as integers (8 or 16 bits per pixel, 1 bit per mask pixel)."""
 
@@ -40,8 +40,9 @@ class Slices(Dataset):
         image, masks = self.batch([i])
         return image[0], masks[0]
 
-    def batch(self, rows: Sequence[int] | np.ndarray, device: torch.device | str | None = None) -> tuple[Tensor, Tensor]:
-        """Items `rows` of this split as (image (b, c, h, w), masks (b, k, h, w)), on `device` or where the pixels are."""
+    def batch(self, rows: Sequence[int] | np.ndarray, device: torch.device | str | None = None
+              ) -> tuple[Tensor, Tensor]:
+        """Items `rows` as (image (b, c, h, w), masks (b, k, h, w)), on `device` or where the pixels are."""
         images, packed = self._pixels()
         position = torch.from_numpy(self._position[np.asarray(rows)]).to(images.device)
         image = _unit_range(images[position]).permute(0, 3, 1, 2)
@@ -65,10 +66,11 @@ class Slices(Dataset):
 
     @property
     def fingerprint(self) -> str:
-        """16 hex digits that change with the rows, the crop or any pixel of this split, and not with the path."""
+        """16 hex digits that change with the rows, the crop or any pixel of this split, not with the path."""
         images, masks = self._pixels()
         digest = hashlib.blake2b(digest_size=8)
-        digest.update(repr((tuple(images.shape), str(images.dtype), self.cache.annotators, self.crop)).encode())
+        layout = (tuple(images.shape), str(images.dtype), self.cache.annotators, self.crop)
+        digest.update(repr(layout).encode())
         for array in (self.rows.astype("<i8"), images.cpu().numpy(), masks.cpu().numpy()):
             digest.update(np.ascontiguousarray(array))
         return digest.hexdigest()

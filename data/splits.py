@@ -1,8 +1,8 @@
 """Which rows train, validate and test.
 
-`by_group` is ours: no patient (LIDC) or image (ISIC3) on two sides. `released` and `released_isic` are the authors'
-lists, whose test images are largely in their training lists; they are here so that the paper's protocol can be repeated.
-NumPy's legacy generator is used throughout: its stream is frozen, so a split is the same on every platform and version.
+`by_group` is ours: no patient (LIDC) or image (ISIC3) on two sides. `released` and `released_isic` are the
+authors' lists, whose test images are mostly in their training lists; they repeat the paper's protocol.
+NumPy's legacy generator is used throughout: its stream is frozen, so a split is the same everywhere.
 """
 
 import numpy as np
@@ -11,18 +11,21 @@ SPLITS = ("train", "val", "test", "train_prior")
 
 
 def by_group(groups: np.ndarray, seed: int) -> dict[str, np.ndarray]:
-    """64 / 16 / 20 % of the distinct groups; rows ascending. `train_prior`, for the flow, is `train`.
+    """64 / 16 / 20 % of the distinct groups; rows shuffled, so that the first N are of many groups.
 
+    `train_prior`, for the flow, is `train`.
     Raises ValueError for fewer than three groups, which cannot fill three splits."""
     unique, group_of_row = np.unique(groups, return_inverse=True)
     count = len(unique)
     if count < 3:
-        raise ValueError(f"{count} patients or images: too few to split; expected at least 3, one for each of "
-                         "training, validation and test")
+        raise ValueError(f"{count} patients (LIDC) or images (ISIC3): too few to split; expected at least 3, "
+                         "one each for training, validation and test")
     test, val = max(1, round(0.20 * count)), max(1, round(0.16 * count))
-    order = np.random.RandomState(seed).permutation(count)
+    random = np.random.RandomState(seed)
+    order = random.permutation(count)
     parts = dict(zip(("test", "val", "train"), np.split(order, (test, test + val))))
-    rows = {name: np.flatnonzero(np.isin(group_of_row, members)) for name, members in parts.items()}
+    rows = {name: random.permutation(np.flatnonzero(np.isin(group_of_row, members)))
+            for name, members in parts.items()}
     return rows | {"train_prior": rows["train"]}
 
 
@@ -45,14 +48,14 @@ def released(count: int) -> dict[str, np.ndarray]:
 def released_isic(style: np.ndarray) -> dict[str, np.ndarray]:
     """The authors' ISIC3 lists, from the style (N, k) of each image's masks.
 
-    Every mask lists its image in the list of its style; the three lists, one after the other, are split like LIDC's.
-    So an image occurs k times, and nearly every test image (99 %) is in training under another mask."""
+    Every mask puts its image into the list of its style; the three lists, one after the other, are split like
+    LIDC's. So an image occurs k times, and about 99 % of test images are in training under another mask."""
     lists = [np.repeat(np.arange(len(style)), (style == number).sum(1)) for number in range(3)]
     rows = np.concatenate(lists)
     return {name: rows[entries] for name, entries in released(len(rows)).items()}
 
 
 def overlap(train: np.ndarray, test: np.ndarray) -> tuple[int, int]:
-    """How many of the distinct test images are also training images, and how many distinct test images there are."""
+    """How many distinct test images are also training images, and how many distinct test images there are."""
     distinct = np.unique(test)
     return int(np.isin(distinct, train).sum()), len(distinct)
