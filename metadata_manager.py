@@ -6,12 +6,15 @@ Edit PATHS first. Everything else is a default that a flag of the same name over
 
 import os
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
-# Edit these paths, or `export ATFM_LIDC_PATH=...`, `export ATFM_ISIC3_STYLE_CONCAT_PATH=...`, or pass `--data_path ...`.
+# Edit these paths, or `export ATFM_LIDC_PATH=...` (ATFM_ISIC3_STYLE_CONCAT_PATH), or pass `--data_path ...`.
 PATHS = {
     "LIDC": "datasets/LIDC",  # a folder of .pickle files, one .pickle file, or an .h5 file
     "isic3_style_concat": "datasets/ISIC3",  # a folder with Images/ and Segmentations/
+    "LIDC_demo": str(Path(__file__).parent / "data" / "LIDC_demo.h5"),  # embedded: nothing to edit
+    "isic3_demo": str(Path(__file__).parent / "data" / "isic3_demo.h5"),
 }
 
 
@@ -71,8 +74,8 @@ class PriorConfig:
     dim: int = setting(128, "width of ST-Net (LIDC: 128; released ISIC3 script: 256)")
     dim_mults: tuple[int, ...] = setting((1, 2, 4), "width multipliers per level (App. 6)")
     alphas: tuple[float, ...] = setting((), "train one flow per alpha, each into its own folder")
-    annotators_per_pass: int = setting(1, "annotators per forward and backward pass; the gradients add up to those of all "
-                                          "k at once, the memory is that of one pass")
+    annotators_per_pass: int = setting(1, "annotators per forward and backward pass: the gradients add up to those of "
+                                          "all k at once, the memory is that of one pass")
     checkpoint: bool = setting(False, "gradient checkpointing in ST-Net: recompute activations instead of keeping them")
     amp: bool = setting(False, "run ST-Net in bfloat16; losses and GTR stay in float32")
     solver: str = setting("euler", "of the ODE in testing (paper: euler; CFM: midpoint)", SOLVERS)
@@ -114,7 +117,7 @@ class SamplingConfig:
 
     gtr: str | None = setting(None, "run folder or checkpoint of step 1 (default: <output_path>/GTR)")
     prior: str | None = setting(None, "run folder or checkpoint of step 2 (default: <output_path>/<method>)")
-    methods: tuple[str, ...] = setting(("act-gtr", "atfm"), "the systems to test; act-gtr is GTR's samples without a flow",
+    methods: tuple[str, ...] = setting(("act-gtr", "atfm"), "the systems to test; act-gtr: GTR's samples, no flow",
                                        ("act-gtr", *FLOWS))
     solver: tuple[str, ...] = setting((), "solvers of the flow's ODE, a row each (default: the method's)",
                                       SOLVERS)
@@ -155,9 +158,24 @@ EXPERIMENTS = {
         gtr=GTRConfig(epochs=400, batchsize=8),
         prior=PriorConfig(num_epochs=120, batch_size=1, dim=256, alpha=1e-4),
     ),
+    # The demos: as much as two CPU cores train and test in five minutes.
+    "LIDC_demo": Experiment(
+        Metadata("LIDC_demo", size=64, crop=32),
+        gtr=GTRConfig(epochs=12, batchsize=16, lr=1e-3, num_filters=(16, 32, 64)),
+        prior=PriorConfig(num_epochs=3, batch_size=8, lr=1e-3, dim=16, steps=10),
+        loop=LoopConfig(val_images=16, val_samples=8, val_steps=5),
+        sampling=SamplingConfig(samples=(16,), seeds=(0, 1, 2)),
+    ),
+    "isic3_demo": Experiment(
+        Metadata("isic3_demo", reader="isic3", channels=3, annotators=3, size=64, crop=48, augment=True),
+        gtr=GTRConfig(epochs=12, batchsize=8, lr=1e-3, num_filters=(16, 32, 64)),
+        prior=PriorConfig(num_epochs=3, batch_size=8, lr=1e-3, dim=16, alpha=1e-4, steps=10),
+        loop=LoopConfig(val_images=16, val_samples=8, val_steps=5),
+        sampling=SamplingConfig(samples=(16,), seeds=(0, 1, 2)),
+    ),
 }
 
-# The systems of the papers' tables, as what they change in PriorConfig (ablation: paper, Table 4; CFM: arXiv 2507.22418).
+# The systems of the papers' tables, as what they change in PriorConfig (paper, Table 4; CFM: arXiv 2507.22418).
 METHODS: dict[str, dict[str, Any]] = {
     "atfm": {},
     "atfm-no-sf": {"alpha": 0.0},

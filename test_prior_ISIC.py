@@ -1,4 +1,4 @@
-"""Test ATFM on ISIC3: the paper's scores on the test split, with the models of runs/isic3_style_concat, into runs/isic3_style_concat/test.
+"""Test ATFM on ISIC3: the paper's scores on the test split, into runs/isic3_style_concat/test.
 
 python test_prior_ISIC.py
 python test_prior_ISIC.py --methods act-gtr atfm --steps 10 25 --samples 16 32 100 --seeds 0 1 2 3 4

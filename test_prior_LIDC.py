@@ -1,4 +1,4 @@
-"""Test ATFM on LIDC: the paper's scores on the test split, with the models of runs/LIDC, into runs/LIDC/test.
+"""Test ATFM on LIDC: the paper's scores on the test split, into runs/LIDC/test.
 
 python test_prior_LIDC.py
 python test_prior_LIDC.py --methods act-gtr atfm --steps 10 25 --samples 16 32 100 --seeds 0 1 2 3 4

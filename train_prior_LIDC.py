@@ -1,4 +1,4 @@
-"""Step 2 of ATFM on LIDC: train the flow from the frozen GTR of runs/LIDC/GTR (Algorithm 1), into runs/LIDC/atfm.
+"""Step 2 of ATFM on LIDC: train the flow from the frozen GTR (Algorithm 1), into runs/LIDC/atfm.
 
 python train_prior_LIDC.py
 

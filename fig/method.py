@@ -9,8 +9,25 @@ from matplotlib.patches import FancyArrowPatch
 from matplotlib.path import Path
 
 from fig.canvas import (
-    BAR, DPI, GAP, NORMAL, SMALL, VARIANCE_MAX, WIDTH, Array, add_row, as_array, colour_bar, draw_contours,
-    evenly_spaced, expert_legend, frame, show_image, show_map, window, zoom,
+    BAR,
+    DPI,
+    GAP,
+    NORMAL,
+    SMALL,
+    VARIANCE_MAX,
+    WIDTH,
+    Array,
+    add_row,
+    as_array,
+    colour_bar,
+    draw_contours,
+    evenly_spaced,
+    expert_legend,
+    frame,
+    show_image,
+    show_map,
+    window,
+    zoom,
 )
 
 ARROW_GAP = 0.3  # inches between groups of panels that an arrow joins

@@ -6,8 +6,25 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from fig.canvas import (
-    BAR, COLOURS, GAP, NORMAL, VARIANCE_MAX, WIDE_GAP, Array, as_array, colour_bar, draw_contours,
-    evenly_spaced, expert_legend, frame, panel_grid, show_experts, show_image, show_map, title_panels, window,
+    BAR,
+    COLOURS,
+    GAP,
+    NORMAL,
+    VARIANCE_MAX,
+    WIDE_GAP,
+    Array,
+    as_array,
+    colour_bar,
+    draw_contours,
+    evenly_spaced,
+    expert_legend,
+    frame,
+    panel_grid,
+    show_experts,
+    show_image,
+    show_map,
+    title_panels,
+    window,
     zoom,
 )
 

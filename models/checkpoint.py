@@ -37,7 +37,7 @@ def load(path: Path, stage: str | None = None) -> dict[str, Any]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
-        raise FileNotFoundError(f"{path}: no such checkpoint; train that stage first, or name it with its flag") from None
+        raise FileNotFoundError(f"{path}: no such checkpoint; train that stage first, or name another") from None
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, AttributeError, TypeError) as error:
         reason = str(error).strip().splitlines()[-1] if str(error) else type(error).__name__
         raise ValueError(f"{path}: not a readable checkpoint ({reason}); "

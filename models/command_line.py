@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses
-import types
 import typing
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -46,13 +45,17 @@ def parse(argv: Sequence[str] | None, what: str, parts: Sequence[str], descripti
     groups: dict[str, Any] = {"run": RunConfig(), **{part: getattr(base, part) for part in parts}}
     for title, config in groups.items():
         group = parser.add_argument_group(title)
-        for field in dataclasses.fields(config):
-            if field.metadata:
-                _add_flag(group, field, getattr(config, field.name))
+        for field in _flags(config):
+            _add_flag(group, field, getattr(config, field.name))
     given = parser.parse_args(argv)
-    changed = {title: replace(config, **{f.name: getattr(given, f.name) for f in dataclasses.fields(config) if f.metadata})
+    changed = {title: replace(config, **{field.name: getattr(given, field.name) for field in _flags(config)})
                for title, config in groups.items()}
     return Settings(changed.pop("run"), replace(base, **changed))
+
+
+def _flags(config: Any) -> list[dataclasses.Field]:
+    """The fields that are flags: those with a reason."""
+    return [field for field in dataclasses.fields(config) if field.metadata]
 
 
 def _add_flag(group: argparse._ArgumentGroup, field: dataclasses.Field, default: Any) -> None:

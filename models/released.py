@@ -56,7 +56,8 @@ def _gtr_name(name: str) -> str:
     head, _, parameter = name.partition(".")
     if head in GTR_HEADS:
         return f"{GTR_HEADS[head]}.{parameter}"
-    found = re.fullmatch(r"unet\.(contracting_path|upsampling_path)\.(\d+)\.(?:conv_block\.)?layers\.(\d+)\.(\w+)", name)
+    found = re.fullmatch(
+        r"unet\.(contracting_path|upsampling_path)\.(\d+)\.(?:conv_block\.)?layers\.(\d+)\.(\w+)", name)
     if not found:
         return name
     path, level, layer, parameter = found.groups()

@@ -184,7 +184,7 @@ class STNet(nn.Module):
     dim: width of the first level; dim_mults: its multiple per level. weight_standardization: see `standardize`.
     time_scale: t in [0, 1] is multiplied by it before the sinusoidal embedding, whose base 10000 is meant for steps
     counted to 1000; the released code leaves t as it is.
-    recompute: gradient checkpointing; in training keep only the inputs of residual blocks and attentions and recompute the rest.
+    recompute: gradient checkpointing; in training keep only the inputs of residual blocks and attentions.
     """
 
     def __init__(self, dim: int = 128, dim_mults: Sequence[int] = (1, 2, 4),

@@ -60,7 +60,7 @@ def train_gtr(what: str, argv: Sequence[str] | None = None) -> None:
 
 @reports_errors
 def train_prior(what: str, argv: Sequence[str] | None = None) -> None:
-    """Step 2: trains the flow from the frozen GTR (Algorithm 1) into <output_path>/<method>, or one flow per --alphas."""
+    """Step 2: trains the flow from the frozen GTR (Algorithm 1) into <output_path>/<method>; one flow per --alphas."""
     settings = parse(argv, what, ("metadata", "prior", "loop"), "Step 2 of ATFM: train the flow.")
     config = settings.experiment.prior
     if not config.alphas:

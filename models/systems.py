@@ -1,4 +1,4 @@
-"""From settings and checkpoints to models, and from models to samplers: sample(image, n, generator) -> probabilities."""
+"""From settings and checkpoints to models, and from models to samplers."""
 
 import dataclasses
 import hashlib

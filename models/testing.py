@@ -1,5 +1,6 @@
 """Testing as the scripts call it: systems sampled and scored on held-out images, tables, results.json, pictures."""
 
+import functools
 import json
 import os
 import platform
@@ -51,7 +52,7 @@ def test_prior(what: str, argv: Sequence[str] | None = None) -> None:
     seconds: dict[str, float] = {}
     for system in rows:
         started = time.perf_counter()
-        progress = lambda images: tqdm(images, system.label, leave=False, disable=None)  # noqa: E731
+        progress = functools.partial(tqdm, desc=system.label, leave=False, disable=None)
         results[system.label] = evaluate(system.sample, test, config.samples, config.seeds, device, progress)
         seconds[system.label] = time.perf_counter() - started
 
@@ -119,9 +120,10 @@ def refuse_overlap(path: Path, training_ids: Sequence[str], test_ids: Sequence[s
 
 
 def columns(samples: Sequence[int]) -> list[str]:
-    """The scores to print: GED at each n; HM-IoU and MDM at 32, as the paper has it, or else the largest n; the rest."""
+    """The scores to print: GED at each n; HM-IoU, MDM at 32, as in the paper, or else the largest n; the rest."""
     n = 32 if 32 in samples else max(samples)
-    return [*(f"GED{count}" for count in samples), f"HM-IoU{n}", f"MDM{n}", f"Diversity{n}", "S_NCC", "Dice of means", "ECE"]
+    others = [f"HM-IoU{n}", f"MDM{n}", f"Diversity{n}", "S_NCC", "Dice of means", "ECE"]
+    return [f"GED{count}" for count in samples] + others
 
 
 def scores_table(what: str, rows: Sequence[System], results: dict[str, Evaluation], samples: Sequence[int]) -> str:

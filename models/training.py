@@ -26,7 +26,8 @@ from metadata_manager import LoopConfig
 from models import checkpoint
 
 # Settings that may differ when a run goes on: none of them alters what a step computes, beyond rounding.
-MAY_CHANGE = {"data_path", "epochs", "num_epochs", "gtr", "alphas", "solver", "steps", "annotators_per_pass", "checkpoint"}
+MAY_CHANGE = {"data_path", "epochs", "num_epochs", "gtr", "alphas", "solver", "steps", "annotators_per_pass",
+              "checkpoint"}
 
 Losses = Callable[[Tensor, Tensor], Iterable[dict[str, Tensor]]]
 
@@ -41,7 +42,7 @@ class Batches(Protocol):
 
 @dataclass(frozen=True)
 class Validation:
-    """Scores on held-out images; the first one, lower is better, chooses the best checkpoint. picture: (h, w, 3) uint8."""
+    """Scores on held-out images, of which the lowest first one marks the best checkpoint; picture (h, w, 3) uint8."""
 
     scores: dict[str, float]
     picture: np.ndarray
@@ -209,8 +210,9 @@ class Run:
             return
         found = checkpoint.load(path, self.content["stage"])
         theirs, ours = found["config"], self.content["config"]
+        names = sorted((theirs.keys() | ours.keys()) - MAY_CHANGE)
         different = [f"{name} {theirs.get(name)} there, {ours.get(name)} here"
-                     for name in sorted((theirs.keys() | ours.keys()) - MAY_CHANGE) if theirs.get(name) != ours.get(name)]
+                     for name in names if theirs.get(name) != ours.get(name)]
         if different:
             raise ValueError(f"{path}: a run with other settings ({'; '.join(different)}); use those, another "
                              "--output_path, or delete the folder")
@@ -241,7 +243,7 @@ def claimed(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ValueError(f"{folder}: another run is writing here; wait for it or use another --output_path") from None
+            raise ValueError(f"{folder}: another run writes here; wait for it or use another --output_path") from None
         yield
 
 
