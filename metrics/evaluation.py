@@ -1,0 +1,148 @@
+"""Scores of a sampler over a dataset, as the paper's tables report them: mean and deviation over runs."""
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from metrics.maps import calibration_error, dice_of_means, s_ncc
+from metrics.overlap import Overlaps
+from metrics.scores import diversity_from, ged_from, hm_iou_from, mdm_from
+
+PER_N = {"GED": ged_from, "HM-IoU": hm_iou_from, "MDM": mdm_from, "Diversity": diversity_from}
+AT_MAX_N = {"S_NCC": s_ncc, "Dice of means": dice_of_means, "ECE": calibration_error}
+
+# (image (b, c, h, w), n, generator) -> probabilities (b, n, h, w)
+Sampler = Callable[[Tensor, int, torch.Generator], Tensor]
+
+
+class Images(Protocol):
+    """A dataset of images with expert masks; the id of an image names it in errors and seeds its samples."""
+
+    ids: Sequence[str]
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        """image (c, h, w) float, masks (k, h, w) of 0/1"""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Per-image scores of one sampler, named as in the paper's tables: "GED16", "HM-IoU32", ..."""
+
+    ids: tuple[str, ...]
+    seeds: tuple[int, ...]
+    scores: dict[str, np.ndarray]  # name -> float64 (seeds, images)
+
+    def mean_std(self) -> dict[str, tuple[float, float | None]]:
+        """Of each score the mean and standard deviation over seeds (runs) of its mean over images.
+
+        The deviation is that of a sample of runs (ddof = 1), None when there is one run."""
+        runs = {name: values.mean(1) for name, values in self.scores.items()}
+        return {name: (float(run.mean()), float(run.std(ddof=1)) if len(run) > 1 else None)
+                for name, run in runs.items()}
+
+    def as_dict(self) -> dict[str, Any]:
+        """Lists, strings and numbers only, for JSON."""
+        scores = {name: values.tolist() for name, values in self.scores.items()}
+        return {
+            "ids": list(self.ids), "seeds": list(self.seeds), "scores": scores, "mean_std": self.mean_std()
+        }
+
+
+def score(samples: Tensor, masks: Tensor, prefixes: Sequence[int]) -> dict[str, Tensor]:
+    """All scores of binary samples (b, n, h, w) against masks (b, k, h, w): name -> (b,).
+
+    GED, HM-IoU, MDM and diversity of the first n samples per n of `prefixes`; the rest of all samples."""
+    overlaps = Overlaps.of(samples, masks)
+    per_n = {f"{name}{n}": of(overlaps.prefix(n)) for name, of in PER_N.items() for n in prefixes}
+    return per_n | {name: of(samples, masks) for name, of in AT_MAX_N.items()}
+
+
+@torch.no_grad()
+def evaluate(
+    sample: Sampler,
+    dataset: Images,
+    samples: Sequence[int] = (16, 32, 100),
+    seeds: Sequence[int] = (0,),
+    device: torch.device | str = "cpu",
+    progress: Callable[[Sequence[int]], Iterable[int]] = iter,
+) -> Evaluation:
+    """Score `sample` on every image of `dataset`: its samples thresholded at >= 0.5 against all experts.
+
+    sample(image (1, c, h, w), n, generator) -> (1, n, h, w) probabilities, image and generator on `device`.
+    Per image and seed max(samples) are drawn once, and the first n of them are scored for each n of
+    `samples`. The generator depends on seed and image id alone, so that images may be split over processes
+    at will; CPU and CUDA draw different numbers. `progress` wraps the indices of images, as tqdm.tqdm does.
+    Raises ValueError for an empty or inconsistent dataset, masks other than 0/1, and samples that are not
+    finite or not of the right shape, naming the image."""
+    if not (samples and seeds) or min(samples) < 1:
+        raise ValueError(f"samples {tuple(samples)}, seeds {tuple(seeds)}: expected counts >= 1, and a seed")
+    if not 0 < len(dataset) == len(dataset.ids):
+        raise ValueError(f"dataset of {len(dataset)} images with {len(dataset.ids)} ids: "
+                         "expected at least one image, and an id for each")
+    scores: dict[str, np.ndarray] = defaultdict(lambda: np.empty((len(seeds), len(dataset))))
+    for index in progress(range(len(dataset))):
+        image, masks = dataset[index]
+        name, image, masks = dataset.ids[index], image.to(device)[None], masks.to(device)[None]
+        if not ((masks == 0) | (masks == 1)).all():
+            raise ValueError(f"masks of image {name}: expected 0 and 1, found others; check its source file")
+        for run, seed in enumerate(seeds):
+            drawn = _draw(sample, image, max(samples), seed, name)
+            for key, value in score(drawn, masks.bool(), samples).items():
+                scores[key][run, index] = float(value)
+    return Evaluation(tuple(dataset.ids), tuple(seeds), dict(scores))
+
+
+def paired_bootstrap(
+    a: np.ndarray, b: np.ndarray, draws: int = 10_000, seed: int = 0, groups: Sequence | None = None
+) -> tuple[float, float, float]:
+    """Difference of two methods on the same images: mean of a - b and its 95 % percentile interval.
+
+    a, b: per-image scores (images,), or (seeds, images), averaged over seeds first. With `groups` (images,),
+    such as patients, whole groups are resampled: slices of one patient are not independent, and images alone
+    would make the interval too narrow.
+    Raises ValueError for different numbers of images, and for scores that are not finite."""
+    a, b = np.atleast_2d(a).mean(0), np.atleast_2d(b).mean(0)
+    groups = np.arange(len(a)) if groups is None else np.asarray(groups)
+    if not a.shape == b.shape == groups.shape or not len(a):
+        raise ValueError(f"{len(a)} and {len(b)} images with {len(groups)} groups: "
+                         "expected scores of the same images, and a group for each")
+    difference = a - b
+    if not np.isfinite(difference).all():
+        raise ValueError(f"scores of image {int(np.argmin(np.isfinite(difference)))} are not finite")
+    _, group = np.unique(groups, return_inverse=True)
+    totals, sizes = np.bincount(group, difference), np.bincount(group)
+    random = np.random.default_rng(seed)
+    means = np.empty(draws)
+    for draw in range(draws):
+        chosen = random.integers(len(totals), size=len(totals))
+        means[draw] = totals[chosen].sum() / sizes[chosen].sum()
+    low, high = np.quantile(means, (0.025, 0.975))
+    return float(difference.mean()), float(low), float(high)
+
+
+def _draw(sample: Sampler, image: Tensor, n: int, seed: int, name: str) -> Tensor:
+    """n binary samples (1, n, h, w) of one image, checked."""
+    generator = torch.Generator(image.device).manual_seed(image_seed(seed, name))
+    drawn = sample(image, n, generator)
+    expected = (1, n, *image.shape[2:])
+    if drawn.shape != expected:
+        raise ValueError(f"samples of image {name}: shape {tuple(drawn.shape)}, "
+                         f"expected (b, n, h, w) = {expected}")
+    if not drawn.isfinite().all():
+        bad = int((~drawn.isfinite()).sum())
+        raise ValueError(f"samples of image {name}, seed {seed}: {bad} of {drawn.numel()} probabilities are "
+                         "not finite; the model has diverged or its input is bad")
+    return drawn >= 0.5
+
+
+def image_seed(seed: int, name: str) -> int:
+    """The seed of an image's samples: 64 bits of SHA-256, the same in every process, unlike Python's hash."""
+    return int.from_bytes(hashlib.sha256(f"{seed} {name}".encode()).digest()[:8], "little")
