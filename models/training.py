@@ -61,6 +61,10 @@ class State:
     best: float = math.inf
     pending: tuple[int, int, dict[str, Tensor]] | None = None  # step, images, terms
 
+    def finished_epochs(self, steps: int) -> int:
+        """Epochs of `steps` steps that are done and logged: not one that a stop ended right after its last step."""
+        return (self.step - bool(self.totals)) // steps
+
 
 class NonFiniteLoss(RuntimeError):
     """The loss or its gradient is not finite."""
@@ -96,11 +100,12 @@ def fit(model: nn.Module, losses: Losses, batches: Batches, validate: Callable[[
         optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=weight_decay)
         run = Run(model, optimizer, losses, batches, folder, content, loop, seed)
         run.resume()
-        if run.state.step >= epochs * len(batches):
+        finished = run.state.finished_epochs(len(batches))
+        if finished >= epochs:
             print(f"{folder}: already trained for {epochs} epochs; raise the number of epochs to go on")
             return
         with SummaryWriter(str(folder), purge_step=run.state.step) as board:
-            for epoch in range(run.state.step // len(batches) + 1, epochs + 1):
+            for epoch in range(finished + 1, epochs + 1):
                 run.epoch(f"epoch {epoch}/{epochs}", epoch * len(batches), board, stop)
                 if epoch % loop.validate_every == 0 or epoch == epochs:
                     run.validate(epoch, validate, board)
