@@ -109,9 +109,9 @@ def fit(model: nn.Module, losses: Losses, batches: Batches, validate: Callable[[
                 run.epoch(f"epoch {epoch}/{epochs}", epoch * len(batches), board, stop)
                 if epoch % loop.validate_every == 0 or epoch == epochs:
                     run.validate(epoch, validate, board)
-                run.save("last.pt")
                 if epoch % loop.save_model_step == 0:
                     run.save(f"epoch_{epoch:04d}.pt")
+                run.save("last.pt")  # last: a run that ends before this repeats the epoch, and saves what it should
 
 
 @dataclass
