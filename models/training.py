@@ -112,6 +112,8 @@ def fit(model: nn.Module, losses: Losses, batches: Batches, validate: Callable[[
                 if epoch % loop.save_model_step == 0:
                     run.save(f"epoch_{epoch:04d}.pt")
                 run.save("last.pt")  # last: a run that ends before this repeats the epoch, and saves what it should
+                if stop:
+                    run.stop(stop[0])
 
 
 @dataclass
