@@ -50,7 +50,7 @@ class Validation:
 
 @dataclass
 class State:
-    """Where a run stands: steps done, the current epoch's images and sums of loss terms, best validation score.
+    """Where a run stands: steps done, the current epoch's images, sums of loss terms and skipped batches, best score.
 
     `pending` are the terms of the last step, looked at one step later, so that a GPU never waits for the host.
     """
@@ -139,7 +139,10 @@ class Run:
                 self.stop(stop[0])
         self.settle()
         seconds = time.perf_counter() - started
+        skipped = self.state.totals.pop("skipped_batches", 0.0)
         scalars = {f"train/{name}": total / max(self.state.images, 1) for name, total in self.state.totals.items()}
+        if self.loop.skip_nonfinite:
+            scalars["train/skipped_batches"] = skipped
         scalars["train/learning_rate"] = self.optimizer.param_groups[0]["lr"]
         scalars["speed/images_per_second"] = self.state.images * (end - first) / (len(self.batches) * seconds)
         scalars["memory/peak_GiB"] = peak_memory() / 2**30
@@ -160,7 +163,7 @@ class Run:
         terms["gradient_norm"] = torch.nn.utils.get_total_norm([p.grad for p in self.model.parameters()])
         self.settle()
         if self.loop.skip_nonfinite and not all(value.isfinite() for value in terms.values()):
-            self.state.totals["skipped"] = self.state.totals.get("skipped", 0.0) + 1
+            self.state.totals["skipped_batches"] = self.state.totals.get("skipped_batches", 0.0) + 1
         else:
             self.state.pending = (self.state.step, len(image), terms)
             self.optimizer.step()
