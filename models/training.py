@@ -5,6 +5,7 @@ anywhere and started again with the same command repeats the uninterrupted run, 
 """
 
 import fcntl
+import hashlib
 import math
 import resource
 import signal
@@ -71,8 +72,11 @@ class NonFiniteLoss(RuntimeError):
 
 
 def seed_step(seed: int, step: int) -> None:
-    """Seeds torch on all devices for one step; step -1 is the initialization."""
-    torch.manual_seed((seed << 32) + step + 1)
+    """Seeds torch on all devices for one step; step -1 is the initialization.
+
+    Hashed, because torch's CPU generator heeds the low 32 bits of a seed only."""
+    digest = hashlib.blake2b(f"{seed} {step}".encode(), digest_size=8).digest()
+    torch.manual_seed(int.from_bytes(digest, "little"))
 
 
 def place(name: str) -> torch.device:
