@@ -127,6 +127,7 @@ class SamplingConfig:
     seeds: tuple[int, ...] = setting((0, 1, 2, 3, 4), "one run of sampling per seed (paper: five runs)")
     batch_size: int = setting(50, "states x_t integrated at once; bounds memory")
     amp: bool = setting(False, "run ST-Net in bfloat16")
+    released_checkpoint: bool = setting(False, "--gtr and --prior are files of weights of the authors' code")
     allow_overlap: bool = setting(False, "test even if test images were trained on (released: their split does)")
 
 
@@ -138,6 +139,7 @@ class RunConfig:
     preset: str = setting("paper", "paper, or released: what the authors' code does", ("paper", "released"))
     seed: int = setting(0, "seed of initialization and of every step's randomness")
     device: str = setting("auto", "auto, cpu, cuda, cuda:1, ...; auto takes CUDA when there is one")
+    deterministic: bool = setting(False, "repeat runs bit for bit on CUDA too, slower")
 
 
 @dataclass(frozen=True)

@@ -34,14 +34,7 @@ def load(path: Path, stage: str | None = None) -> dict[str, Any]:
 
     Raises FileNotFoundError, or ValueError for a file that is no checkpoint of ours, another format or another stage.
     """
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path}: no such checkpoint; train that stage first, or name another") from None
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, AttributeError, TypeError) as error:
-        reason = str(error).strip().splitlines()[-1] if str(error) else type(error).__name__
-        raise ValueError(f"{path}: not a readable checkpoint ({reason}); "
-                         "take another one of the run, or train it again") from error
+    content = _read(path)
     if not isinstance(content, dict) or "format" not in content:
         raise ValueError(f"{path}: a file of tensors, but not a checkpoint of this project (no 'format'); released "
                          "weights are loaded by models.load_released")
@@ -54,10 +47,30 @@ def load(path: Path, stage: str | None = None) -> dict[str, Any]:
     return content
 
 
+def state_dict(path: Path) -> dict[str, torch.Tensor]:
+    """The weights in a file of the authors' code, which may lie under the key state_dict; errors as in `load`."""
+    content = _read(path)
+    weights = content.get("state_dict", content) if isinstance(content, dict) else content
+    if not isinstance(weights, dict) or not all(isinstance(value, torch.Tensor) for value in weights.values()):
+        raise ValueError(f"{path}: expected a dict of tensors, as torch.save(model.state_dict(), path) writes it")
+    return weights
+
+
 def find(place: str | Path, name: str = "best.pt") -> Path:
     """The checkpoint that a flag means: the file itself, or the best one of a run folder."""
     place = Path(place)
     return place / name if place.is_dir() else place
+
+
+def _read(path: Path) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path}: no such checkpoint; train that stage first, or name another") from None
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, AttributeError, TypeError) as error:
+        reason = str(error).strip().splitlines()[-1] if str(error) else type(error).__name__
+        raise ValueError(f"{path}: not a readable checkpoint ({reason}); "
+                         "take another one of the run, or train it again") from error
 
 
 def fill(module: nn.Module, content: dict[str, Any], path: Path) -> None:

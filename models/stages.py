@@ -22,6 +22,10 @@ from models.command_line import Settings, parse
 from models.systems import Sampler, build_atfm, build_gtr, describe, flow_sampler, gtr_sampler, load_gtr
 from models.training import NonFiniteLoss, Validation, fit, place, seed_step
 
+OUT_OF_MEMORY = (
+    "out of GPU memory. What helps, most first: --checkpoint True (the flow's activations to about a fifth), "
+    "--annotators_per_pass 1 (to one of the k annotators'), a smaller --batch_size or --batchsize (in proportion)")
+
 
 def reports_errors(stage: Callable[..., None]) -> Callable[..., None]:
     """Ends a script with one line and exit code 1 for what a user can put right, instead of a traceback."""
@@ -30,6 +34,8 @@ def reports_errors(stage: Callable[..., None]) -> Callable[..., None]:
     def script(*arguments: Any) -> None:
         try:
             stage(*arguments)
+        except torch.cuda.OutOfMemoryError as error:
+            sys.exit(f"error: {OUT_OF_MEMORY} ({str(error).splitlines()[0]})")
         except (ValueError, OSError, NonFiniteLoss) as error:
             sys.exit(f"error: {error}")
 
@@ -41,7 +47,7 @@ def train_gtr(what: str, argv: Sequence[str] | None = None) -> None:
     """Step 1: trains GTR by the Monte Carlo likelihood (Eq. 5) into <output_path>/GTR."""
     settings = parse(argv, what, ("metadata", "gtr", "loop"), "Step 1 of ATFM: train GTR.")
     metadata, config, loop = settings.experiment.metadata, settings.experiment.gtr, settings.experiment.loop
-    device, seed = place(settings.run.device), settings.run.seed
+    device, seed = place(settings.run), settings.run.seed
     train, held_out = data.load(metadata, "train"), data.load(metadata, "val")
 
     seed_step(seed, -1)
@@ -72,7 +78,7 @@ def train_prior(what: str, argv: Sequence[str] | None = None) -> None:
 def train_flow(settings: Settings, config: PriorConfig, folder: Path) -> None:
     """Trains one flow into `folder`."""
     metadata, loop = settings.experiment.metadata, settings.experiment.loop
-    device, seed = place(settings.run.device), settings.run.seed
+    device, seed = place(settings.run), settings.run.seed
     gtr = load_gtr(gtr_path(settings, config.gtr), metadata)[0] if config.source == "gtr" else None
     train, held_out = data.load(metadata, "train_prior"), data.load(metadata, "val")
 

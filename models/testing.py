@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -17,13 +18,22 @@ from tqdm import tqdm
 import data
 import fig
 from data import Slices
-from metadata_manager import Metadata, Reported, SamplingConfig, reported
+from metadata_manager import METHODS, Metadata, PriorConfig, Reported, SamplingConfig, reported
 from metrics import Evaluation, evaluate, paired_bootstrap
-from models import checkpoint
+from models import ATFM, GTR, checkpoint, load_released
 from models.command_line import Settings, parse
 from models.solvers import EVALUATIONS_PER_STEP
 from models.stages import flow_folder, gtr_path, output, reports_errors
-from models.systems import Sampler, flow_sampler, gtr_sampler, load_atfm, load_gtr, versions
+from models.systems import (
+    Sampler,
+    build_atfm,
+    build_gtr,
+    flow_sampler,
+    gtr_sampler,
+    load_atfm,
+    load_gtr,
+    versions,
+)
 from models.training import place
 
 
@@ -42,9 +52,9 @@ class System:
 def test_prior(what: str, argv: Sequence[str] | None = None) -> None:
     """Scores each system on the test split into <output_path>/test: results.json, table.md, pictures."""
     settings = parse(argv, what, ("metadata", "sampling"), "Test ATFM and what it is compared with.")
-    metadata, config, device = settings.experiment.metadata, settings.experiment.sampling, place(settings.run.device)
+    metadata, config, device = settings.experiment.metadata, settings.experiment.sampling, place(settings.run)
     test = data.load(metadata, "test")
-    rows = systems(settings, config, metadata, test, device)
+    rows = systems(settings, metadata, test, device)
     folder = output(settings) / "test"
     folder.mkdir(parents=True, exist_ok=True)
 
@@ -67,9 +77,9 @@ def test_prior(what: str, argv: Sequence[str] | None = None) -> None:
     print(f"{folder}: table.md, results.json and a picture per system")
 
 
-def systems(settings: Settings, config: SamplingConfig, metadata: Metadata, test: Slices,
-            device: torch.device) -> list[System]:
+def systems(settings: Settings, metadata: Metadata, test: Slices, device: torch.device) -> list[System]:
     """The systems that the flags name, loaded; raises ValueError if one of them was trained on test images."""
+    config = settings.experiment.sampling
     flows = [method for method in config.methods if method != "act-gtr"]
     if config.prior is not None and (len(flows) > 1 or config.alphas):
         raise ValueError(f"--prior names one flow, but --methods {' '.join(config.methods)} asks for {len(flows)}; "
@@ -77,27 +87,47 @@ def systems(settings: Settings, config: SamplingConfig, metadata: Metadata, test
     found: list[System] = []
     for method in config.methods:
         gtr, gtr_name = None, ()
-        if method.startswith("at") or method == "act-gtr":
+        if method == "act-gtr" or METHODS[method].get("source") != "normal":
             path = gtr_path(settings, config.gtr)
-            gtr, content = load_gtr(path, metadata)
-            refuse_overlap(path, content["training_ids"], test.ids, config.allow_overlap)
-            gtr, gtr_name = gtr.to(device), (str(path),)
+            gtr, gtr_name = trained_gtr(settings, path, test).to(device), (str(path),)
         if method == "act-gtr":
             found.append(System(method, method, gtr_sampler(gtr), 0, gtr_name))
             continue
         for alpha in config.alphas or (None,):
             path = checkpoint.find(config.prior or flow_folder(settings, method, alpha))
-            atfm, trained, content = load_atfm(path, method, gtr)
-            atfm.amp = config.amp
-            refuse_overlap(path, content["training_ids"], test.ids, config.allow_overlap)
-            for solver in config.solver or (trained.solver,):
-                for steps in config.steps or (trained.steps,):
-                    found.append(System(
-                        label(method, config, alpha, solver, steps), method,
-                        flow_sampler(atfm.to(device), steps, solver, config.batch_size),
-                        steps * EVALUATIONS_PER_STEP[solver] * (1 if trained.guidance == 0 else 2),
-                        (*gtr_name, str(path))))
+            atfm, trained = trained_flow(settings, path, method, gtr, test)
+            atfm.to(device).amp = config.amp
+            for solver, steps in product(config.solver or (trained.solver,), config.steps or (trained.steps,)):
+                found.append(System(
+                    label(method, config, alpha, solver, steps), method,
+                    flow_sampler(atfm, steps, solver, config.batch_size),
+                    steps * EVALUATIONS_PER_STEP[solver] * (1 if trained.guidance == 0 else 2), (*gtr_name, str(path))))
     return found
+
+
+def trained_gtr(settings: Settings, path: Path, test: Slices) -> GTR:
+    """GTR from our checkpoint, not trained on test images, or from the authors' with the preset's layout."""
+    config, metadata = settings.experiment.sampling, settings.experiment.metadata
+    if config.released_checkpoint:
+        gtr = build_gtr(metadata, settings.experiment.gtr)
+        load_released(gtr, checkpoint.state_dict(path))
+        return gtr.eval()
+    gtr, content = load_gtr(path, metadata)
+    refuse_overlap(path, content["training_ids"], test.ids, config.allow_overlap)
+    return gtr
+
+
+def trained_flow(settings: Settings, path: Path, method: str, gtr: GTR | None,
+                 test: Slices) -> tuple[ATFM, PriorConfig]:
+    """A flow and its settings from our checkpoint, not trained on test images, or from the authors' and the preset."""
+    config = settings.experiment.sampling
+    if config.released_checkpoint:
+        atfm = build_atfm(settings.experiment.prior, gtr)
+        load_released(atfm.net, checkpoint.state_dict(path))
+        return atfm.eval(), settings.experiment.prior
+    atfm, trained, content = load_atfm(path, method, gtr)
+    refuse_overlap(path, content["training_ids"], test.ids, config.allow_overlap)
+    return atfm, trained
 
 
 def label(method: str, config: SamplingConfig, alpha: float | None, solver: str, steps: int) -> str:
@@ -162,7 +192,8 @@ def differences_table(rows: Sequence[System], results: dict[str, Evaluation], sa
         for name in names:
             ours, theirs = results[system.label].scores[name], results[reference].scores[name]
             difference, low, high = paired_bootstrap(ours, theirs, groups=groups)
-            cells.append(f"{difference:+.3f} [{low:+.3f}, {high:+.3f}]")
+            interval = f"[{low:+.3f}, {high:+.3f}]" if len(set(groups)) > 1 else "(one patient: no interval)"
+            cells.append(f"{difference:+.3f} {interval}")
         lines.append(f"| {system.label} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 

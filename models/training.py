@@ -7,6 +7,7 @@ anywhere and started again with the same command repeats the uninterrupted run, 
 import fcntl
 import hashlib
 import math
+import os
 import resource
 import signal
 import sys
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from metadata_manager import LoopConfig
+from metadata_manager import LoopConfig, RunConfig
 from models import checkpoint
 
 # Settings that may differ when a run goes on: none of them alters what a step computes, beyond rounding.
@@ -79,8 +80,12 @@ def seed_step(seed: int, step: int) -> None:
     torch.manual_seed(int.from_bytes(digest, "little"))
 
 
-def place(name: str) -> torch.device:
+def place(run: RunConfig) -> torch.device:
     """The device of --device: "auto" is CUDA if there is one. Raises ValueError for one that is not there."""
+    name = run.device
+    if run.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with a fixed one
+        torch.use_deterministic_algorithms(True)
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
