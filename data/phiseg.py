@@ -1,0 +1,80 @@
+"""The LIDC file of PHiSeg and CCDM: one HDF5 file with groups train, val and test, whose split is kept.
+
+Each group has `images` (N, h, w) float, in [0, 1] or [-0.5, 0.5]; `labels` (N, h, w, 4) of 0/1; `uids` (N,),
+CT series. Numbers published for PHiSeg and CCDM belong to this split.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import h5py
+import numpy as np
+from tqdm import tqdm
+
+from data.cache import BLOCK, Writer
+
+FOLDS = ("train", "val", "test")
+
+
+def is_phiseg(path: Path) -> bool:
+    """Whether an HDF5 file has this layout rather than that of `data.cache`."""
+    if not h5py.is_hdf5(path):
+        return False
+    with h5py.File(path, "r") as file:
+        return all(isinstance(file.get(fold), h5py.Group) for fold in FOLDS)
+
+
+def convert(files: Sequence[Path], writer: Writer) -> None:
+    """Append every slice of the one file to a cache; its id begins with its fold, as `folds` expects.
+
+    Images are quantised to 16 bits. Raises ValueError naming the file and group of a bad array."""
+    (path,) = files
+    with h5py.File(path, "r") as file:
+        shift = 0.5 if min(_minimum(file[fold], f"{path}, {fold}") for fold in FOLDS) < 0 else 0.0
+        for fold in FOLDS:
+            _append_fold(writer, file[fold], fold, shift, f"{path}, {fold}")
+
+
+def folds(ids: Sequence[str]) -> dict[str, np.ndarray]:
+    """Rows of each split by the ids that `convert` wrote; `train_prior`, for the flow, is `train`.
+
+    Raises ValueError for ids of another source."""
+    fold_of_row = np.array([name.partition("/")[0] for name in ids])
+    rows = {fold: np.flatnonzero(fold_of_row == fold) for fold in FOLDS}
+    if sum(map(len, rows.values())) < len(ids):
+        raise ValueError(f"id {ids[0]!r}: names no fold; expected ids like 'train/0', as from PHiSeg's file")
+    return rows | {"train_prior": rows["train"]}
+
+
+def _append_fold(writer: Writer, group: h5py.Group, fold: str, shift: float, where: str) -> None:
+    images, labels, series = _arrays(group, where)
+    for start in tqdm(range(0, len(images), BLOCK), desc=fold, unit="block", disable=None):
+        block = slice(start, start + BLOCK)
+        for row, (image, label) in enumerate(zip(images[block] + shift, labels[block]), start):
+            if not (image.min() >= -1e-6 and image.max() <= 1 + 1e-6):  # NaN fails both comparisons
+                raise ValueError(f"{where}, row {row}: image ranges from {image.min():.4g} to "
+                                 f"{image.max():.4g}, expected [0, 1], or [-0.5, 0.5] in the whole file")
+            if not np.isin(label, (0, 1)).all():
+                raise ValueError(f"{where}, row {row}: labels have values other than 0 and 1")
+            pixels = np.rint(np.clip(image, 0, 1) * 65535).astype(np.uint16)
+            writer.append(pixels, np.moveaxis(label, -1, 0), patient=str(series[row]), id=f"{fold}/{row}")
+
+
+def _arrays(group: h5py.Group, where: str) -> tuple[h5py.Dataset, h5py.Dataset, np.ndarray]:
+    """images (N, h, w), labels (N, h, w, k) and the series of each row (N,), their shapes checked."""
+    missing = {"images", "labels", "uids"} - set(group)
+    if missing:
+        raise ValueError(f"{where}: has no {', '.join(sorted(missing))}; expected images, labels and uids")
+    images, labels, uids = group["images"], group["labels"], group["uids"]
+    if images.ndim != 3 or labels.shape[:-1] != images.shape or uids.shape != images.shape[:1]:
+        raise ValueError(f"{where}: images {images.shape}, labels {labels.shape}, uids {uids.shape}; "
+                         "expected (N, h, w), (N, h, w, k) and (N,)")
+    is_text = h5py.check_string_dtype(uids.dtype) is not None
+    return images, labels, uids.asstr()[...] if is_text else uids[...]
+
+
+def _minimum(group: h5py.Group, where: str) -> float:
+    """The lowest pixel of a group, read block by block."""
+    images = _arrays(group, where)[0]
+    starts = range(0, len(images), BLOCK)
+    return min((float(images[start:start + BLOCK].min()) for start in starts), default=0.0)

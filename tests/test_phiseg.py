@@ -1,0 +1,84 @@
+"""The HDF5 file of PHiSeg and CCDM: its pixels and its split survive the conversion."""
+
+import h5py
+import numpy as np
+import pytest
+
+from data import phiseg
+from data.cache import Writer, open_cache
+
+ROWS = {"train": 5, "val": 2, "test": 3}
+
+
+def write_file(path, shift=0.0, uids=(b"1.2.3", b"1.2.4")):
+    """A file of the layout with random content; returns it as {fold: (images, labels)}."""
+    rng = np.random.RandomState(0)
+    content = {}
+    with h5py.File(path, "w") as file:
+        for fold, count in ROWS.items():
+            images, labels = rng.rand(count, 6, 8), rng.rand(count, 6, 8, 4) > 0.5
+            images[0, 0, 0] = 0.0
+            file[f"{fold}/images"] = (images + shift).astype(np.float32)
+            file[f"{fold}/labels"] = labels.astype(np.uint8)
+            file[f"{fold}/uids"] = [uids[row % 2] for row in range(count)]
+            content[fold] = images, labels
+    return content
+
+
+def convert(path):
+    with Writer(path.with_name("cache.h5"), "test") as writer:
+        phiseg.convert([path], writer)
+    return open_cache(path.with_name("cache.h5"))
+
+
+@pytest.mark.parametrize("shift", [0.0, -0.5])
+def test_pixels_and_folds_are_kept(tmp_path, shift):
+    content = write_file(tmp_path / "lidc.hdf5", shift)
+    cache = convert(tmp_path / "lidc.hdf5")
+    folds = phiseg.folds(cache.ids)
+    assert {fold: len(folds[fold]) for fold in ROWS} == ROWS
+    assert folds["train_prior"].tolist() == folds["train"].tolist() == [0, 1, 2, 3, 4]
+    for fold, (images, labels) in content.items():
+        pixels, packed = cache.read(folds[fold])
+        assert np.abs(pixels[..., 0] / 65535 - images).max() < 1e-5
+        masks = np.unpackbits(packed, axis=-1).reshape(-1, 4, 6, 8)
+        for k in range(4):
+            assert (masks[:, k] == labels[..., k]).all()
+
+
+@pytest.mark.parametrize("uids, patients", [((b"1.2.3", b"1.2.4"), ["1.2.3", "1.2.4"]), ((7, 9), ["7", "9"])])
+def test_the_series_is_the_patient(tmp_path, uids, patients):
+    write_file(tmp_path / "lidc.hdf5", uids=uids)
+    assert convert(tmp_path / "lidc.hdf5").patient[:3].tolist() == [patients[0], patients[1], patients[0]]
+
+
+def test_the_layouts_are_told_apart(tmp_path):
+    write_file(tmp_path / "lidc.hdf5")
+    convert(tmp_path / "lidc.hdf5")
+    assert phiseg.is_phiseg(tmp_path / "lidc.hdf5")
+    assert not phiseg.is_phiseg(tmp_path / "cache.h5")
+    (tmp_path / "text.h5").write_text("not HDF5")
+    assert not phiseg.is_phiseg(tmp_path / "text.h5")
+
+
+@pytest.mark.parametrize("name, value, message", [
+    ("train/uids", None, "lidc.hdf5, train: has no uids"),
+    ("val/labels", np.zeros((2, 6, 7, 4)), r"lidc.hdf5, val: .*labels \(2, 6, 7, 4\)"),
+    ("test/images", np.full((3, 6, 8), 2.0), "lidc.hdf5, test, row 0: image ranges from 2 to 2"),
+    ("test/images", np.full((3, 6, 8), np.nan), "lidc.hdf5, test, row 0: image ranges from nan"),
+    ("val/labels", np.full((2, 6, 8, 4), 3), "lidc.hdf5, val, row 0: labels"),
+])
+def test_a_bad_array_is_named_and_nothing_is_written(tmp_path, name, value, message):
+    write_file(tmp_path / "lidc.hdf5")
+    with h5py.File(tmp_path / "lidc.hdf5", "a") as file:
+        del file[name]
+        if value is not None:
+            file[name] = value
+    with pytest.raises(ValueError, match=message):
+        convert(tmp_path / "lidc.hdf5")
+    assert [path.name for path in tmp_path.iterdir()] == ["lidc.hdf5"]
+
+
+def test_ids_without_a_fold_are_refused():
+    with pytest.raises(ValueError, match="LIDC-IDRI-0001_nodule00.*names no fold"):
+        phiseg.folds(["LIDC-IDRI-0001_nodule00", "train/0"])
