@@ -59,7 +59,7 @@ def _flags(config: Any) -> list[dataclasses.Field]:
 
 
 def _add_flag(group: argparse._ArgumentGroup, field: dataclasses.Field, default: Any) -> None:
-    kind = field.type if isinstance(field.type, type) else typing.get_args(field.type)[0]
+    kind = (*typing.get_args(field.type), field.type)[0]  # int of int, int | None and tuple[int, ...]
     several = typing.get_origin(field.type) is tuple
     options: dict[str, Any] = {"dest": field.name, "type": _boolean if kind is bool else kind}
     options["choices"] = field.metadata["choices"] or None
