@@ -35,9 +35,10 @@ def load(path: Path, stage: str | None = None) -> dict[str, Any]:
     Raises FileNotFoundError, or ValueError for a file that is no checkpoint of ours, another format or another stage.
     """
     content = _read(path)
-    if not isinstance(content, dict) or "format" not in content:
-        raise ValueError(f"{path}: a file of tensors, but not a checkpoint of this project (no 'format'); released "
-                         "weights are loaded by models.load_released")
+    missing = {"format", "stage", "config", "model"}.difference(content if isinstance(content, dict) else ())
+    if missing:
+        raise ValueError(f"{path}: a file of tensors, but not a checkpoint of this project (no "
+                         f"{', '.join(sorted(missing))}); released weights are loaded by models.load_released")
     if content["format"] != FORMAT:
         raise ValueError(f"{path}: checkpoint format {content['format']}, written by {content.get('versions')}; "
                          f"this version reads format {FORMAT}")
