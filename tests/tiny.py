@@ -1,0 +1,69 @@
+"""Data sets of a few images and settings of a few weights, on which every script runs in about a second."""
+
+import pickle
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from data import Writer
+
+PATIENTS = 15  # 64/16/20 %: 10 to train, 2 to validate, 3 to test
+DATA = ["--crop", "8", "--limit", "6", "--device", "cpu"]
+LOOP = ["--val_images", "2", "--val_samples", "2", "--val_steps", "1"]
+GTR = [*DATA, *LOOP, "--num_filters", "4", "8", "--rank", "2", "--mc_samples", "4"]
+PRIOR = [*DATA, *LOOP, "--dim", "4", "--dim_mults", "1", "--annotators_per_pass", "4"]
+TEST = [*DATA, "--samples", "2", "4", "--seeds", "0", "1"]
+
+
+def expert_masks(random: np.random.RandomState, annotators: int, size: int) -> np.ndarray:
+    """Discs about the middle whose radii differ between annotators: (k, size, size) of 0/1."""
+    distance = np.hypot(*(np.indices((size, size)) - (size - 1) / 2 - random.uniform(-1, 1, (2, 1, 1))))
+    return (distance < random.uniform(1, 4, (annotators, 1, 1))).astype(np.uint8)
+
+
+def image_of(random: np.random.RandomState, masks: np.ndarray) -> np.ndarray:
+    """A noisy picture of what the experts marked: (h, w) in [0, 1]."""
+    return 0.6 * masks.mean(0) + 0.4 * random.uniform(size=masks.shape[1:])
+
+
+def write_lidc_h5(path: Path) -> Path:
+    """Two slices of each patient in the layout of data.cache, 128 x 128 pixels with 4 experts."""
+    random = np.random.RandomState(0)
+    with Writer(path, "rendered by the tests") as writer:
+        for row in range(2 * PATIENTS):
+            masks = expert_masks(random, 4, 128)
+            image = np.uint8(255 * image_of(random, masks))
+            writer.append(image, masks, patient=row // 2, nodule=row // 2, slice=row % 2)
+    return path
+
+
+def write_lidc_folder(folder: Path) -> Path:
+    """A slice of each patient in the pickle format, in two files."""
+    random = np.random.RandomState(1)
+    slices = {}
+    for patient in range(PATIENTS):
+        masks = expert_masks(random, 4, 128)
+        slices[f"LIDC-IDRI-{patient:04d}_nodule00_slice000"] = {
+            "image": image_of(random, masks), "masks": [mask.astype(float) for mask in masks],
+            "series_uid": f"1.3.6.{patient}"}
+    folder.mkdir()
+    names = sorted(slices)
+    for number, part in enumerate((names[:8], names[8:])):
+        (folder / f"part{number}.pickle").write_bytes(pickle.dumps({name: slices[name] for name in part}))
+    return folder
+
+
+def write_isic_folder(folder: Path) -> Path:
+    """Images/ and Segmentations/ of 256 x 256 pixels with 3 experts of different styles."""
+    random = np.random.RandomState(2)
+    for name in ("Images", "Segmentations"):
+        (folder / name).mkdir(parents=True)
+    for number in range(PATIENTS):
+        masks = expert_masks(random, 3, 256)
+        rgb = np.stack([image_of(random, masks) for _ in range(3)], axis=-1)
+        Image.fromarray(np.uint8(255 * rgb)).save(folder / "Images" / f"ISIC_{number:07d}.jpg", quality=95)
+        for annotator, mask in enumerate(masks):
+            name = f"ISIC_{number:07d}_{annotator}_{'fmp'[annotator]}.png"
+            Image.fromarray(255 * mask).save(folder / "Segmentations" / name)
+    return folder
