@@ -9,6 +9,7 @@ A source in another format (pickle, PNG) is converted once by `cached` into such
 """
 
 import hashlib
+import io
 import os
 import secrets
 from collections.abc import Callable, Sequence
@@ -83,7 +84,7 @@ def _open(file: h5py.File, path: Path) -> Cache:
     style = fields.get("style")
     if style is not None and style.shape != (shape[0], annotators):
         raise LayoutError(f"{path}: style has shape {style.shape}, expected {(shape[0], annotators)}")
-    fingerprint = str(file.attrs.get("fingerprint", ""))
+    fingerprint = np.bytes_(file.attrs.get("fingerprint", b"")).decode()
     return Cache(path, shape, annotators, fields["patient"], _names(fields), style, fingerprint)
 
 
@@ -166,12 +167,10 @@ def _read_rows(dataset: h5py.Dataset, rows: np.ndarray) -> np.ndarray:
     return out
 
 
-def _column(values: list) -> np.ndarray:
-    """A field of all rows; text as fixed-length UTF-8, which a reader need not follow pointers for."""
-    if not isinstance(values[0], str):
-        return np.array(values)
-    encoded = [value.encode() for value in values]
-    return np.array(encoded, h5py.string_dtype("utf-8", max(map(len, encoded))))
+def _fixed(text: str | list[str]) -> np.ndarray:
+    """Fixed-length UTF-8. Text of variable length lies on a heap; HDF5 2.0 reads a damaged heap without end."""
+    encoded = np.char.encode(text, "utf-8")
+    return encoded.astype(h5py.string_dtype("utf-8", max(1, encoded.dtype.itemsize)))
 
 
 def _packed_bytes(annotators: int, height: int, width: int) -> int:
@@ -180,6 +179,8 @@ def _packed_bytes(annotators: int, height: int, width: int) -> int:
 
 class Writer:
     """Writes a file of the layout row by row; it appears under its name when complete, or not at all.
+
+    Until then the file is in memory: HDF5 2.0 ends the process when it meets a full disk.
 
     with Writer("set.h5", source="where it comes from") as writer:
         writer.append(image, masks, patient=7, nodule=0, slice=1)
@@ -190,8 +191,10 @@ class Writer:
         self.path = Path(path)
         # A name of its own, so that two processes writing the same file do not meet.
         self._temporary = self.path.with_name(f".{self.path.name}.{secrets.token_hex(4)}.tmp")
-        self._file = h5py.File(self._temporary, "x")
-        self._file.attrs.update(atfm_format=FORMAT, source=source, fingerprint=fingerprint)
+        self._temporary.touch(exist_ok=False)
+        self._memory = io.BytesIO()
+        self._file = h5py.File(self._memory, "w")
+        self._file.attrs.update(atfm_format=FORMAT, source=_fixed(source), fingerprint=_fixed(fingerprint))
         self._images: list[np.ndarray] = []
         self._masks: list[np.ndarray] = []
         self._fields: dict[str, list] = {}
@@ -243,24 +246,24 @@ class Writer:
         if self._images:
             self._flush()
         for name, values in self._fields.items():
-            self._file.create_dataset(name, data=_column(values))
+            self._file.create_dataset(name, data=_fixed(values) if isinstance(values[0], str) else values)
         self._file.close()
-        descriptor = os.open(self._temporary, os.O_RDONLY)
         try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        os.replace(self._temporary, self.path)
+            with open(self._temporary, "wb") as out:
+                out.write(self._memory.getbuffer())
+                out.flush()
+                os.fsync(out.fileno())
+            os.replace(self._temporary, self.path)
+        except OSError as error:
+            raise OSError(f"{self.path}: cannot be written ({error}); is the disk full?") from error
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
         try:
             if kind is None:
                 self._finish()
         finally:
-            try:
-                self._file.close()  # fails too when the disk is full
-            finally:
-                self._temporary.unlink(missing_ok=True)
+            self._file.close()
+            self._temporary.unlink(missing_ok=True)
 
 
 def cached(source: Path, files: Sequence[Path], convert: Callable[[Sequence[Path], Writer], None]) -> Cache:
