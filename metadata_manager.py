@@ -38,7 +38,8 @@ class Metadata:
     size: int = 128  # pixels per side in the files, before `crop`
     data_path: str = setting("", "folder or file of the dataset")
     split: str = setting("group", "group: 64/16/20 with no patient (LIDC) or image (ISIC3) on two sides; "
-                                  "released: the authors' overlapping lists, for comparison", ("group", "released"))
+                                  "released: the authors' overlapping lists, for comparison; "
+                                  "file: as in a file of PHiSeg or CCDM", ("group", "released", "file"))
     split_seed: int = setting(0, "seed of the 64/16/20 split; apart from --seed, so that runs share their test set")
     limit: int | None = setting(None, "use the first N images of each split")
     crop: int | None = setting(None, "centre crop to S x S pixels")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data import isic3, lidc, splits
+from data import isic3, lidc, phiseg, splits
 from data.batches import Batches
 from data.cache import Cache, Writer, cached, open_cache
 from data.slices import Slices
@@ -42,7 +42,7 @@ def _open_source(described: Metadata) -> Cache:
             f"{described.what}: data_path '{described.data_path}' does not exist; edit PATHS in "
             f"metadata_manager.py, set ATFM_{described.what.upper()}_PATH or pass --data_path")
     if path.suffix in (".h5", ".hdf5"):
-        cache = open_cache(path)
+        cache = cached(path, [path], phiseg.convert) if phiseg.is_phiseg(path) else open_cache(path)
     else:
         reader = {"lidc": lidc, "isic3": isic3}[described.reader]
         cache = cached(path, reader.source_files(path), reader.convert)
@@ -64,4 +64,6 @@ def _split_rows(described: Metadata, cache: Cache) -> dict[str, np.ndarray]:
         return splits.released_isic(cache.style)
     if described.split == "released":
         return splits.released(len(cache))
-    raise ValueError(f"--split {described.split}: unknown; expected group or released")
+    if described.split == "file":
+        return phiseg.folds(cache.ids)
+    raise ValueError(f"--split {described.split}: unknown; expected group, released or file")
