@@ -31,7 +31,7 @@ class WithoutHints(ast.NodeTransformer):
 
 
 def imported(source):
-    """Names of ours that a module imports anywhere in it, but for type hints: `from models import gtr` is models.gtr."""
+    """Names of ours that a module imports anywhere, but for type hints: `from models import gtr` is models.gtr."""
     found = set()
     for node in ast.walk(WithoutHints().visit(ast.parse(source))):
         if isinstance(node, ast.Import):

@@ -42,7 +42,8 @@ def test_a_default_is_one_of_the_choices(kind, field):
     assert not choices or set(values) <= set(choices)
 
 
-@pytest.mark.parametrize("parts", [("metadata", "gtr", "loop"), ("metadata", "prior", "loop"), ("metadata", "sampling")])
+@pytest.mark.parametrize("parts", [("metadata", "gtr", "loop"), ("metadata", "prior", "loop"),
+                                   ("metadata", "sampling")])
 def test_no_two_settings_of_one_command_share_a_name(parts):
     kinds = [RunConfig, *(type(getattr(EXPERIMENTS["LIDC"], part)) for part in parts)]
     names = [field.name for kind, field in SETTINGS if kind in kinds]

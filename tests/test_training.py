@@ -65,7 +65,8 @@ def train(folder, epochs=3, wrap=lambda losses: losses, settings=None, lr=0.01, 
     model = nn.Conv2d(1, 1, 3, padding=1)
     successive = iter(scores or (model.bias.item() for _ in count()))
     fit(model, wrap(squares(model)), Pairs(),
-        lambda: Validation({"GED": next(successive)}, np.zeros((2, 2, 3), np.uint8)), folder=folder, content={"stage": "GTR", "config": {"lr": lr, **(settings or {})}}, epochs=epochs, lr=lr,
+        lambda: Validation({"GED": next(successive)}, np.zeros((2, 2, 3), np.uint8)), folder=folder,
+        content={"stage": "GTR", "config": {"lr": lr, **(settings or {})}, "versions": {}}, epochs=epochs, lr=lr,
         weight_decay=0.0, loop=LoopConfig(**{"validate_every": 1, **loop}), seed=seed)
     return nn.utils.parameters_to_vector(model.parameters()).detach()
 
@@ -109,7 +110,15 @@ def test_a_signal_ends_with_the_code_of_the_shell_after_the_step(number, code, t
     assert signal.getsignal(number) is before
 
 
-def test_a_second_signal_acts_at_once(tmp_path):
+@pytest.fixture
+def interruptible():
+    """Ctrl-C raises KeyboardInterrupt, which it does not in a process started in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_a_second_signal_acts_at_once(tmp_path, interruptible):
     def twice(terms):
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)
