@@ -1,0 +1,259 @@
+"""The pickle reader: what it reads, what it names when a slice is wrong, and what it refuses to run."""
+
+import os
+import pickle
+import random
+import struct
+import time
+import tracemalloc
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import data
+from data import lidc
+from data.cache import cached, open_cache
+from metadata_manager import Metadata
+
+SHARED = Path(__file__).resolve().parents[2] / "shared" / "data" / "lidc_pickle" / "data_lidc.pickle"
+FUZZ = int(os.environ.get("ATFM_FUZZ", 300))
+
+
+def one_slice(seed=0, series="1.2.3"):
+    random_state = np.random.RandomState(seed)
+    masks = [random_state.randint(0, 2, (8, 4)).astype(np.uint8) for _ in range(4)]
+    return {"image": random_state.rand(8, 4), "masks": masks, "series_uid": series}
+
+
+def slices(count=3, first=0):
+    return {f"slice{i}": one_slice(i, f"series {i}") for i in range(first, first + count)}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "LIDC").mkdir()
+    return tmp_path / "LIDC"
+
+
+def convert(folder):
+    return cached(folder, lidc.source_files(folder), lidc.convert)
+
+
+def save(path, content, protocol=pickle.DEFAULT_PROTOCOL):
+    path.write_bytes(pickle.dumps(content, protocol))
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+@pytest.mark.parametrize("core", [b"numpy.core", b"numpy._core"])
+def test_every_protocol_and_numpy_path_is_read(folder, protocol, core):
+    content = slices()
+    content["slice1"]["image"] = np.asfortranarray(content["slice1"]["image"])
+    content["slice2"]["image"] = content["slice2"]["image"].astype(">f4")
+    content["slice2"]["masks"][3] = content["slice2"]["masks"][3].astype(bool)
+    path = folder / "a.pickle"
+    path.write_bytes(with_core(pickle.dumps(content, protocol), core))
+    assert core + b"." in path.read_bytes()
+    read = lidc.read_pickle(path)
+    assert list(read) == list(content)
+    for key, expected in content.items():
+        np.testing.assert_array_equal(read[key]["image"].values, expected["image"])
+        for mask, expected_mask in zip(read[key]["masks"], expected["masks"]):
+            np.testing.assert_array_equal(mask.values, expected_mask)
+
+
+def with_core(pickled: bytes, core: bytes) -> bytes:
+    """The pickle as another NumPy writes it: module names replaced, the lengths of names and frame mended."""
+    found = b"numpy._core" if b"numpy._core" in pickled else b"numpy.core"
+    for module in (b".multiarray", b".numeric"):
+        old, new = found + module, core + module
+        pickled = pickled.replace(bytes([len(old)]) + old, bytes([len(new)]) + new)
+        pickled = pickled.replace(b"c" + old, b"c" + new)
+    if pickled[2:3] == pickle.FRAME and len(pickled) < 60_000:
+        pickled = pickled[:3] + struct.pack("<Q", len(pickled) - 11) + pickled[11:]
+    return pickled
+
+
+def test_conversion_keeps_masks_order_and_images_to_16_bits(folder):
+    content = slices(3) | slices(3, first=7)
+    save(folder / "a.pickle", slices(3))
+    save(folder / "b.pkl", slices(3, first=7))
+    cache = convert(folder)
+    images, packed = cache.read(np.arange(6))
+    assert cache.ids == list(content)
+    assert list(cache.patient) == [entry["series_uid"] for entry in content.values()]
+    for row, entry in enumerate(content.values()):
+        assert np.abs(images[row, :, :, 0] / 65535 - entry["image"]).max() < 1e-5
+        np.testing.assert_array_equal(np.unpackbits(packed[row]).reshape(4, 8, 4), entry["masks"])
+
+
+def test_a_single_file_is_a_source(folder):
+    save(folder / "a.pickle", slices(2))
+    assert len(convert(folder / "a.pickle")) == 2
+
+
+def test_patients_are_read_from_the_keys_and_series_are_never_divided(folder):
+    save(folder / "a.pickle", {
+        "LIDC-IDRI-0007_nodule01_slice002": one_slice(0, "first scan"),
+        "LIDC-IDRI-0007_nodule00_slice000": one_slice(1, "second scan"),
+        "LIDC-IDRI-0009_nodule00_slice000": one_slice(2, "second scan"),
+        "LIDC-IDRI-0008_nodule00_slice000": one_slice(3, "third scan"),
+    })
+    assert list(convert(folder).patient) == ["LIDC-IDRI-0007"] * 3 + ["LIDC-IDRI-0008"]
+
+
+def changed(**changes):
+    content = slices(2)
+    content["slice1"] |= changes
+    return content
+
+
+ZEROS = np.zeros((8, 4), np.uint8)
+
+
+@pytest.mark.parametrize(("content", "message"), [
+    (changed(image=np.full((8, 4), 1.01)), "key 'slice1': image from 1.01 to 1.01"),
+    (changed(image=np.full((8, 4), -0.01)), "image from -0.01"),
+    (changed(image=np.full((8, 4), np.nan)), "image from nan"),
+    (changed(image=np.full((8, 4, 3), 0.5)), r"image is an array float64 \(8, 4, 3\)"),
+    (changed(image=np.zeros((0, 4))), r"image is an array float64 \(0, 4\)"),
+    (changed(image=[[0.5]]), "image is a list"),
+    (changed(image=np.zeros((4, 8)), masks=[np.zeros((4, 8))] * 4), r"shape \(4, 8\), expected \(8, 4\)"),
+    (changed(masks=[ZEROS] * 3), "3 masks, expected a list of 4"),
+    (changed(masks=np.zeros((4, 8, 4))), "masks as an array float64"),
+    (changed(masks=[ZEROS, ZEROS, ZEROS, ZEROS[:, :2]]), r"mask 3 is an array uint8 \(8, 2\)"),
+    (changed(masks=[ZEROS, ZEROS + 2, ZEROS, ZEROS]), "mask 1 has values other than 0 and 1"),
+    (changed(masks=[ZEROS, ZEROS, ZEROS, np.full((8, 4), np.nan)]), "mask 3 has values"),
+    (changed(series_uid=""), "series_uid is a str"),
+    (changed(series_uid=7), "series_uid is a int"),
+    ({"slice1": {"image": np.zeros((8, 4)), "masks": [ZEROS] * 4}}, "holds 'image', 'masks'; expected"),
+    ({"slice1": 3}, "holds a int"),
+    ({"a\nb": one_slice()}, "printable"),
+    ({"a" * 1001: one_slice()}, "printable"),
+    ({7: one_slice()}, "a int as key"),
+    ({}, "holds a dict, expected a dict of slices that is not empty"),
+    ([one_slice()], "holds a list"),
+])
+def test_a_wrong_slice_is_named_and_leaves_no_cache(folder, content, message):
+    save(folder / "a.pickle", content)
+    with pytest.raises(ValueError, match=f"a.pickle.*{message}"):
+        convert(folder)
+    assert os.listdir(folder.parent) == ["LIDC"]
+
+
+def test_wrong_sources_are_named(folder):
+    with pytest.raises(ValueError, match="LIDC: no .pickle"):
+        convert(folder)
+    with pytest.raises(FileNotFoundError, match="nowhere.*--data_path"):
+        data.load(Metadata(data_path="nowhere"), "train")
+    save(folder / "a.pickle", slices(2))
+    save(folder / "b.pickle", slices(2, first=1))
+    with pytest.raises(ValueError, match="b.pickle, key 'slice1': also in .*a.pickle"):
+        convert(folder)
+    (folder / "a.pickle").write_bytes((folder / "a.pickle").read_bytes()[:-300])
+    with pytest.raises(ValueError, match="a.pickle: refused"):
+        convert(folder)
+    assert os.listdir(folder.parent) == ["LIDC"]
+
+
+class Calls:
+    """Pickles as a call of `function(*arguments)`."""
+
+    def __init__(self, function, *arguments):
+        self.call = function, arguments
+
+    def __reduce__(self):
+        return self.call
+
+
+RECONSTRUCT = np.empty(0).__reduce__()[0]
+ENCODE = b"c_codecs\nencode\n"
+HUGE = struct.pack("<Q", 10**15)
+NESTED_KEY = b"(t0" + b"".join(b"p%d\n0g%d\ng%d\n\x86" % (i, i, i) for i in range(60))  # x = (x, x), 60 times
+
+HOSTILE = {
+    "a call of os.system": (pickle.dumps({"a": Calls(os.system, "touch ran")}), "refers to .*system"),
+    "a call of a NumPy function": (pickle.dumps({"a": Calls(np.ones, 10**12)}), "refers to numpy.ones"),
+    "an array of objects": (pickle.dumps({"a": np.array([Metadata()], object)}), "refers to|array of type"),
+    "an oversized reconstruction": (
+        pickle.dumps({"a": Calls(RECONSTRUCT, np.ndarray, (10**14,), b"d")}), "holds an array"),
+    "an array larger than its bytes": (
+        pickle.dumps({"a": np.zeros(64)}, 2).replace(b"K@\x85", b"J\xff\xff\xff\x7f\x85"), "cannot reshape"),
+    "bytes longer than the file": (b"\x80\x05\x8e" + HUGE + b"abc.", "10{15} bytes announced"),
+    "a bytearray longer than the file": (b"\x80\x05\x96" + HUGE + b"abc.", "10{15} bytes announced"),
+    "a frame longer than the file": (b"\x80\x05\x95" + HUGE + b"}.", "10{15} bytes announced"),
+    "a memo index of 4 billion": (b"\x80\x02}r\xff\xff\xff\xff.", "holds a dict"),
+    "lists nested 100,000 deep": (b"\x80\x02" + b"]" * 10**5 + b"a" * (10**5 - 1) + b".", "holds a list"),
+    "tuples nested 100,000 deep": (b"\x80\x02)" + b"\x85" * 10**5 + b".", "holds a tuple"),
+    "a key that takes for ever to hash": (b"\x80\x02}" + NESTED_KEY + b"K\x01s.", "refused"),
+    "an encoding that takes for ever to print": (
+        b"\x80\x02" + ENCODE + b"X\x01\x00\x00\x00a" + NESTED_KEY + b"\x86R.", "refused"),
+    "attributes set on a function": (
+        b"\x80\x02" + ENCODE + b"N}X\x01\x00\x00\x00aK\x01s\x86b.", "sets the state"),
+    "a persistent id": (b"Psomething\n.", "refused"),
+    "an instance": (b"(ios\nsystem\n.", "refused"),
+    "a number of a million digits": (b"I" + b"9" * 10**6 + b"\n.", "Exceeds the limit"),
+    "nothing": (b"", "refused"),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_pickle_is_refused_in_little_time_and_memory(folder, monkeypatch, name):
+    monkeypatch.chdir(folder)
+    content, message = HOSTILE[name]
+    (folder / "a.pickle").write_bytes(content)
+    tracemalloc.start()
+    begin = time.perf_counter()
+    with pytest.raises(ValueError, match=f"a.pickle.*({message})"):
+        convert(folder)
+    assert time.perf_counter() - begin < 20
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 300e6
+    assert os.listdir(folder) == ["a.pickle"] and os.listdir(folder.parent) == ["LIDC"]
+
+
+def test_one_image_named_many_times_is_refused(folder):
+    """A small file must not fill the disk."""
+    entry = one_slice()
+    save(folder / "a.pickle", {f"slice{i}": entry for i in range(1000)})
+    with pytest.raises(ValueError, match="more image data than bytes in the file"):
+        convert(folder)
+
+
+def test_damaged_pickles_are_read_or_refused(folder):
+    save(folder / "a.pickle", slices(2), protocol=2)
+    save(folder / "b.pickle", slices(2))
+    originals = [(folder / name).read_bytes() for name in ("a.pickle", "b.pickle")]
+    (folder / "b.pickle").unlink()
+    for seed in range(FUZZ):
+        generator = random.Random(seed)
+        content = bytearray(originals[seed % 2])
+        for _ in range(generator.choice((1, 1, 2, 8))):
+            content[generator.randrange(len(content))] = generator.randrange(256)
+        kept = generator.randrange(len(content)) if seed % 10 == 9 else len(content)
+        (folder / "a.pickle").write_bytes(content[:kept])
+        (folder.parent / "LIDC.atfm.h5").unlink(missing_ok=True)
+        try:
+            cache = convert(folder)
+        except (ValueError, OSError) as error:
+            assert "a.pickle" in str(error)
+            assert os.listdir(folder.parent) == ["LIDC"]
+        else:
+            assert open_cache(cache.path).read(np.arange(len(cache)))[0].shape[0] == len(cache)
+
+
+@pytest.mark.skipif(not SHARED.exists(), reason="needs ../shared/data")
+def test_the_real_pickle(tmp_path):
+    folder = tmp_path / "pickles"  # of a link, so that the cache lies beside it
+    folder.mkdir()
+    (folder / "data_lidc.pickle").symlink_to(SHARED)
+    described = Metadata(data_path=str(folder))
+    parts = [data.load(described, split) for split in ("train", "val", "test")]
+    assert sum(map(len, parts)) == 119 and len({patient for part in parts for patient in part.groups}) == 40
+    original = pickle.loads(SHARED.read_bytes())
+    for image, masks, name in zip(*zip(*(parts[2][i] for i in range(5))), parts[2].ids):
+        assert np.abs(image[0].numpy() - original[name]["image"]).max() < 1e-5
+        np.testing.assert_array_equal(masks.numpy(), original[name]["masks"])
+    assert len(data.load(replace(described, split="released"), "train_prior")) == 95
