@@ -1,0 +1,63 @@
+"""README keeps its word: its commands parse, the names and files it mentions exist."""
+
+import importlib
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from models.command_line import parse
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+PARTS = {"train_GTR.py": ("metadata", "gtr", "loop"), "train_prior": ("metadata", "prior", "loop"),
+         "test_prior": ("metadata", "sampling")}
+
+
+def commands():
+    """Every command of README's bash blocks, split at && and ;."""
+    blocks = re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL)
+    lines = "".join(blocks).replace("\\\n", " ").splitlines()
+    return [part.strip() for line in lines for part in re.split(r"&&|;", line.split(" #")[0]) if part.strip()]
+
+
+def test_there_are_commands():
+    assert sum("train_GTR.py" in command for command in commands()) >= 3
+
+
+@pytest.mark.parametrize("command", [c for c in commands() if re.search(r"(train|test)_\w+\.py", c)])
+def test_a_script_takes_its_flags(command):
+    words = shlex.split(command)
+    at = next(i for i, word in enumerate(words) if re.fullmatch(r"(train|test)_\w+\.py", word))
+    script, flags = words[at], words[at + 1:]
+    assert (ROOT / script).exists()
+    parts = next(parts for name, parts in PARTS.items() if script.startswith(name))
+    what = "isic3_style_concat" if script.endswith("_ISIC.py") else "LIDC"
+    parse([flag for flag in flags if "$" not in flag], what, parts, "")  # exits, and so fails, on a wrong flag
+
+
+@pytest.mark.parametrize("module", sorted({m for c in commands() for m in re.findall(r"-m ([a-z][\w.]*)", c)}
+                                          - {"venv", "pytest", "pip"}))
+def test_a_module_that_is_run_exists(module):
+    assert importlib.util.find_spec(module) is not None
+
+
+@pytest.mark.parametrize("name", sorted(set(re.findall(r"`((?:models|metrics|data|metadata_manager)\.[\w.]+)`", README))))
+def test_a_name_of_the_code_exists(name):
+    if name.endswith(".py"):
+        return
+    assert resolve(name) is not None
+
+
+def resolve(name):
+    """The module, class or function of a dotted name."""
+    if (ROOT / (name.replace(".", "/") + ".py")).exists() or (ROOT / name.replace(".", "/")).is_dir():
+        return importlib.import_module(name)
+    parent, _, last = name.rpartition(".")
+    return getattr(resolve(parent), last)
+
+
+@pytest.mark.parametrize("path", sorted(set(re.findall(r"(?:\(|`)((?:fig|data|models|metrics|tests)/[\w/]+\.\w+)", README))))
+def test_a_file_that_is_named_exists(path):
+    assert (ROOT / path).exists()
