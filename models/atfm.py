@@ -1,11 +1,13 @@
 """ATFM: a frozen GTR gives x_0, ST-Net carries it to a mask (paper, Algorithm 1). Step 2, and inference."""
 
 import copy
+import dataclasses
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 
+from metadata_manager import PriorConfig
 from models.flow import draw_time, endpoint, linear_path, semantic_loss
 from models.gtr import GTR
 from models.solvers import SOLVERS, Velocity
@@ -25,6 +27,7 @@ class ATFM(nn.Module):
     zeros in training, and w in (1 + w) v(image) - w v(zeros) in sampling.
     annotators_per_pass: how many annotators' paths go through the net at once in training; None: all.
     amp: the net runs under bfloat16 autocast; GTR, losses and the ODE's state stay in float32.
+    Raises ValueError for a choice that does not exist, or source "gtr" without a GTR.
     """
 
     def __init__(self, gtr: GTR | None, net: STNet, *, source: str = "gtr", alpha: float = 1e-3, dice: str = "soft",
@@ -32,6 +35,7 @@ class ATFM(nn.Module):
                  condition_dropout: float = 0.0, guidance: float = 0.0, annotators_per_pass: int | None = None,
                  amp: bool = False) -> None:
         super().__init__()
+        check_choices(source=source, dice=dice, dice_over=dice_over, semantic_target=semantic_target, experts=experts)
         if source == "gtr" and gtr is None:
             raise ValueError("source='gtr' needs a GTR; train one first or take source='normal'")
         self.gtr = gtr.requires_grad_(False) if gtr is not None and source == "gtr" else None
@@ -54,8 +58,11 @@ class ATFM(nn.Module):
 
         image (b, c, h, w) in [0, 1], masks (b, k, h, w) of 0/1. Each part holds scalars loss, L_FM, L_SF over
         `annotators_per_pass` annotators; calling backward() on one part's loss before taking the next frees its
-        activations, and the gradients add up to those of a single pass.
+        activations, and the gradients add up to those of a single pass. Raises ValueError for masks of another shape.
         """
+        if masks.ndim != 4 or len(masks) != len(image) or masks.shape[2:] != image.shape[2:]:
+            raise ValueError(f"masks of shape {tuple(masks.shape)} for image of shape {tuple(image.shape)}: "
+                             "expected (b, k, h, w) for (b, c, h, w)")
         x_0 = self.source(image, 1)  # (b, 1, h, w), shared by all annotators, as is t
         t = draw_time(len(image), image.device)
         condition = self._drop_condition(grey(image))
@@ -88,9 +95,9 @@ class ATFM(nn.Module):
         if solver not in SOLVERS or steps < 1 or n < 1:
             raise ValueError(f"solver={solver!r}, steps={steps}, n={n}: expected one of {', '.join(SOLVERS)}, "
                              "and at least one step and one sample")
+        conditions = grey(image).repeat_interleave(n, dim=0)  # (b * n, 1, h, w)
         x_0 = self.source(image, n, generator)  # (b, n, h, w)
         states = x_0.flatten(0, 1)[:, None]
-        conditions = grey(image).repeat_interleave(n, dim=0)
         net = folded(self.net)
         size = batch_size or len(states)
         ends = [SOLVERS[solver](self._velocity(net, condition), state, steps)
@@ -127,8 +134,18 @@ class ATFM(nn.Module):
         return (x + 1) / 2 if self.signed else x
 
 
+def check_choices(**chosen: str) -> None:
+    """Raises ValueError for a value that is not among the choices of its field of PriorConfig."""
+    allowed = {field.name: field.metadata["choices"] for field in dataclasses.fields(PriorConfig)}
+    for name, value in chosen.items():
+        if value not in allowed[name]:
+            raise ValueError(f"{name}={value!r}: expected one of {', '.join(allowed[name])}")
+
+
 def grey(image: Tensor) -> Tensor:
-    """The one-channel image that ST-Net sees: (b, c, h, w) -> (b, 1, h, w) for c of 1 or 3."""
+    """The one-channel image that ST-Net sees: (b, c, h, w) -> (b, 1, h, w); raises ValueError unless c is 1 or 3."""
+    if image.ndim != 4 or image.shape[1] not in (1, 3):
+        raise ValueError(f"image of shape {tuple(image.shape)}: expected (b, 1, h, w) or (b, 3, h, w)")
     if image.shape[1] == 1:
         return image
     return torch.einsum("bchw,c->bhw", image, image.new_tensor(GREY))[:, None]

@@ -53,7 +53,7 @@ class LowRankGaussian:
     def distribution(self) -> LowRankMultivariateNormal:
         """The same Gaussian over h * w pixels for log_prob and entropy.
 
-        Building it factorises the r x r capacitance matrix, which may raise ValueError for a near-singular one.
+        Building it factorises the r x r capacitance matrix; raises torch.linalg.LinAlgError if that fails.
         """
         factor = self.cov_factor.flatten(2).transpose(1, 2)  # (b, h * w, r)
         return LowRankMultivariateNormal(self.mean.flatten(1), factor, self.cov_diag.flatten(1))

@@ -34,10 +34,15 @@ ST_NET_PARTS = [
 def load_released(module: GTR | STNet, state_dict: Mapping[str, Tensor]) -> None:
     """Fills a GTR (of the released layout: convs=3, pool="avg", up="bilinear") or an STNet, strictly.
 
-    Raises ValueError naming the first names and shapes that do not fit, and leaves the module as it was.
+    Raises ValueError naming the first names and shapes that do not fit, or a name that comes twice, and leaves the
+    module as it was.
     """
     rename = _gtr_name if isinstance(module, GTR) else _st_net_name
-    renamed = {rename(name): weight for name, weight in state_dict.items()}
+    renamed: dict[str, Tensor] = {}
+    for name, weight in state_dict.items():
+        if rename(name) in renamed:
+            raise ValueError(f"released weights hold {rename(name)} twice, the second time as {name}; expected it once")
+        renamed[rename(name)] = weight
     ours = {name: weight.shape for name, weight in module.state_dict().items()}
     theirs = {name: weight.shape for name, weight in renamed.items()}
     wrong = [f"{name}: checkpoint {_shape(theirs, name)}, model {_shape(ours, name)}"

@@ -219,8 +219,8 @@ class STNet(nn.Module):
         Raises ValueError for other shapes, or if h or w is no multiple of 2 ** (levels - 1).
         """
         factor = 2 ** (len(self.downs) - 1)
-        b, c, h, w = x_t.shape
-        if c != 1 or image.shape != x_t.shape or t.shape != (b,) or h % factor or w % factor:
+        fits = x_t.ndim == 4 and x_t.shape[1] == 1 and image.shape == x_t.shape and t.shape == x_t.shape[:1]
+        if not fits or x_t.shape[2] % factor or x_t.shape[3] % factor:
             raise ValueError(f"x_t {tuple(x_t.shape)}, t {tuple(t.shape)}, image {tuple(image.shape)}: expected "
                              f"(b, 1, h, w), (b,), (b, 1, h, w) with h and w multiples of {factor}")
         time = self.time_mlp(time_embedding(t * self.time_scale, self.dim))  # (b, 4 dim)
