@@ -18,12 +18,16 @@ STYLES = ("f", "m", "p")
 
 
 def source_files(folder: Path) -> list[Path]:
-    """All images and masks of the folder, by name. Raises ValueError if either sub-folder is missing."""
+    """All images, then all masks of the folder, by name.
+
+    Raises ValueError if a sub-folder is missing or there are no images."""
     for name in ("Images", "Segmentations"):
         if not (folder / name).is_dir():
             raise ValueError(f"{folder}: no folder {name}; expected Images and Segmentations in it")
-    images = [path for path in (folder / "Images").iterdir() if not path.name.startswith(".")]
-    return sorted(images) + sorted((folder / "Segmentations").glob("[!.]*.png"))
+    images = sorted(path for path in (folder / "Images").iterdir() if not path.name.startswith("."))
+    if not images:
+        raise ValueError(f"{folder / 'Images'}: no files; expected RGB images named <image id>.png or .jpg")
+    return images + sorted((folder / "Segmentations").glob("[!.]*.png"))
 
 
 def convert(files: Sequence[Path], writer: Writer) -> None:
@@ -32,7 +36,7 @@ def convert(files: Sequence[Path], writer: Writer) -> None:
     Raises ValueError naming the file that is not an image, misnamed, of another size or not two-valued."""
     masks_of = _masks_by_image(files)
     complete = {image: masks for image, masks in masks_of.items() if len(masks) == ANNOTATORS}
-    folder = files[0].parent.parent if files else writer.path
+    folder = files[0].parent.parent
     print(f"{folder}: {len(complete)} images with {ANNOTATORS} masks; "
           f"{len(masks_of) - len(complete)} with another number left out", flush=True)
     if not complete:
