@@ -129,6 +129,7 @@ class SamplingConfig:
     batch_size: int = setting(50, "states x_t integrated at once; bounds memory")
     amp: bool = setting(False, "run ST-Net in bfloat16")
     released_checkpoint: bool = setting(False, "--gtr and --prior are files of weights of the authors' code")
+    images: tuple[str, ...] = setting((), "draw samples for these image files of yours instead of testing")
     allow_overlap: bool = setting(False, "test even if test images were trained on (released: their split does)")
 
 

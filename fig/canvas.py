@@ -4,8 +4,10 @@ Figures are built with matplotlib's object interface: nothing here touches pyplo
 """
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -203,11 +205,20 @@ def save(figure: Figure, path: str | Path) -> None:
     known = figure.canvas.get_supported_filetypes()
     if kind not in known:
         raise ValueError(f"{path}: found suffix {path.suffix!r}, expected one of {', '.join(sorted(known))}")
+    with whole_file(path) as file:
+        figure.savefig(file, format=kind)
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """A file to write within the block, which then takes the place of `path`; an exception leaves `path` as it was.
+
+    Makes folders where needed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:
-            figure.savefig(file, format=kind)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)

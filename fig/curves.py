@@ -16,12 +16,15 @@ Series = tuple[np.ndarray, np.ndarray]  # steps and values, one number each per 
 
 
 class Points(NamedTuple):
-    """One method's results: network evaluations per sample, mean scores, and the ends of their intervals."""
+    """One method's results: places on the horizontal axis, mean scores, and the ends of their intervals."""
 
-    evaluations: Sequence[float]
+    x: Sequence[float]
     scores: Sequence[float]
     low: Sequence[float]
     high: Sequence[float]
+
+
+Panels = Mapping[str, Mapping[str, Points]]  # label of a score -> name of a method -> its results
 
 
 def learning_curves(histories: Mapping[str, Mapping[str, Series]], *,
@@ -52,53 +55,43 @@ def learning_curves(histories: Mapping[str, Mapping[str, Series]], *,
     return figure
 
 
-def tradeoff(points: Mapping[str, Points], *, score: str) -> Figure:
-    """Quality against cost: a line per method, its scores with intervals over network evaluations per sample.
+def tradeoff(panels: Panels) -> Figure:
+    """Quality against cost: a panel per score, a line per method over network evaluations per sample.
 
-    score: the label of the vertical axis, with its direction, such as "GED (lower is better)".
+    panels[score][method] with score the label of the vertical axis, such as "GED (lower is better)".
     Evaluations are on a logarithmic axis that has a place for 0, a method that needs no network but GTR.
     Raises ValueError where an interval does not contain its score or lengths differ."""
-    figure = Figure(figsize=(6.0, 3.6), dpi=DPI, layout="constrained")
-    ax = figure.subplots()
-    for i, (name, method) in enumerate(points.items()):
-        x, y, low, high = (np.asarray(values, float) for values in method)
-        if not x.shape == y.shape == low.shape == high.shape or not ((low <= y) & (y <= high)).all():
-            raise ValueError(f"points[{name!r}]: found intervals {low} to {high} for scores {y} at {x}, "
-                             "expected as many of each and low <= score <= high")
-        ax.errorbar(x, y, yerr=(y - low, high - y), label=name, color=COLOURS[i % len(COLOURS)], capsize=3,
-                    marker=MARKERS[i % len(MARKERS)], markersize=5, linewidth=1.5, elinewidth=1)
-    ticks = sorted({value for method in points.values() for value in method.evaluations})
-    ax.set_xscale("symlog", linthresh=1, linscale=0.3)
-    ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks], minor=False)
-    ax.set_xticks([], minor=True)
-    _label(ax, "network evaluations per sample", score)
-    ax.legend(fontsize=SMALL, frameon=False)
+    figure, axes = _score_panels(panels, "network evaluations per sample")
+    for ax, methods in zip(axes, panels.values(), strict=True):
+        for i, (name, points) in enumerate(methods.items()):
+            _draw_points(ax, name, points, points.x, i)
+        ticks = sorted({value for points in methods.values() for value in points.x})
+        ax.set_xscale("symlog", linthresh=1, linscale=0.3)
+        ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks], minor=False)
+        ax.set_xticks([], minor=True)
+    axes[0].legend(fontsize=SMALL, frameon=False)
     return figure
 
 
-def sweep(values: Sequence[float], mean: Sequence[float], std: Sequence[float], *, setting: str, score: str,
-          paper: float | None = None) -> Figure:
-    """A score over one setting, as in the paper's ablation curves: mean and standard deviation at each value.
+def sweep(panels: Panels, *, setting: str, paper: float | None = None) -> Figure:
+    """Scores over one setting, as in the paper's ablation curves: a panel per score, a line per method.
 
-    The values are evenly spaced in the order given, so that 0 and powers of ten fit on one axis.
-    setting, score: labels of the axes; paper: the paper's default among the values, marked.
-    Raises ValueError for lengths that differ or a default that is not among the values."""
-    if not len(values) == len(mean) == len(std):
-        raise ValueError(f"sweep: found {len(values)} values, {len(mean)} means and {len(std)} standard "
-                         "deviations, expected as many of each")
-    figure = Figure(figsize=(4.1, 2.8), dpi=DPI, layout="constrained")
-    ax = figure.subplots()
-    places = np.arange(len(values))
-    ax.errorbar(places, mean, yerr=std, color=COLOURS[5], marker="o", markersize=4, capsize=3, linewidth=1.5)
-    if paper is not None:
-        if paper not in values:
-            known = ", ".join(f"{value:g}" for value in values)
-            raise ValueError(f"paper: found {paper:g}, expected one of the values drawn, {known}")
-        ax.axvline(list(values).index(paper), color=COLOURS[4], linestyle="--", linewidth=1.5, zorder=1.5,
-                   label="paper's default")
-        ax.legend(fontsize=SMALL, frameon=False)
-    ax.set_xticks(places, [f"{value:g}" for value in values])
-    _label(ax, setting, score)
+    panels as in `tradeoff`. The values of the setting are evenly spaced, ascending, so that 0 and powers of
+    ten fit on one axis. setting: its label; paper: the paper's default among the values, marked.
+    Raises ValueError as `tradeoff` does, and for a default that is not among the values."""
+    values = sorted({float(x) for methods in panels.values() for points in methods.values() for x in points.x})
+    if paper is not None and paper not in values:
+        known = ", ".join(f"{value:g}" for value in values)
+        raise ValueError(f"paper: found {paper:g}, expected one of the values drawn, {known}")
+    figure, axes = _score_panels(panels, setting)
+    for ax, methods in zip(axes, panels.values(), strict=True):
+        for i, (name, points) in enumerate(methods.items()):
+            _draw_points(ax, name, points, [values.index(x) for x in points.x], i)
+        if paper is not None:
+            ax.axvline(values.index(paper), color="0.4", linestyle="--", linewidth=1.5, zorder=1.5,
+                       label="paper's default")
+        ax.set_xticks(range(len(values)), [f"{value:g}" for value in values])
+    axes[0].legend(fontsize=SMALL, frameon=False)
     return figure
 
 
@@ -124,6 +117,27 @@ def read_scalars(folder: str | Path) -> dict[str, Series]:
     return series
 
 
+def _score_panels(panels: Panels, x: str) -> tuple[Figure, list[Axes]]:
+    """A figure with a labelled panel per score."""
+    if not panels or not all(panels.values()):
+        raise ValueError(f"panels: found {dict(panels)}, expected a score, and a method for each")
+    figure = Figure(figsize=(WIDTH * min(1, len(panels) / 2), 3.2), dpi=DPI, layout="constrained")
+    axes = list(figure.subplots(1, len(panels), squeeze=False).flat)
+    for ax, score in zip(axes, panels, strict=True):
+        _label(ax, x, score)
+    return figure, axes
+
+
+def _draw_points(ax: Axes, name: str, points: Points, places: Sequence[float], number: int) -> None:
+    """One method's line with its intervals, at `places` of the horizontal axis."""
+    x, y, low, high = (np.asarray(values, float) for values in points)
+    if not x.shape == y.shape == low.shape == high.shape or not ((low <= y) & (y <= high)).all():
+        raise ValueError(f"points of {name!r}: found intervals {low} to {high} for scores {y} at {x}, "
+                         "expected as many of each and low <= score <= high")
+    ax.errorbar(places, y, yerr=(y - low, high - y), label=name, color=COLOURS[number % len(COLOURS)], capsize=3,
+                marker=MARKERS[number % len(MARKERS)], markersize=5, linewidth=1.5, elinewidth=1)
+
+
 def _draw_series(ax: Axes, steps: np.ndarray, values: np.ndarray, colour: str) -> None:
     """One run's line in a panel."""
     steps, values = np.asarray(steps), np.asarray(values)
@@ -132,7 +146,8 @@ def _draw_series(ax: Axes, steps: np.ndarray, values: np.ndarray, colour: str) -
         window = len(steps) // 50
         values = np.convolve(values, np.full(window, 1 / window), mode="valid")
         steps = steps[window - 1:]
-    ax.plot(steps, values, color=colour, linewidth=1.5)
+    marker = "o" if len(steps) <= 10 else ""  # one point alone makes no line
+    ax.plot(steps, values, color=colour, linewidth=1.5, marker=marker, markersize=3)
 
 
 def _label(ax: Axes, x: str, y: str, title: str = "") -> None:

@@ -118,6 +118,34 @@ def variance_and_entropy(image: Array, masks: Array, samples: Array, *, contours
     return figure
 
 
+def samples_picture(image: Array, samples: Array, *, contours: int = 8, zoomed: bool = True) -> Figure:
+    """Samples for one image that no expert has marked: contours of some of them, mean and variance per pixel.
+
+    image (c, h, w) in [0, 1], c = 1 or 3; samples (n, h, w) 0/1 or probabilities. The contours are of at most
+    `contours` samples, evenly spaced over the n.
+    zoomed: all panels but the first show the part of the image, framed there, that holds the contours.
+    Raises ValueError for shapes that do not fit and for values outside [0, 1]."""
+    image = as_array("image", image, ("c", "h", "w"))
+    h, w = image.shape[1:]
+    samples = as_array("samples", samples, ("n", h, w))
+    drawn = samples[evenly_spaced(len(samples), contours)]
+    figure, axes = panel_grid(1, [0, GAP, GAP, BAR], h / w, right=BAR)
+    row = axes[0]
+    show_image(row[0], image)
+    show_image(row[1], image)
+    draw_contours(row[1], drawn, COLOURS[-1:])
+    mean = show_map(row[2], samples.mean(axis=0))
+    variance = show_map(row[3], samples.var(axis=0), "magma", 0, VARIANCE_MAX)
+    if zoomed:
+        edges = window(drawn)
+        frame(row[0], edges)
+        zoom(row[1:], edges)
+    colour_bar(figure, mean, row[2:3], (0, 1))
+    colour_bar(figure, variance, row[3:], (0, VARIANCE_MAX))
+    title_panels(row, ["image", f"{len(drawn)} of {len(samples)} samples", "mean", "variance"])
+    return figure
+
+
 def binary_entropy(p: np.ndarray) -> np.ndarray:
     """Entropy in bits of Bernoulli(p), 0 for p = 0 and p = 1; same shape as p."""
     certain = (p <= 0) | (p >= 1)

@@ -22,6 +22,8 @@ from metadata_manager import METHODS, Metadata, PriorConfig, Reported, SamplingC
 from metrics import Evaluation, evaluate, paired_bootstrap
 from models import ATFM, GTR, checkpoint, load_released
 from models.command_line import Settings, parse
+from models.own_images import draw_own_images
+from models.result_curves import matching_n, save_curves
 from models.solvers import EVALUATIONS_PER_STEP
 from models.stages import flow_folder, gtr_path, output, reports_errors
 from models.systems import (
@@ -46,15 +48,22 @@ class System:
     sample: Sampler
     evaluations: int
     checkpoints: tuple[str, ...]
+    alpha: float | None = None  # of --alphas
+    solver: str | None = None
+    steps: int | None = None
 
 
 @reports_errors
 def test_prior(what: str, argv: Sequence[str] | None = None) -> None:
-    """Scores each system on the test split into <output_path>/test: results.json, table.md, pictures."""
+    """Scores each system on the test split into <output_path>/test: results.json, table.md, pictures.
+
+    With --images draws samples for those instead, into <output_path>/images."""
     settings = parse(argv, what, ("metadata", "sampling"), "Test ATFM and what it is compared with.")
     metadata, config, device = settings.experiment.metadata, settings.experiment.sampling, place(settings.run)
+    if config.images:
+        return draw_own_images(settings, systems(settings, metadata, (), device), device)
     test = data.load(metadata, "test")
-    rows = systems(settings, metadata, test, device)
+    rows = systems(settings, metadata, test.ids, device)
     folder = output(settings) / "test"
     folder.mkdir(parents=True, exist_ok=True)
 
@@ -71,13 +80,15 @@ def test_prior(what: str, argv: Sequence[str] | None = None) -> None:
         table += "\n" + differences_table(rows, results, config.samples, test.groups)
     print(table)
     write(folder / "table.md", table)
-    write(folder / "results.json", json.dumps(report(settings, test, rows, results, seconds, device)))
+    found = report(settings, test, rows, results, seconds, device)
+    write(folder / "results.json", json.dumps(found))
     for system in rows:
         draw(system, test, config.seeds[0], folder, device)
-    print(f"{folder}: table.md, results.json and a picture per system")
+    curves = save_curves(found, folder)
+    print(f"{folder}: {', '.join(['table.md, results.json', *curves])} and pictures of each system's samples")
 
 
-def systems(settings: Settings, metadata: Metadata, test: Slices, device: torch.device) -> list[System]:
+def systems(settings: Settings, metadata: Metadata, test_ids: Sequence[str], device: torch.device) -> list[System]:
     """The systems that the flags name, loaded; raises ValueError if one of them was trained on test images."""
     config = settings.experiment.sampling
     flows = [method for method in config.methods if method != "act-gtr"]
@@ -89,23 +100,24 @@ def systems(settings: Settings, metadata: Metadata, test: Slices, device: torch.
         gtr, gtr_name = None, ()
         if method == "act-gtr" or METHODS[method].get("source") != "normal":
             path = gtr_path(settings, config.gtr)
-            gtr, gtr_name = trained_gtr(settings, path, test).to(device), (str(path),)
+            gtr, gtr_name = trained_gtr(settings, path, test_ids).to(device), (str(path),)
         if method == "act-gtr":
             found.append(System(method, method, gtr_sampler(gtr), 0, gtr_name))
             continue
         for alpha in config.alphas or (None,):
             path = checkpoint.find(config.prior or flow_folder(settings, method, alpha))
-            atfm, trained = trained_flow(settings, path, method, gtr, test)
+            atfm, trained = trained_flow(settings, path, method, gtr, test_ids)
             atfm.to(device).amp = config.amp
             for solver, steps in product(config.solver or (trained.solver,), config.steps or (trained.steps,)):
                 found.append(System(
                     label(method, config, alpha, solver, steps), method,
                     flow_sampler(atfm, steps, solver, config.batch_size),
-                    steps * EVALUATIONS_PER_STEP[solver] * (1 if trained.guidance == 0 else 2), (*gtr_name, str(path))))
+                    steps * EVALUATIONS_PER_STEP[solver] * (1 if trained.guidance == 0 else 2), (*gtr_name, str(path)),
+                    alpha, solver, steps))
     return found
 
 
-def trained_gtr(settings: Settings, path: Path, test: Slices) -> GTR:
+def trained_gtr(settings: Settings, path: Path, test_ids: Sequence[str]) -> GTR:
     """GTR from our checkpoint, not trained on test images, or from the authors' with the preset's layout."""
     config, metadata = settings.experiment.sampling, settings.experiment.metadata
     if config.released_checkpoint:
@@ -113,12 +125,12 @@ def trained_gtr(settings: Settings, path: Path, test: Slices) -> GTR:
         load_released(gtr, checkpoint.state_dict(path))
         return gtr.eval()
     gtr, content = load_gtr(path, metadata)
-    refuse_overlap(path, content["training_ids"], test.ids, config.allow_overlap)
+    refuse_overlap(path, content["training_ids"], test_ids, config.allow_overlap)
     return gtr
 
 
 def trained_flow(settings: Settings, path: Path, method: str, gtr: GTR | None,
-                 test: Slices) -> tuple[ATFM, PriorConfig]:
+                 test_ids: Sequence[str]) -> tuple[ATFM, PriorConfig]:
     """A flow and its settings from our checkpoint, not trained on test images, or from the authors' and the preset."""
     config = settings.experiment.sampling
     if config.released_checkpoint:
@@ -126,7 +138,7 @@ def trained_flow(settings: Settings, path: Path, method: str, gtr: GTR | None,
         load_released(atfm.net, checkpoint.state_dict(path))
         return atfm.eval(), settings.experiment.prior
     atfm, trained, content = load_atfm(path, method, gtr)
-    refuse_overlap(path, content["training_ids"], test.ids, config.allow_overlap)
+    refuse_overlap(path, content["training_ids"], test_ids, config.allow_overlap)
     return atfm, trained
 
 
@@ -151,7 +163,7 @@ def refuse_overlap(path: Path, training_ids: Sequence[str], test_ids: Sequence[s
 
 def columns(samples: Sequence[int]) -> list[str]:
     """The scores to print: GED at each n; HM-IoU, MDM at 32, as in the paper, or else the largest n; the rest."""
-    n = 32 if 32 in samples else max(samples)
+    n = matching_n(samples)
     others = [f"HM-IoU{n}", f"MDM{n}", f"Diversity{n}", "S_NCC", "Dice of means", "ECE"]
     return [f"GED{count}" for count in samples] + others
 
@@ -212,7 +224,8 @@ def report(settings: Settings, test: Slices, rows: Sequence[System], results: di
         "test_images": test.fingerprint,
         "groups": [str(group) for group in test.groups],
         "systems": {
-            system.label: {"method": system.method, "evaluations": system.evaluations, "seconds": seconds[system.label],
+            system.label: {"method": system.method, "alpha": system.alpha, "solver": system.solver, "steps": system.steps,
+                           "evaluations": system.evaluations, "seconds": seconds[system.label],
                            "checkpoints": system.checkpoints, **results[system.label].as_dict()}
             for system in rows
         },

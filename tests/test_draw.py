@@ -107,6 +107,20 @@ def test_window_holds_all_marks_in_the_image_s_proportions():
     assert canvas.window(np.ones((1, H, W))) == (-0.5, W - 0.5, -0.5, H - 0.5)
 
 
+@pytest.mark.parametrize("c", [1, 3])
+def test_samples_picture_needs_no_experts(c):
+    images, _, drawn = batch(c=c)
+    figure = fig.samples_picture(images[0], drawn[0], contours=5)
+    assert titles(figure) == ["image", "5 of 16 samples", "mean", "variance"]
+    assert len(contours(panel(figure, "5 of 16 samples"))) == 5
+    np.testing.assert_allclose(shown(panel(figure, "mean")), drawn[0].mean(axis=0), atol=1e-6)
+    np.testing.assert_allclose(shown(panel(figure, "variance")), drawn[0].var(axis=0), atol=1e-6)
+    zoomed = panel(figure, "mean").get_xlim()
+    assert zoomed[1] - zoomed[0] < W and panel(figure, "image").get_xlim() == (-0.5, W - 0.5)
+    fig.figure_to_array(figure)
+    fig.figure_to_array(fig.samples_picture(images[0], np.zeros((3, H, W))))  # nothing was found
+
+
 @pytest.mark.parametrize(("k", "c", "numbers"), [(4, 1, (1, 9, 16)), (3, 3, (1, 6, 11, 16))])
 def test_prediction_grid_shows_what_its_columns_say(k, c, numbers):
     images, masks, drawn = batch(k=k, c=c)
@@ -242,34 +256,49 @@ def test_learning_curves_have_a_panel_per_series_and_a_line_per_run():
     assert mean[0] == pytest.approx(np.mean(np.sin(long[:20])) + 2)
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["a", "b"]
     fig.figure_to_array(figure)
+    (ax,) = fig.learning_curves({"a": {"loss": ([5], [1.0])}}).axes
+    assert ax.lines[0].get_marker() == "o"  # of one point there is no line to see
     with pytest.raises(ValueError, match="histories: found no series in 1 runs"):
         fig.learning_curves({"a": {}})
 
 
+ATFM = fig.Points([1, 25], [0.5, 0.3], [0.4, 0.3], [0.6, 0.35])
+
+
+def interval_ends(ax, line: int) -> list[list[float]]:
+    """[low, high] of each interval of a line on a panel."""
+    _, _, (bars,) = ax.containers[line]
+    return [segment[:, 1].tolist() for segment in bars.get_segments()]
+
+
 def test_tradeoff_has_a_place_for_no_evaluations_and_draws_intervals_as_given():
-    figure = fig.tradeoff({"Act. GTR": fig.Points([0], [0.4], [0.38], [0.43]),
-                           "ATFM": fig.Points([1, 25], [0.5, 0.3], [0.4, 0.3], [0.6, 0.35])}, score="GED")
-    (ax,) = figure.axes
-    assert [text.get_text() for text in ax.get_xticklabels()] == ["0", "1", "25"]
-    _, _, (bars,) = ax.containers[1]
-    ends = [segment[:, 1].tolist() for segment in bars.get_segments()]
-    np.testing.assert_allclose(ends, [[0.4, 0.6], [0.3, 0.35]])
+    gtr = fig.Points([0], [0.4], [0.38], [0.43])
+    figure = fig.tradeoff({"GED": {"Act. GTR": gtr, "ATFM": ATFM}, "HM-IoU": {"ATFM": ATFM}})
+    ged, hm_iou = figure.axes
+    assert [text.get_text() for text in ged.get_xticklabels()] == ["0", "1", "25"]
+    np.testing.assert_allclose(interval_ends(ged, 1), [[0.4, 0.6], [0.3, 0.35]])
+    assert (ged.get_ylabel(), hm_iou.get_ylabel(), len(hm_iou.containers)) == ("GED", "HM-IoU", 1)
     fig.figure_to_array(figure)
-    with pytest.raises(ValueError, match="low <= score <= high"):
-        fig.tradeoff({"ATFM": fig.Points([1], [0.5], [0.6], [0.7])}, score="GED")
+    with pytest.raises(ValueError, match="points of 'ATFM'.*low <= score <= high"):
+        fig.tradeoff({"GED": {"ATFM": fig.Points([1], [0.5], [0.6], [0.7])}})
+    with pytest.raises(ValueError, match="as many of each"):
+        fig.tradeoff({"GED": {"ATFM": fig.Points([1, 2], [0.5], [0.5], [0.5])}})
+    with pytest.raises(ValueError, match="panels: found {}"):
+        fig.tradeoff({})
 
 
-def test_sweep_marks_the_paper_s_default():
-    figure = fig.sweep([0, 1e-4, 1e-3], [0.3, 0.2, 0.25], [0.01] * 3, setting="alpha", score="GED",
-                       paper=1e-3)
+def test_sweep_spaces_values_evenly_and_marks_the_paper_s_default():
+    method = fig.Points([0, 1e-4, 1e-3], [0.3, 0.2, 0.25], [0.29, 0.19, 0.24], [0.31, 0.21, 0.26])
+    other = fig.Points([1e-3], [0.5], [0.4], [0.6])
+    figure = fig.sweep({"GED": {"ATFM": method, "SFM": other}}, setting="alpha", paper=1e-3)
     (ax,) = figure.axes
     marked = [line for line in ax.lines if line.get_label() == "paper's default"]
     assert [line.get_xdata()[0] for line in marked] == [2]
     assert [text.get_text() for text in ax.get_xticklabels()] == ["0", "0.0001", "0.001"]
-    with pytest.raises(ValueError, match="paper: found 5, expected one of the values drawn, 1, 2"):
-        fig.sweep([1, 2], [0, 0], [0, 0], setting="steps", score="GED", paper=5)
-    with pytest.raises(ValueError, match="found 2 values, 1 means"):
-        fig.sweep([1, 2], [0], [0, 0], setting="steps", score="GED")
+    assert [drawn[0].get_xdata().tolist() for drawn in ax.containers] == [[0, 1, 2], [2]]
+    np.testing.assert_allclose(interval_ends(ax, 0)[0], [0.29, 0.31])
+    with pytest.raises(ValueError, match="paper: found 5, expected one of the values drawn, 0, 0.0001, 0.001"):
+        fig.sweep({"GED": {"ATFM": method}}, setting="alpha", paper=5)
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -290,11 +319,11 @@ def test_read_scalars_returns_every_point_of_all_event_files(tmp_path):
 
 def test_save_writes_a_whole_file_and_nothing_else(tmp_path):
     path = tmp_path / "new" / "curve.png"
-    figure = fig.sweep([1, 2], [0, 1], [0, 0], setting="steps", score="GED")
+    figure = fig.sweep({"GED": {"ATFM": ATFM}}, setting="steps")
     fig.save(figure, path)
     with Image.open(path) as picture:
         picture.load()
-        assert picture.size == (820, 560)
+        assert picture.size == (830, 640)
     assert list(path.parent.iterdir()) == [path]
 
 
