@@ -72,6 +72,7 @@ class PriorConfig:
     num_epochs: int = setting(200, "passes over the training images (paper, LIDC: 200; ISIC3: 120)")
     batch_size: int = setting(6, "images per step, each with all its annotators (paper, LIDC: 6; ISIC3: 1)")
     lr: float = setting(1e-4, "learning rate of Adam (paper, App. 6)")
+    ema: float = setting(0.0, "decay of the moving average of the weights that is validated and tested; 0: none")
     dim: int = setting(128, "width of ST-Net (LIDC: 128; released ISIC3 script: 256)")
     dim_mults: tuple[int, ...] = setting((1, 2, 4), "width multipliers per level (App. 6)")
     alphas: tuple[float, ...] = setting((), "train one flow per alpha, each into its own folder")

@@ -88,7 +88,8 @@ def train_flow(settings: Settings, config: PriorConfig, folder: Path) -> None:
     fit(atfm.net, atfm.losses, Batches(train, config.batch_size, seed, device, augment if metadata.augment else None),
         functools.partial(validate, flow_sampler(atfm, loop.val_steps, "euler"), held_out, loop, device), folder=folder,
         content=describe(config.method, metadata, config, seed, gtr, train.ids, train.fingerprint),
-        epochs=config.num_epochs, lr=config.lr, weight_decay=0.0, loop=loop, seed=seed)
+        epochs=config.num_epochs, lr=config.lr, weight_decay=0.0, loop=loop, seed=seed,
+        ema=config.ema)
 
 
 def output(settings: Settings) -> Path:

@@ -96,18 +96,21 @@ def place(run: RunConfig) -> torch.device:
 
 
 def fit(model: nn.Module, losses: Losses, batches: Batches, validate: Callable[[], Validation], *, folder: Path,
-        content: dict[str, Any], epochs: int, lr: float, weight_decay: float, loop: LoopConfig, seed: int) -> None:
+        content: dict[str, Any], epochs: int, lr: float, weight_decay: float, loop: LoopConfig, seed: int,
+        ema: float = 0.0) -> None:
     """Trains `model` in place to `epochs`, going on from folder/last.pt if there is one.
 
     losses(image, masks): parts of the batch's loss, each a dict with "loss" and terms to log, see `ATFM.losses`.
     content: what every checkpoint says about itself: stage, config, and whatever its reader needs.
+    ema: decay of the moving average of the weights that is validated and saved; 0: the weights themselves.
     Raises ValueError if the folder is in use or holds a run with another config, NonFiniteLoss naming the batch,
     SystemExit with 128 + the signal's number after SIGINT or SIGTERM, the run saved.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with claimed(folder), stop_requests() as stop:
         optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=weight_decay)
-        run = Run(model, optimizer, losses, batches, folder, content, loop, seed)
+        average = Average(model, ema) if ema else None
+        run = Run(model, optimizer, losses, batches, folder, content, loop, seed, average)
         run.resume()
         finished = run.state.finished_epochs(len(batches))
         if finished >= epochs:
@@ -125,6 +128,32 @@ def fit(model: nn.Module, losses: Losses, batches: Batches, validate: Callable[[
                     run.stop(stop[0])
 
 
+class Average:
+    """Exponential moving average of a model's weights: after step s, weights count decay or less, s / (s + 10)."""
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        """Raises ValueError unless 0 < decay < 1."""
+        if not 0 < decay < 1:
+            raise ValueError(f"--ema {decay:g}: expected 0 (none), or a decay below 1 such as 0.999")
+        self.parameters = list(model.parameters())
+        self.values = [parameter.detach().clone() for parameter in self.parameters]
+        self.decay = decay
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Takes in the weights as they are after `step` steps."""
+        decay = min(self.decay, step / (step + 10))  # early averages forget the initialization
+        torch._foreach_lerp_(self.values, self.parameters, 1 - decay)
+
+    @torch.no_grad()
+    def swap(self) -> None:
+        """Exchanges the model's weights and the average."""
+        for parameter, value in zip(self.parameters, self.values, strict=True):
+            held = parameter.clone()
+            parameter.copy_(value)
+            value.copy_(held)
+
+
 @dataclass
 class Run:
     """A training run: what it trains, where it writes, and its state."""
@@ -137,6 +166,7 @@ class Run:
     content: dict[str, Any]
     loop: LoopConfig
     seed: int
+    average: Average | None = None
     state: State = field(default_factory=State)
 
     def epoch(self, title: str, end: int, board: SummaryWriter, stop: list[int]) -> None:
@@ -178,6 +208,8 @@ class Run:
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.state.step += 1
+        if self.average is not None:
+            self.average.update(self.state.step)
 
     def settle(self) -> None:
         """Adds the last step's terms to the epoch's totals; raises NonFiniteLoss if they are not finite."""
@@ -196,7 +228,8 @@ class Run:
 
     def validate(self, epoch: int, validate: Callable[[], Validation], board: SummaryWriter) -> None:
         """Scores to log.txt and TensorBoard, a picture to TensorBoard, and best.pt if the first score is the lowest."""
-        result = validate()
+        with self.averaged():
+            result = validate()
         for name, value in result.scores.items():
             board.add_scalar(f"validation/{name}", value, self.state.step)
         board.add_image("validation/samples", result.picture, self.state.step, dataformats="HWC")
@@ -219,8 +252,24 @@ class Run:
         if not self.loop.save_model:
             return
         state = {name: getattr(self.state, name) for name in ("step", "images", "totals", "best")}
-        checkpoint.save(self.folder / name, {**self.content, "state": state, "model": self.model.state_dict(),
-                                             "optimizer": self.optimizer.state_dict()})
+        content = {**self.content, "state": state, "optimizer": self.optimizer.state_dict()}
+        with self.averaged():
+            content["model"] = self.model.state_dict()
+            if self.average is not None:
+                content["unaveraged"] = self.average.values  # swapped: the weights that training goes on with
+            checkpoint.save(self.folder / name, content)
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """The model has the averaged weights within, if there are any."""
+        if self.average is None:
+            yield
+            return
+        self.average.swap()
+        try:
+            yield
+        finally:
+            self.average.swap()
 
     def resume(self) -> None:
         """Goes on from folder/last.pt, if there is one, after checking that it is the same run."""
@@ -236,6 +285,11 @@ class Run:
             raise ValueError(f"{path}: a run with other settings ({'; '.join(different)}); use those, another "
                              "--output_path, or delete the folder")
         checkpoint.fill(self.model, found, path)
+        if self.average is not None:  # checkpoints hold the average as the model
+            self.average = Average(self.model, self.average.decay)
+            with torch.no_grad():
+                for parameter, weight in zip(self.average.parameters, found["unaveraged"], strict=True):
+                    parameter.copy_(weight)
         self.optimizer.load_state_dict(found["optimizer"])
         self.state = State(**found["state"])
         print(f"{path}: going on after step {self.state.step}")

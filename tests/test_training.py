@@ -16,7 +16,7 @@ from torch import nn
 from data import Batches
 from metadata_manager import LoopConfig, RunConfig
 from models import checkpoint, stages, training
-from models.training import NonFiniteLoss, Validation, fit
+from models.training import Average, NonFiniteLoss, Validation, fit
 from tests import tiny
 
 KILLS = int(os.environ.get("ATFM_KILLS", 3))  # per stage; more of them search for rarer moments
@@ -59,7 +59,8 @@ def at_call(number, action, losses):
     return acting
 
 
-def train(folder, epochs=3, wrap=lambda losses: losses, settings=None, lr=0.01, seed=0, scores=None, **loop):
+def train(folder, epochs=3, wrap=lambda losses: losses, settings=None, lr=0.01, seed=0, scores=None, ema=0.0,
+          **loop):
     """Trains a convolution in `folder`: its weights as one vector. scores: of the validations, else its bias."""
     training.seed_step(seed, -1)
     model = nn.Conv2d(1, 1, 3, padding=1)
@@ -67,7 +68,7 @@ def train(folder, epochs=3, wrap=lambda losses: losses, settings=None, lr=0.01, 
     fit(model, wrap(squares(model)), Pairs(),
         lambda: Validation({"GED": next(successive)}, np.zeros((2, 2, 3), np.uint8)), folder=folder,
         content={"stage": "GTR", "config": {"lr": lr, **(settings or {})}, "versions": {}}, epochs=epochs, lr=lr,
-        weight_decay=0.0, loop=LoopConfig(**{"validate_every": 1, **loop}), seed=seed)
+        weight_decay=0.0, loop=LoopConfig(**{"validate_every": 1, **loop}), seed=seed, ema=ema)
     return nn.utils.parameters_to_vector(model.parameters()).detach()
 
 
@@ -85,13 +86,14 @@ def signal_at(step, number=signal.SIGTERM):
     return lambda losses: at_call(step, lambda terms: signal.raise_signal(number), losses)
 
 
+@pytest.mark.parametrize("ema", [0.0, 0.9])
 @pytest.mark.parametrize("step", range(3 * STEPS))
-def test_a_run_stopped_by_a_signal_at_any_step_repeats_the_uninterrupted_one(step, tmp_path):
-    whole = train(tmp_path / "whole", save_model_step=1)
+def test_a_run_stopped_by_a_signal_at_any_step_repeats_the_uninterrupted_one(step, ema, tmp_path):
+    whole = train(tmp_path / "whole", save_model_step=1, ema=ema)
     with pytest.raises(SystemExit):
-        train(tmp_path / "parts", wrap=signal_at(step), save_model_step=1)
+        train(tmp_path / "parts", wrap=signal_at(step), save_model_step=1, ema=ema)
     assert checkpoint.load(tmp_path / "parts" / "last.pt")["state"]["step"] == step + 1
-    assert torch.equal(whole, train(tmp_path / "parts", save_model_step=1))
+    assert torch.equal(whole, train(tmp_path / "parts", save_model_step=1, ema=ema))
     assert log_lines(tmp_path / "parts") == log_lines(tmp_path / "whole")
     assert checkpoints(tmp_path / "parts") == checkpoints(tmp_path / "whole")
     for name in checkpoints(tmp_path / "whole"):
@@ -165,6 +167,28 @@ def test_a_run_ended_while_saving_keeps_every_checkpoint_it_promised(name, tmp_p
     monkeypatch.undo()
     train(tmp_path, save_model_step=1)
     assert checkpoints(tmp_path) == ["best.pt", "epoch_0001.pt", "epoch_0002.pt", "epoch_0003.pt", "last.pt"]
+
+
+def test_an_average_counts_weights_by_its_decay_and_early_ones_less():
+    weight = nn.Parameter(torch.tensor([0.0]))
+    average = Average(nn.ParameterList([weight]), decay=0.15)
+    for step, value in enumerate((1.0, 2.0), start=1):
+        weight.data.fill_(value)
+        average.update(step)
+    assert average.values[0].item() == pytest.approx(0.15 * 10 / 11 + 0.85 * 2)  # decays 1 / 11, then 0.15 < 2 / 12
+
+
+@pytest.mark.parametrize("decay", [-0.1, 1.0, float("nan")])
+def test_a_decay_that_averages_nothing_is_refused(decay, tmp_path):
+    with pytest.raises(ValueError, match="--ema"):
+        train(tmp_path, ema=decay)
+
+
+def test_the_average_is_validated_and_saved_while_the_weights_train_on(tmp_path):
+    plain = train(tmp_path / "plain", epochs=1)
+    assert torch.equal(train(tmp_path / "averaged", epochs=1, ema=0.9), plain)
+    saved = checkpoint.load(tmp_path / "averaged" / "best.pt")
+    assert saved["model"]["bias"].item() == saved["state"]["best"] != plain[-1].item()
 
 
 def test_the_same_seed_gives_the_same_weights_and_another_seed_others(tmp_path):
