@@ -56,6 +56,18 @@ class Evaluation:
         }
 
 
+def interleaved(parts: Sequence[Evaluation]) -> Evaluation:
+    """One evaluation out of m: of images 0, m, 2 m, ..., of 1, m + 1, ... and so on, with the same seeds and scores."""
+    count = sum(len(part.ids) for part in parts)
+    ids = np.empty(count, object)
+    scores = {name: np.empty((len(parts[0].seeds), count)) for name in parts[0].scores}
+    for start, part in enumerate(parts):
+        ids[start::len(parts)] = part.ids
+        for name, values in part.scores.items():
+            scores[name][:, start::len(parts)] = values
+    return Evaluation(tuple(ids), parts[0].seeds, scores)
+
+
 def score(samples: Tensor, masks: Tensor, prefixes: Sequence[int]) -> dict[str, Tensor]:
     """All scores of binary samples (b, n, h, w) against masks (b, k, h, w): name -> (b,).
 

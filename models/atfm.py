@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from metadata_manager import PriorConfig
-from models.flow import draw_time, endpoint, linear_path, semantic_loss
+from models.flow import draw_time, endpoint, linear_path, one_expert, semantic_loss
 from models.gtr import GTR
+from models.parallel import Part, whole
 from models.solvers import SOLVERS, Velocity
 from models.st_net import STNet, standardize
 
@@ -46,28 +47,35 @@ class ATFM(nn.Module):
         self.annotators_per_pass, self.amp = annotators_per_pass, amp
 
     @torch.no_grad()
-    def source(self, image: Tensor, n: int, generator: torch.Generator | None = None) -> Tensor:
-        """n draws of x_0 per image (b, c, h, w): (b, n, h, w), sigmoid of GTR's logits or standard normal."""
+    def source(self, image: Tensor, n: int, generator: torch.Generator | None = None,
+               part: Part | None = None) -> Tensor:
+        """n draws of x_0 per image (b, c, h, w): (b, n, h, w), sigmoid of GTR's logits or standard normal.
+
+        part: the rows of a larger batch that these images are."""
         if self.gtr is not None:
-            return self.gtr(image).sample(n, generator=generator).sigmoid()
+            return self.gtr(image).sample(n, generator, part).sigmoid()
         b, _, h, w = image.shape
-        return torch.randn(b, n, h, w, device=image.device, generator=generator)
+        part = part or whole(b)
+        return part.cut(torch.randn(part.b, n, h, w, device=image.device, generator=generator))
 
-    def losses(self, image: Tensor, masks: Tensor) -> Iterator[dict[str, Tensor]]:
-        """The terms of L = L_FM + alpha L_SF for a batch, as parts whose sums are the whole batch's terms.
+    def losses(self, image: Tensor, masks: Tensor, part: Part | None = None) -> Iterator[dict[str, Tensor]]:
+        """The terms of L = L_FM + alpha L_SF for a batch, piece by piece; the sums of the pieces are the batch's terms.
 
-        image (b, c, h, w) in [0, 1], masks (b, k, h, w) of 0/1. Each part holds scalars loss, L_FM, L_SF over
-        `annotators_per_pass` annotators; calling backward() on one part's loss before taking the next frees its
-        activations, and the gradients add up to those of a single pass. Raises ValueError for masks of another shape.
+        image (b, c, h, w) in [0, 1], masks (b, k, h, w) of 0/1. Each piece holds scalars loss, L_FM, L_SF over
+        `annotators_per_pass` annotators; calling backward() on one piece's loss before taking the next frees its
+        activations, and the gradients add up to those of a single pass. part: the rows of the batch to compute, all by
+        default. Raises ValueError for masks of another shape.
         """
         if masks.ndim != 4 or len(masks) != len(image) or masks.shape[2:] != image.shape[2:]:
             raise ValueError(f"masks of shape {tuple(masks.shape)} for image of shape {tuple(image.shape)}: "
                              "expected (b, k, h, w) for (b, c, h, w)")
-        x_0 = self.source(image, 1)  # (b, 1, h, w), shared by all annotators, as is t
-        t = draw_time(len(image), image.device)
-        condition = self._drop_condition(grey(image))
+        part = part or whole(len(image))
+        image, masks = part.cut(image), part.cut(masks)
+        x_0 = self.source(image, 1, part=part)  # (b, 1, h, w), shared by all annotators, as is t
+        t = part.cut(draw_time(part.b, image.device))
+        condition = self._drop_condition(grey(image), part)
         if self.experts == "one":
-            masks = masks[torch.arange(len(masks)), torch.randint(masks.shape[1], (len(masks),))][:, None]
+            masks = one_expert(masks, part)
         for own in masks.split(self.annotators_per_pass or masks.shape[1], dim=1):
             share = own.shape[1] / masks.shape[1]
             l_fm, l_sf = self._terms(x_0, own, masks, t, condition)
@@ -123,12 +131,12 @@ class ATFM(nn.Module):
             v = net(x_t, t, condition)
         return v.float()
 
-    def _drop_condition(self, condition: Tensor) -> Tensor:
+    def _drop_condition(self, condition: Tensor, part: Part) -> Tensor:
         """Replaces whole images by zeros, each with probability `condition_dropout`."""
         if self.condition_dropout == 0:
             return condition
-        kept = torch.rand(len(condition), 1, 1, 1, device=condition.device) >= self.condition_dropout
-        return condition * kept
+        kept = torch.rand(part.b, 1, 1, 1, device=condition.device) >= self.condition_dropout
+        return condition * part.cut(kept)
 
     def _probability(self, x: Tensor) -> Tensor:
         return (x + 1) / 2 if self.signed else x

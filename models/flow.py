@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from models.parallel import Part, whole
+
 TIMES = 1000  # t is drawn from {0, 1/1000, ..., 999/1000}: the paper's lambda = 1e-3
 
 
@@ -19,6 +21,13 @@ class Path:
 def draw_time(b: int, device: torch.device) -> Tensor:
     """t for each image of the batch, (b,), shared by its annotators (Algorithm 1)."""
     return torch.randint(TIMES, (b,), device=device) / TIMES
+
+
+def one_expert(masks: Tensor, part: Part | None = None) -> Tensor:
+    """A random expert's mask for each image of masks (b, k, h, w): (b, 1, h, w). part: see `models.parallel`."""
+    b, k = masks.shape[:2]
+    part = part or whole(b)
+    return masks[torch.arange(b), part.cut(torch.randint(k, (part.b,)))][:, None]
 
 
 def linear_path(x_0: Tensor, x_1: Tensor, t: Tensor) -> Path:

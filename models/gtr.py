@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributions import LowRankMultivariateNormal
 
+from models.parallel import Part, whole
 from models.unet import UNet
 
 MIN_VARIANCE = 2e-5  # added to the diagonal by the released code
@@ -26,19 +27,21 @@ class LowRankGaussian:
     cov_factor: Tensor
     cov_diag: Tensor
 
-    def rsample(self, n: int, antithetic: bool = False, generator: torch.Generator | None = None) -> Tensor:
+    def rsample(self, n: int, antithetic: bool = False, generator: torch.Generator | None = None,
+                part: Part | None = None) -> Tensor:
         """n logit maps mu + D e + sqrt(L) w with e, w standard normal: (b, n, h, w), differentiable.
 
         antithetic: n / 2 deviations from the mean, then their negatives, which lowers the variance of Monte Carlo
-        means; raises ValueError if n is odd.
+        means; raises ValueError if n is odd. part: the rows of a larger batch that these b Gaussians are.
         """
         if antithetic and n % 2:
             raise ValueError(f"antithetic sampling draws pairs: n must be even, not {n}")
         b, rank, h, w = self.cov_factor.shape
         draws = n // 2 if antithetic else n
+        part = part or whole(b)
         like = {"device": self.mean.device, "dtype": self.mean.dtype, "generator": generator}
-        e = torch.randn(b, draws, rank, **like)
-        noise = torch.randn(b, draws, h, w, **like)
+        e = part.cut(torch.randn(part.b, draws, rank, **like))
+        noise = part.cut(torch.randn(part.b, draws, h, w, **like))
         correlated = torch.bmm(e, self.cov_factor.flatten(2)).view(b, draws, h, w)
         deviation = correlated + self.cov_diag.sqrt()[:, None] * noise
         if antithetic:
@@ -46,9 +49,9 @@ class LowRankGaussian:
         return self.mean[:, None] + deviation
 
     @torch.no_grad()
-    def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+    def sample(self, n: int, generator: torch.Generator | None = None, part: Part | None = None) -> Tensor:
         """n logit maps without gradient: (b, n, h, w)."""
-        return self.rsample(n, generator=generator)
+        return self.rsample(n, generator=generator, part=part)
 
     def distribution(self) -> LowRankMultivariateNormal:
         """The same Gaussian over h * w pixels for log_prob and entropy.

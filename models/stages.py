@@ -19,6 +19,8 @@ from metadata_manager import LoopConfig, PriorConfig
 from metrics import evaluate
 from models import checkpoint, monte_carlo_nll
 from models.command_line import Settings, parse
+from models.flow import one_expert
+from models.parallel import Part, Processes, joined
 from models.systems import Sampler, build_atfm, build_gtr, describe, flow_sampler, gtr_sampler, load_gtr
 from models.training import NonFiniteLoss, Validation, fit, place, seed_step
 
@@ -48,39 +50,49 @@ def train_gtr(what: str, argv: Sequence[str] | None = None) -> None:
     settings = parse(argv, what, ("metadata", "gtr", "loop"), "Step 1 of ATFM: train GTR.")
     metadata, config, loop = settings.experiment.metadata, settings.experiment.gtr, settings.experiment.loop
     device, seed = place(settings.run), settings.run.seed
-    train, held_out = data.load(metadata, "train"), data.load(metadata, "val")
+    with joined(device) as processes:
+        train, held_out = processes.first_first(lambda: (data.load(metadata, "train"), data.load(metadata, "val")))
+        seed_step(seed, -1)
+        gtr = build_gtr(metadata, config).to(device)
 
-    seed_step(seed, -1)
-    gtr = build_gtr(metadata, config).to(device)
+        def losses(image: Tensor, masks: Tensor, part: Part) -> list[dict[str, Tensor]]:
+            image, masks = part.cut(image), part.cut(masks)
+            if config.experts == "one":
+                masks = one_expert(masks, part)
+            logits = gtr(image).rsample(config.mc_samples, antithetic=True, part=part)
+            return [{"loss": monte_carlo_nll(logits, masks)}]
 
-    def losses(image: Tensor, masks: Tensor) -> list[dict[str, Tensor]]:
-        if config.experts == "one":
-            masks = masks[torch.arange(len(masks)), torch.randint(masks.shape[1], (len(masks),))]
-        return [{"loss": monte_carlo_nll(gtr(image).rsample(config.mc_samples, antithetic=True), masks)}]
-
-    fit(gtr, losses, Batches(train, config.batchsize, seed, device, augment if metadata.augment else None),
-        functools.partial(validate, gtr_sampler(gtr), held_out, loop, device), folder=output(settings) / "GTR",
-        content=describe("GTR", metadata, config, seed, None, train.ids, train.fingerprint),
-        epochs=config.epochs, lr=config.lr, weight_decay=config.weight_decay, loop=loop, seed=seed)
+        fit(gtr, losses, Batches(train, config.batchsize, seed, device, augment if metadata.augment else None),
+            functools.partial(validate, gtr_sampler(gtr), held_out, loop, device), folder=output(settings) / "GTR",
+            content=describe("GTR", metadata, config, seed, None, train.ids, train.fingerprint),
+            epochs=config.epochs, lr=config.lr, weight_decay=config.weight_decay, loop=loop, seed=seed,
+            processes=processes)
 
 
 @reports_errors
 def train_prior(what: str, argv: Sequence[str] | None = None) -> None:
     """Step 2: trains the flow from the frozen GTR (Algorithm 1) into <output_path>/<method>; one flow per --alphas."""
     settings = parse(argv, what, ("metadata", "prior", "loop"), "Step 2 of ATFM: train the flow.")
-    config = settings.experiment.prior
-    if not config.alphas:
-        train_flow(settings, config, flow_folder(settings, config.method))
-    for alpha in config.alphas:
-        train_flow(settings, replace(config, alpha=alpha), flow_folder(settings, config.method, alpha))
+    config, device = settings.experiment.prior, place(settings.run)
+    with joined(device) as processes:
+        if not config.alphas:
+            train_flow(settings, config, flow_folder(settings, config.method), device, processes)
+        for alpha in config.alphas:
+            train_flow(settings, replace(config, alpha=alpha), flow_folder(settings, config.method, alpha), device,
+                       processes)
 
 
-def train_flow(settings: Settings, config: PriorConfig, folder: Path) -> None:
-    """Trains one flow into `folder`."""
-    metadata, loop = settings.experiment.metadata, settings.experiment.loop
-    device, seed = place(settings.run), settings.run.seed
+def train_flow(settings: Settings, config: PriorConfig, folder: Path, device: torch.device,
+               processes: Processes) -> None:
+    """Trains one flow into `folder`.
+
+    Raises ValueError for a Dice over the batch where each of several processes sees a part of it."""
+    metadata, loop, seed = settings.experiment.metadata, settings.experiment.loop, settings.run.seed
+    if config.dice_over == "batch" and processes.count > 1:
+        raise ValueError(f"--dice_over batch: each of {processes.count} processes sees a part of the batch only; "
+                         "train with one process, or with --dice_over image")
     gtr = load_gtr(gtr_path(settings, config.gtr), metadata)[0] if config.source == "gtr" else None
-    train, held_out = data.load(metadata, "train_prior"), data.load(metadata, "val")
+    train, held_out = processes.first_first(lambda: (data.load(metadata, "train_prior"), data.load(metadata, "val")))
 
     seed_step(seed, -1)
     atfm = build_atfm(config, gtr).to(device)
@@ -88,8 +100,8 @@ def train_flow(settings: Settings, config: PriorConfig, folder: Path) -> None:
     fit(atfm.net, atfm.losses, Batches(train, config.batch_size, seed, device, augment if metadata.augment else None),
         functools.partial(validate, flow_sampler(atfm, loop.val_steps, "euler"), held_out, loop, device), folder=folder,
         content=describe(config.method, metadata, config, seed, gtr, train.ids, train.fingerprint),
-        epochs=config.num_epochs, lr=config.lr, weight_decay=0.0, loop=loop, seed=seed,
-        ema=config.ema)
+        epochs=config.num_epochs, lr=config.lr, weight_decay=0.0, loop=loop, seed=seed, ema=config.ema,
+        processes=processes)
 
 
 def output(settings: Settings) -> Path:

@@ -19,10 +19,11 @@ import data
 import fig
 from data import Slices
 from metadata_manager import METHODS, Metadata, PriorConfig, Reported, SamplingConfig, reported
-from metrics import Evaluation, evaluate, paired_bootstrap
+from metrics import Evaluation, evaluate, interleaved, paired_bootstrap
 from models import ATFM, GTR, checkpoint, load_released
 from models.command_line import Settings, parse
 from models.own_images import draw_own_images
+from models.parallel import Processes, joined
 from models.result_curves import matching_n, save_curves
 from models.solvers import EVALUATIONS_PER_STEP
 from models.stages import flow_folder, gtr_path, output, reports_errors
@@ -62,20 +63,35 @@ def test_prior(what: str, argv: Sequence[str] | None = None) -> None:
     metadata, config, device = settings.experiment.metadata, settings.experiment.sampling, place(settings.run)
     if config.images:
         return draw_own_images(settings, systems(settings, metadata, (), device), device)
-    test = data.load(metadata, "test")
-    rows = systems(settings, metadata, test.ids, device)
-    folder = output(settings) / "test"
+    with joined(device) as processes:
+        test = processes.first_first(lambda: data.load(metadata, "test"))
+        rows = systems(settings, metadata, test.ids, device)
+        results: dict[str, Evaluation] = {}
+        seconds: dict[str, float] = {}
+        for system in rows:
+            started = time.perf_counter()
+            results[system.label] = score_together(system, test, config, device, processes)
+            seconds[system.label] = time.perf_counter() - started
+    if processes.first:
+        write_results(settings, test, rows, results, seconds, device)
+
+
+def score_together(system: System, test: Slices, config: SamplingConfig, device: torch.device,
+                   processes: Processes) -> Evaluation:
+    """Scores of a system on all test images, of which each process draws and scores every m-th."""
+    mine = test.rows[processes.rank::processes.count]
+    progress = functools.partial(tqdm, desc=system.label, leave=False, disable=None if processes.first else True)
+    found = None if len(mine) == 0 else evaluate(system.sample, Slices(test.cache, mine, test.crop), config.samples,
+                                                 config.seeds, device, progress)
+    return interleaved([part for part in processes.gather(found) if part is not None])
+
+
+def write_results(settings: Settings, test: Slices, rows: Sequence[System], results: dict[str, Evaluation],
+                  seconds: dict[str, float], device: torch.device) -> None:
+    """Prints the tables, and writes them, results.json and the pictures into <output_path>/test."""
+    config, folder = settings.experiment.sampling, output(settings) / "test"
     folder.mkdir(parents=True, exist_ok=True)
-
-    results: dict[str, Evaluation] = {}
-    seconds: dict[str, float] = {}
-    for system in rows:
-        started = time.perf_counter()
-        progress = functools.partial(tqdm, desc=system.label, leave=False, disable=None)
-        results[system.label] = evaluate(system.sample, test, config.samples, config.seeds, device, progress)
-        seconds[system.label] = time.perf_counter() - started
-
-    table = scores_table(metadata.what, rows, results, config.samples)
+    table = scores_table(settings.experiment.metadata.what, rows, results, config.samples)
     if len(rows) > 1:
         table += "\n" + differences_table(rows, results, config.samples, test.groups)
     print(table)
@@ -224,8 +240,9 @@ def report(settings: Settings, test: Slices, rows: Sequence[System], results: di
         "test_images": test.fingerprint,
         "groups": [str(group) for group in test.groups],
         "systems": {
-            system.label: {"method": system.method, "alpha": system.alpha, "solver": system.solver, "steps": system.steps,
-                           "evaluations": system.evaluations, "seconds": seconds[system.label],
+            system.label: {"method": system.method, "alpha": system.alpha, "solver": system.solver,
+                           "steps": system.steps, "evaluations": system.evaluations,
+                           "seconds": seconds[system.label],
                            "checkpoints": system.checkpoints, **results[system.label].as_dict()}
             for system in rows
         },

@@ -13,7 +13,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -26,12 +26,13 @@ from tqdm import tqdm
 
 from metadata_manager import LoopConfig, RunConfig
 from models import checkpoint
+from models.parallel import ALONE, Part, Processes
 
 # Settings that may differ when a run goes on: none of them alters what a step computes, beyond rounding.
 MAY_CHANGE = {"data_path", "epochs", "num_epochs", "gtr", "alphas", "solver", "steps", "annotators_per_pass",
               "checkpoint"}
 
-Losses = Callable[[Tensor, Tensor], Iterable[dict[str, Tensor]]]
+Losses = Callable[[Tensor, Tensor, Part], Iterable[dict[str, Tensor]]]
 
 
 class Batches(Protocol):
@@ -81,13 +82,17 @@ def seed_step(seed: int, step: int) -> None:
 
 
 def place(run: RunConfig) -> torch.device:
-    """The device of --device: "auto" is CUDA if there is one. Raises ValueError for one that is not there."""
+    """The device of --device: "auto" is CUDA if there is one; torchrun's n-th process here takes the n-th GPU.
+
+    Raises ValueError for one that is not there."""
     name = run.device
     if run.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with a fixed one
         torch.use_deterministic_algorithms(True)
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda":
+        name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
     try:
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError) as error:
@@ -97,35 +102,36 @@ def place(run: RunConfig) -> torch.device:
 
 def fit(model: nn.Module, losses: Losses, batches: Batches, validate: Callable[[], Validation], *, folder: Path,
         content: dict[str, Any], epochs: int, lr: float, weight_decay: float, loop: LoopConfig, seed: int,
-        ema: float = 0.0) -> None:
+        ema: float = 0.0, processes: Processes = ALONE) -> None:
     """Trains `model` in place to `epochs`, going on from folder/last.pt if there is one.
 
-    losses(image, masks): parts of the batch's loss, each a dict with "loss" and terms to log, see `ATFM.losses`.
+    losses(image, masks, part): pieces of the loss of a part of the batch, each a dict with "loss" and terms to log, see
+    `ATFM.losses`.
     content: what every checkpoint says about itself: stage, config, and whatever its reader needs.
     ema: decay of the moving average of the weights that is validated and saved; 0: the weights themselves.
+    processes: those that train together, each on its part of every batch; they see the same folder.
     Raises ValueError if the folder is in use or holds a run with another config, NonFiniteLoss naming the batch,
     SystemExit with 128 + the signal's number after SIGINT or SIGTERM, the run saved.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with claimed(folder), stop_requests() as stop:
+    with claimed(folder, processes), stop_requests() as stop:
         optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=weight_decay)
         average = Average(model, ema) if ema else None
-        run = Run(model, optimizer, losses, batches, folder, content, loop, seed, average)
+        run = Run(model, optimizer, losses, batches, folder, content, loop, seed, average, processes, stop)
         run.resume()
         finished = run.state.finished_epochs(len(batches))
         if finished >= epochs:
             print(f"{folder}: already trained for {epochs} epochs; raise the number of epochs to go on")
             return
-        with SummaryWriter(str(folder), purge_step=run.state.step) as board:
+        with SummaryWriter(str(folder), purge_step=run.state.step) if processes.first else nullcontext() as run.board:
             for epoch in range(finished + 1, epochs + 1):
-                run.epoch(f"epoch {epoch}/{epochs}", epoch * len(batches), board, stop)
+                run.epoch(f"epoch {epoch}/{epochs}", epoch * len(batches))
                 if epoch % loop.validate_every == 0 or epoch == epochs:
-                    run.validate(epoch, validate, board)
+                    run.validate(epoch, validate)
                 if epoch % loop.save_model_step == 0:
                     run.save(f"epoch_{epoch:04d}.pt")
                 run.save("last.pt")  # last: a run that ends before this repeats the epoch, and saves what it should
-                if stop:
-                    run.stop(stop[0])
+                run.stop_if_asked()
 
 
 class Average:
@@ -166,16 +172,18 @@ class Run:
     content: dict[str, Any]
     loop: LoopConfig
     seed: int
-    average: Average | None = None
+    average: Average | None
+    processes: Processes
+    stop: list[int]  # signals received
     state: State = field(default_factory=State)
+    board: SummaryWriter | None = None  # of the first process
 
-    def epoch(self, title: str, end: int, board: SummaryWriter, stop: list[int]) -> None:
+    def epoch(self, title: str, end: int) -> None:
         """Steps up to number `end`, then a line in log.txt and the means of the loss terms in TensorBoard."""
         started, first = time.perf_counter(), self.state.step
-        for _ in tqdm(range(first, end), title, leave=False, disable=None):
+        for _ in tqdm(range(first, end), title, leave=False, disable=None if self.processes.first else True):
             self.step()
-            if stop:
-                self.stop(stop[0])
+            self.stop_if_asked()
         self.settle()
         seconds = time.perf_counter() - started
         skipped = self.state.totals.pop("skipped_batches", 0.0)
@@ -185,21 +193,22 @@ class Run:
         scalars["train/learning_rate"] = self.optimizer.param_groups[0]["lr"]
         scalars["speed/images_per_second"] = self.state.images * (end - first) / (len(self.batches) * seconds)
         scalars["memory/peak_GiB"] = peak_memory() / 2**30
-        for name, value in scalars.items():
-            board.add_scalar(name, value, end)
-        self.log(title, scalars)
+        self.log(title, scalars, end)
         self.state.images, self.state.totals = 0, {}
 
     def step(self) -> None:
         """One optimizer step on batch number state.step."""
         seed_step(self.seed, self.state.step)
         image, masks = self.batches(self.state.step)
+        part = self.processes.part(len(image))
         terms: dict[str, Tensor] = {}
-        for part in self.losses(image, masks):
-            part["loss"].backward()
-            for name, value in part.items():
-                terms[name] = terms.get(name, 0) + value.detach()
-        terms["gradient_norm"] = torch.nn.utils.get_total_norm([p.grad for p in self.model.parameters()])
+        for piece in self.losses(image, masks, part):
+            (part.weight * piece["loss"]).backward()
+            for name, value in piece.items():
+                terms[name] = terms.get(name, 0) + part.weight * value.detach()
+        gradients = [parameter.grad for parameter in self.model.parameters()]
+        self.processes.add([*terms.values(), *gradients])
+        terms["gradient_norm"] = torch.nn.utils.get_total_norm(gradients)
         self.settle()
         if self.loop.skip_nonfinite and not all(value.isfinite() for value in terms.values()):
             self.state.totals["skipped_batches"] = self.state.totals.get("skipped_batches", 0.0) + 1
@@ -226,30 +235,35 @@ class Run:
             self.state.totals[name] = self.state.totals.get(name, 0.0) + value * images
         self.state.images += images
 
-    def validate(self, epoch: int, validate: Callable[[], Validation], board: SummaryWriter) -> None:
+    def validate(self, epoch: int, validate: Callable[[], Validation]) -> None:
         """Scores to log.txt and TensorBoard, a picture to TensorBoard, and best.pt if the first score is the lowest."""
+        if self.board is None:
+            return
         with self.averaged():
             result = validate()
-        for name, value in result.scores.items():
-            board.add_scalar(f"validation/{name}", value, self.state.step)
-        board.add_image("validation/samples", result.picture, self.state.step, dataformats="HWC")
-        self.log(f"epoch {epoch} validation", result.scores)
+        self.board.add_image("validation/samples", result.picture, self.state.step, dataformats="HWC")
+        scalars = {f"validation/{name}": value for name, value in result.scores.items()}
+        self.log(f"epoch {epoch} validation", scalars, self.state.step)
         score = next(iter(result.scores.values()))
         if score < self.state.best:
             self.state.best = score
             self.save("best.pt")
 
-    def stop(self, number: int) -> None:
-        """Saves and exits with the code that a shell gives to a process ended by this signal."""
+    def stop_if_asked(self) -> None:
+        """After a signal to any process, saves and exits with the code that a shell gives to one ended by it."""
+        if not self.processes.any(bool(self.stop)):
+            return
+        number = self.stop[0] if self.stop else signal.SIGTERM
         self.settle()
         self.save("last.pt")
+        self.processes.any(False)  # the first to exit ends the others: wait until the checkpoint is written
         kept = "saved; the same command goes on from here" if self.loop.save_model else "nothing saved"
         print(f"\n{signal.Signals(number).name} after step {self.state.step}: {kept}", file=sys.stderr)
         raise SystemExit(128 + number)
 
     def save(self, name: str) -> None:
-        """Writes folder/name, unless the run is not to leave checkpoints."""
-        if not self.loop.save_model:
+        """Writes folder/name, unless the run is not to leave checkpoints, or another process writes them."""
+        if not self.loop.save_model or not self.processes.first:
             return
         state = {name: getattr(self.state, name) for name in ("step", "images", "totals", "best")}
         content = {**self.content, "state": state, "optimizer": self.optimizer.state_dict()}
@@ -294,9 +308,13 @@ class Run:
         self.state = State(**found["state"])
         print(f"{path}: going on after step {self.state.step}")
 
-    def log(self, title: str, values: dict[str, float]) -> None:
-        """A line in log.txt and on the screen."""
-        line = f"{title}: " + "  ".join(f"{name.rpartition('/')[2]} {value:.5g}" for name, value in values.items())
+    def log(self, title: str, scalars: dict[str, float], step: int) -> None:
+        """Scalars "group/name" to TensorBoard, and as a line to log.txt and the screen."""
+        if self.board is None:
+            return
+        for name, value in scalars.items():
+            self.board.add_scalar(name, value, step)
+        line = f"{title}: " + "  ".join(f"{name.rpartition('/')[2]} {value:.5g}" for name, value in scalars.items())
         print(line)
         with open(self.folder / "log.txt", "a") as file:
             file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
@@ -310,13 +328,16 @@ def peak_memory() -> int:
 
 
 @contextmanager
-def claimed(folder: Path) -> Iterator[None]:
-    """Holds a lock on the folder; raises ValueError if another process holds it. The lock ends with the process."""
+def claimed(folder: Path, processes: Processes) -> Iterator[None]:
+    """Holds a lock on the folder; raises ValueError if another run holds it. The lock ends with the process."""
     with open(folder / "lock", "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(f"{folder}: another run writes here; wait for it or use another --output_path") from None
+        if processes.first:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ValueError(f"{folder}: another run writes here; wait for it or use another "
+                                 "--output_path") from None
+        processes.any(False)  # nobody goes on before the folder is theirs
         yield
 
 

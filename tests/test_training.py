@@ -41,7 +41,7 @@ class Pairs:
 def squares(model):
     """A loss with noise in it, so that a step repeats only if the loop seeds it."""
 
-    def losses(image, masks):
+    def losses(image, masks, part):
         error = model(image) + 0.1 * torch.randn_like(image) - masks
         return [{"loss": error.square().mean()}]
 
@@ -52,8 +52,8 @@ def at_call(number, action, losses):
     """`losses` that calls `action` while it computes call `number`, counted from 0."""
     calls = count()
 
-    def acting(image, masks):
-        terms = losses(image, masks)
+    def acting(image, masks, part):
+        terms = losses(image, masks, part)
         return action(terms) or terms if next(calls) == number else terms
 
     return acting
@@ -269,7 +269,7 @@ def test_the_log_holds_means_over_images(tmp_path):
     losses = iter([1.0, 4.0, 10.0])  # of 2, 2 and 1 images
 
     def constant(of_model):
-        return lambda image, masks: [{"loss": 0 * of_model(image, masks)[0]["loss"] + next(losses)}]
+        return lambda image, masks, part: [{"loss": 0 * of_model(image, masks, part)[0]["loss"] + next(losses)}]
 
     train(tmp_path, epochs=1, wrap=constant)
     assert log_lines(tmp_path)[0].startswith("epoch 1/1: loss 4  gradient_norm 0  learning_rate 0.01")
@@ -277,11 +277,11 @@ def test_the_log_holds_means_over_images(tmp_path):
 
 def test_parts_of_a_loss_add_up_to_the_whole(tmp_path):
     def in_parts(losses):
-        def parts(image, masks):
+        def parts(image, masks, part):
             state = torch.get_rng_state()
             for share in (0.25, 0.75):
                 torch.set_rng_state(state)
-                yield {"loss": share * losses(image, masks)[0]["loss"]}
+                yield {"loss": share * losses(image, masks, part)[0]["loss"]}
 
         return parts
 
