@@ -1,7 +1,7 @@
-"""Checkpoints: plain dictionaries of tensors, numbers and strings, never half-written, loaded without running code."""
+"""Checkpoints: dictionaries of tensors, numbers and strings, never half-written, loaded without any code."""
 
 import os
-import pickle
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +9,11 @@ import torch
 from torch import nn
 
 FORMAT = 1  # raised when the meaning of a key changes
+PARTS = {"format": int, "stage": str, "config": dict, "model": dict}  # that every checkpoint has
 
 
 def save(path: Path, content: dict[str, Any]) -> None:
-    """Writes under a temporary name, flushes to disk, then renames: `path` is the old file or the whole new one.
+    """Writes under a temporary name, flushes to disk, renames: `path` is the old file or the whole new one.
 
     Raises OSError naming the file, for example when the disk is full; the previous checkpoint is then intact.
     """
@@ -32,16 +33,18 @@ def save(path: Path, content: dict[str, Any]) -> None:
 def load(path: Path, stage: str | None = None) -> dict[str, Any]:
     """The content of a checkpoint, on the CPU; `stage` is what it must be of: GTR, or a method of the flow.
 
-    Raises FileNotFoundError, or ValueError for a file that is no checkpoint of ours, another format or another stage.
+    Raises FileNotFoundError, or ValueError for a damaged file, one that is not ours, another format or stage.
     """
     content = _read(path)
-    missing = {"format", "stage", "config", "model"}.difference(content if isinstance(content, dict) else ())
+    held = content if isinstance(content, dict) else {}
+    missing = [name for name, kind in PARTS.items() if not isinstance(held.get(name), kind)]
     if missing:
         raise ValueError(f"{path}: a file of tensors, but not a checkpoint of this project (no "
-                         f"{', '.join(sorted(missing))}); released weights are loaded by models.load_released")
+                         f"{', '.join(missing)}); released weights are loaded by models.load_released")
     if content["format"] != FORMAT:
-        raise ValueError(f"{path}: checkpoint format {content['format']}, written by {content.get('versions')}; "
-                         f"this version reads format {FORMAT}")
+        raise ValueError(f"{path}: checkpoint format {content['format']}, written by "
+                         f"{content.get('versions')}; this version reads format {FORMAT}; load it with those "
+                         "versions, or train again")
     if stage is not None and content["stage"] != stage:
         raise ValueError(f"{path}: a checkpoint of stage {content['stage']}, expected {stage}; "
                          "check --gtr, --prior and --method")
@@ -49,11 +52,13 @@ def load(path: Path, stage: str | None = None) -> dict[str, Any]:
 
 
 def state_dict(path: Path) -> dict[str, torch.Tensor]:
-    """The weights in a file of the authors' code, which may lie under the key state_dict; errors as in `load`."""
+    """The weights in a file of the authors' code, perhaps under the key state_dict; errors as in `load`."""
     content = _read(path)
     weights = content.get("state_dict", content) if isinstance(content, dict) else content
-    if not isinstance(weights, dict) or not all(isinstance(value, torch.Tensor) for value in weights.values()):
-        raise ValueError(f"{path}: expected a dict of tensors, as torch.save(model.state_dict(), path) writes it")
+    values = weights.values() if isinstance(weights, dict) else [None]
+    if not all(isinstance(value, torch.Tensor) for value in values):
+        raise ValueError(f"{path}: expected a dict of tensors, as torch.save(model.state_dict(), path) "
+                         "writes it")
     return weights
 
 
@@ -65,13 +70,29 @@ def find(place: str | Path, name: str = "best.pt") -> Path:
 
 def _read(path: Path) -> Any:
     try:
+        _check_sums(path)
         return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
-        raise FileNotFoundError(f"{path}: no such checkpoint; train that stage first, or name another") from None
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise FileNotFoundError(
+            f"{path}: no such checkpoint; train that stage first, or name another") from None
+    except OSError:
+        raise
+    except Exception as error:  # a damaged file can provoke any exception
         reason = str(error).strip().splitlines()[-1] if str(error) else type(error).__name__
         raise ValueError(f"{path}: not a readable checkpoint ({reason}); "
                          "take another one of the run, or train it again") from error
+
+
+def _check_sums(path: Path) -> None:
+    """Raises ValueError for a damaged zip file; torch ignores checksums, so damage passes for weights."""
+    if not zipfile.is_zipfile(path):  # torch says what is wrong, or reads a format older than its zip files
+        return
+    with zipfile.ZipFile(path) as archive:
+        if sum(entry.file_size for entry in archive.infolist()) > path.stat().st_size:
+            raise ValueError("its parts claim more bytes than it has")
+        damaged = archive.testzip()
+    if damaged is not None:
+        raise ValueError(f"{damaged} in it does not match its checksum")
 
 
 def fill(module: nn.Module, content: dict[str, Any], path: Path) -> None:
@@ -79,4 +100,5 @@ def fill(module: nn.Module, content: dict[str, Any], path: Path) -> None:
     try:
         module.load_state_dict(content["model"], strict=True)
     except RuntimeError as error:
-        raise ValueError(f"{path}: its weights do not fit the model that its config describes: {error}") from error
+        raise ValueError(
+            f"{path}: its weights do not fit the model that its config describes: {error}") from error
