@@ -27,7 +27,10 @@ def load(what: str | Metadata, split: str) -> Slices:
     if described.limit is not None and described.limit < 1:
         raise ValueError(f"--limit {described.limit}: expected at least 1 image")
     cache = _open_source(described)
-    rows = _split_rows(described, cache)
+    try:
+        rows = _split_rows(described, cache)
+    except ValueError as error:
+        raise ValueError(f"{cache.path}: {error}") from error
     if described.split == "released" and split == "test":
         both, total = splits.overlap(rows["train_prior"], rows["test"])
         print(f"{described.what}: split released: {both} of {total} test images ({both / total:.1%}) are in "
@@ -60,7 +63,7 @@ def _split_rows(described: Metadata, cache: Cache) -> dict[str, np.ndarray]:
         return splits.by_group(cache.patient, described.split_seed)
     if described.split == "released" and described.reader == "isic3":
         if cache.style is None:
-            raise ValueError(f"{cache.path}: has no style; --split released needs it, use --split group")
+            raise ValueError("has no style; --split released needs it, use --split group")
         return splits.released_isic(cache.style)
     if described.split == "released":
         return splits.released(len(cache))

@@ -8,14 +8,17 @@
 A source in another format (pickle, PNG) is converted once by `cached` into such a file.
 """
 
+import fcntl
+import glob
 import hashlib
 import io
 import os
 import secrets
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import h5py
 import numpy as np
@@ -77,8 +80,8 @@ def _open(file: h5py.File, path: Path) -> Cache:
     version = file.attrs.get("atfm_format", FORMAT)
     if version != FORMAT:
         raise LayoutError(f"{path}: format {version}, expected {FORMAT}; convert the source again")
-    shape = _images_shape(_dataset(file, path, "images"), path)
-    annotators = _annotators(_dataset(file, path, "masks_packed"), path, shape)
+    shape = _images_shape(stored_dataset(file, path, "images"), path)
+    annotators = _annotators(stored_dataset(file, path, "masks_packed"), path, shape)
     present = [name for name in FIELDS if name == "patient" or name in file]
     fields = {name: _field(file, path, name, shape[0]) for name in present}
     style = fields.get("style")
@@ -114,15 +117,17 @@ def _annotators(masks: h5py.Dataset, path: Path, shape: tuple[int, int, int, int
     return annotators
 
 
-def _dataset(file: h5py.File, path: Path, name: str) -> h5py.Dataset:
-    """The dataset `name`, stored in this very file: links, virtual and external datasets are refused."""
-    link = file.get(name, getlink=True)
+def stored_dataset(group: h5py.Group, path: Path | str, name: str) -> h5py.Dataset:
+    """The dataset `name` of a file or group, stored in this very file.
+
+    Raises LayoutError, beginning with `path`, for links, data in other files and impossible sizes."""
+    link = group.get(name, getlink=True)
     if link is None:
-        held = ", ".join(sorted(file)[:10]) or "nothing"
+        held = ", ".join(sorted(group)[:10]) or "nothing"
         raise LayoutError(f"{path}: holds {held}, expected a dataset '{name}'")
     if not isinstance(link, h5py.HardLink):
         raise LayoutError(f"{path}: '{name}' is a {type(link).__name__}, expected a dataset in this file")
-    found = file[name]
+    found = group[name]
     if not isinstance(found, h5py.Dataset):
         raise LayoutError(f"{path}: '{name}' is a {type(found).__name__}, expected a dataset")
     if found.external or found.is_virtual:
@@ -136,7 +141,7 @@ def _dataset(file: h5py.File, path: Path, name: str) -> h5py.Dataset:
 
 def _field(file: h5py.File, path: Path, name: str, count: int) -> np.ndarray:
     """A small per-row array: ints as they are, strings as an object array of str."""
-    found = _dataset(file, path, name)
+    found = stored_dataset(file, path, name)
     is_text = h5py.check_string_dtype(found.dtype) is not None
     if not (is_text and name in ("patient", "id") or found.dtype.kind in "iu" and name != "id"):
         expected = "text" if name == "id" else "integers"
@@ -168,7 +173,7 @@ def _read_rows(dataset: h5py.Dataset, rows: np.ndarray) -> np.ndarray:
 
 
 def _fixed(text: str | list[str]) -> np.ndarray:
-    """Fixed-length UTF-8. Text of variable length lies on a heap; HDF5 2.0 reads a damaged heap without end."""
+    """Fixed-length UTF-8. Other text lies on a heap, which HDF5 2.0 reads without end if it is damaged."""
     encoded = np.char.encode(text, "utf-8")
     return encoded.astype(h5py.string_dtype("utf-8", max(1, encoded.dtype.itemsize)))
 
@@ -189,9 +194,11 @@ class Writer:
     def __init__(self, path: Path | str, source: str, fingerprint: str = ""):
         """`source` describes the data for a human; `fingerprint` identifies the files it was made from."""
         self.path = Path(path)
+        self._remove_abandoned()
         # A name of its own, so that two processes writing the same file do not meet.
         self._temporary = self.path.with_name(f".{self.path.name}.{secrets.token_hex(4)}.tmp")
-        self._temporary.touch(exist_ok=False)
+        self._out = open(self._temporary, "xb")
+        _locked(self._out)
         self._memory = io.BytesIO()
         self._file = h5py.File(self._memory, "w")
         self._file.attrs.update(atfm_format=FORMAT, source=_fixed(source), fingerprint=_fixed(fingerprint))
@@ -249,10 +256,9 @@ class Writer:
             self._file.create_dataset(name, data=_fixed(values) if isinstance(values[0], str) else values)
         self._file.close()
         try:
-            with open(self._temporary, "wb") as out:
-                out.write(self._memory.getbuffer())
-                out.flush()
-                os.fsync(out.fileno())
+            self._out.write(self._memory.getbuffer())
+            self._out.flush()
+            os.fsync(self._out.fileno())
             os.replace(self._temporary, self.path)
         except OSError as error:
             raise OSError(f"{self.path}: cannot be written ({error}); is the disk full?") from error
@@ -264,6 +270,24 @@ class Writer:
         finally:
             self._file.close()
             self._temporary.unlink(missing_ok=True)
+            with suppress(OSError):  # closing a file on a full disk tries once more to write
+                self._out.close()
+
+    def _remove_abandoned(self) -> None:
+        """Removes temporary files of processes that were killed: locks end with their process."""
+        for old in self.path.parent.glob(f".{glob.escape(self.path.name)}.*.tmp"):
+            with suppress(FileNotFoundError), open(old, "rb") as file:
+                if _locked(file):
+                    old.unlink()
+
+
+def _locked(file: BinaryIO) -> bool:
+    """Locks an open file until it is closed; False if a process has it, or the file system knows no locks."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
 
 
 def cached(source: Path, files: Sequence[Path], convert: Callable[[Sequence[Path], Writer], None]) -> Cache:

@@ -3,6 +3,7 @@
 Three annotators outlined each lesion in one of three styles: f, m or p = 0, 1, 2.
 """
 
+import io
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -95,7 +96,8 @@ def _pixels(path: Path, modes: tuple[str, ...], size: tuple[int, int] | None) ->
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path, formats=("PNG", "JPEG")) as image:
+            # From memory, where a part that announces 2 GB is not set aside room for before it is read.
+            with Image.open(io.BytesIO(path.read_bytes()), formats=("PNG", "JPEG")) as image:
                 found = (image.height, image.width)
                 if image.mode not in modes:
                     raise WrongImage(f"{path}: colour mode {image.mode}, expected {' or '.join(modes)}; "

@@ -11,17 +11,19 @@ import h5py
 import numpy as np
 from tqdm import tqdm
 
-from data.cache import BLOCK, Writer
+from data.cache import BLOCK, LayoutError, Writer, stored_dataset
 
 FOLDS = ("train", "val", "test")
 
 
 def is_phiseg(path: Path) -> bool:
-    """Whether an HDF5 file has this layout rather than that of `data.cache`."""
-    if not h5py.is_hdf5(path):
+    """Whether an HDF5 file has this layout; if not, or if it is damaged, it is for `data.cache` to judge."""
+    try:
+        with h5py.File(path, "r") as file:  # a link may lead to a file that nobody named
+            return all(isinstance(file.get(fold, getlink=True), h5py.HardLink)
+                       and isinstance(file[fold], h5py.Group) for fold in FOLDS)
+    except Exception:  # h5py raises nearly any type on a damaged file
         return False
-    with h5py.File(path, "r") as file:
-        return all(isinstance(file.get(fold), h5py.Group) for fold in FOLDS)
 
 
 def convert(files: Sequence[Path], writer: Writer) -> None:
@@ -29,10 +31,15 @@ def convert(files: Sequence[Path], writer: Writer) -> None:
 
     Images are quantised to 16 bits. Raises ValueError naming the file and group of a bad array."""
     (path,) = files
-    with h5py.File(path, "r") as file:
-        shift = 0.5 if min(_minimum(file[fold], f"{path}, {fold}") for fold in FOLDS) < 0 else 0.0
-        for fold in FOLDS:
-            _append_fold(writer, file[fold], fold, shift, f"{path}, {fold}")
+    try:
+        with h5py.File(path, "r") as file:
+            shift = 0.5 if min(_minimum(file[fold], f"{path}, {fold}") for fold in FOLDS) < 0 else 0.0
+            for fold in FOLDS:
+                _append_fold(writer, file[fold], fold, shift, f"{path}, {fold}")
+    except LayoutError:
+        raise
+    except Exception as error:
+        raise ValueError(f"{path}: damaged, cannot be converted ({error}); restore it") from error
 
 
 def folds(ids: Sequence[str]) -> dict[str, np.ndarray]:
@@ -52,23 +59,20 @@ def _append_fold(writer: Writer, group: h5py.Group, fold: str, shift: float, whe
         block = slice(start, start + BLOCK)
         for row, (image, label) in enumerate(zip(images[block] + shift, labels[block]), start):
             if not (image.min() >= -1e-6 and image.max() <= 1 + 1e-6):  # NaN fails both comparisons
-                raise ValueError(f"{where}, row {row}: image ranges from {image.min():.4g} to "
-                                 f"{image.max():.4g}, expected [0, 1], or [-0.5, 0.5] in the whole file")
+                raise LayoutError(f"{where}, row {row}: image ranges from {image.min():.4g} to "
+                                  f"{image.max():.4g}, expected [0, 1], or [-0.5, 0.5] in the whole file")
             if not np.isin(label, (0, 1)).all():
-                raise ValueError(f"{where}, row {row}: labels have values other than 0 and 1")
+                raise LayoutError(f"{where}, row {row}: labels have values other than 0 and 1")
             pixels = np.rint(np.clip(image, 0, 1) * 65535).astype(np.uint16)
             writer.append(pixels, np.moveaxis(label, -1, 0), patient=str(series[row]), id=f"{fold}/{row}")
 
 
 def _arrays(group: h5py.Group, where: str) -> tuple[h5py.Dataset, h5py.Dataset, np.ndarray]:
     """images (N, h, w), labels (N, h, w, k) and the series of each row (N,), their shapes checked."""
-    missing = {"images", "labels", "uids"} - set(group)
-    if missing:
-        raise ValueError(f"{where}: has no {', '.join(sorted(missing))}; expected images, labels and uids")
-    images, labels, uids = group["images"], group["labels"], group["uids"]
+    images, labels, uids = (stored_dataset(group, where, name) for name in ("images", "labels", "uids"))
     if images.ndim != 3 or labels.shape[:-1] != images.shape or uids.shape != images.shape[:1]:
-        raise ValueError(f"{where}: images {images.shape}, labels {labels.shape}, uids {uids.shape}; "
-                         "expected (N, h, w), (N, h, w, k) and (N,)")
+        raise LayoutError(f"{where}: images {images.shape}, labels {labels.shape}, uids {uids.shape}; "
+                          "expected (N, h, w), (N, h, w, k) and (N,)")
     is_text = h5py.check_string_dtype(uids.dtype) is not None
     return images, labels, uids.asstr()[...] if is_text else uids[...]
 

@@ -17,8 +17,8 @@ from data.cache import Cache, Writer, cached, open_cache
 from data.slices import Slices
 from metadata_manager import Metadata
 
+KILLS = int(os.environ.get("ATFM_KILLS", 3))
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
-FUZZ = int(os.environ.get("ATFM_FUZZ", 300))
 
 
 def images_and_masks(count=5, dtype=np.uint16, channels=1):
@@ -279,6 +279,32 @@ def test_a_failed_conversion_leaves_nothing(source):
     assert os.listdir(source.parent) == ["source"]
 
 
+def convert_slowly(source):
+    def convert_and_wait(files, writer):
+        image = np.zeros((64, 64), np.uint16)
+        for i in range(1000):  # 8 MB
+            writer.append(image + i, np.zeros((3, 64, 64)), patient=i)
+
+    cached(source, sorted(source.iterdir()), convert_and_wait)
+
+
+def test_a_conversion_killed_at_random_moments_leaves_no_half_cache(source):
+    begin = time.perf_counter()
+    assert exit_code(in_child(convert_slowly, source)) == 0
+    seconds, place = time.perf_counter() - begin, source.with_name("source.atfm.h5")
+    moments = random.Random(0)
+    for _ in range(KILLS):
+        place.unlink(missing_ok=True)
+        process = in_child(convert_slowly, source)
+        process.join(moments.uniform(0, seconds))
+        process.kill()
+        process.join()
+        if place.exists():
+            assert open_cache(place).read(np.arange(1000))[0][:, 0, 0, 0].tolist() == list(range(1000))
+    convert_slowly(source)
+    assert sorted(os.listdir(source.parent)) == ["source", "source.atfm.h5"]
+
+
 def convert_together(source, barrier):
     def convert_and_wait(files, writer):
         convert(files, writer)
@@ -293,33 +319,6 @@ def test_processes_that_convert_at_once_do_not_meet(source):
     assert [exit_code(process) for process in both] == [0, 0]
     assert sorted(os.listdir(source.parent)) == ["source", "source.atfm.h5"]
     assert brightness(open_cache(source.with_name("source.atfm.h5"))) == [0, 1, 2]
-
-
-def read_damaged(folder):
-    """Flips bytes of a small file of each kind; a clean error or a read is right."""
-    path = folder / "damaged.h5"
-    write(folder / "ours.h5")
-    with h5py.File(folder / "foreign.h5", "w") as file:
-        contents = {"images": np.ones((5, 4, 4), np.uint8), "masks_packed": np.ones((5, 6), np.uint8),
-                    "patient": np.arange(5)}
-        for name, value in contents.items():
-            file.create_dataset(name, data=value, chunks=(2, *value.shape[1:]), compression="gzip")
-    originals = [(folder / name).read_bytes() for name in ("ours.h5", "foreign.h5")]
-    for seed in range(FUZZ):
-        generator = random.Random(seed)
-        content = bytearray(originals[seed % 2])
-        for _ in range(generator.choice((1, 1, 2, 8))):
-            content[generator.randrange(len(content))] = generator.randrange(256)
-        path.write_bytes(content[:generator.randrange(len(content))] if seed % 10 == 9 else content)
-        try:
-            cache = open_cache(path)
-            Slices(cache, np.arange(len(cache))).batch([0])
-        except (ValueError, OSError) as error:
-            assert str(path) in str(error), error
-
-
-def test_damaged_files_are_read_or_refused(tmp_path):
-    assert exit_code(in_child(read_damaged, tmp_path), 60 + FUZZ / 10) == 0
 
 
 def test_load_refuses_what_does_not_match_the_metadata(tmp_path):

@@ -62,7 +62,7 @@ def test_the_layouts_are_told_apart(tmp_path):
 
 
 @pytest.mark.parametrize("name, value, message", [
-    ("train/uids", None, "lidc.hdf5, train: has no uids"),
+    ("train/uids", None, "lidc.hdf5, train: holds images, labels, expected a dataset 'uids'"),
     ("val/labels", np.zeros((2, 6, 7, 4)), r"lidc.hdf5, val: .*labels \(2, 6, 7, 4\)"),
     ("test/images", np.full((3, 6, 8), 2.0), "lidc.hdf5, test, row 0: image ranges from 2 to 2"),
     ("test/images", np.full((3, 6, 8), np.nan), "lidc.hdf5, test, row 0: image ranges from nan"),
