@@ -80,6 +80,8 @@ class PriorConfig:
                                           "all k at once, the memory is that of one pass")
     checkpoint: bool = setting(False, "gradient checkpointing in ST-Net: recompute activations instead of keeping them")
     amp: bool = setting(False, "run ST-Net in bfloat16; losses and GTR stay in float32")
+    channels_last: bool = setting(False, "train ST-Net in the memory layout that CUDA's convolutions are fastest in")
+    compile: bool = setting(False, "torch.compile ST-Net: minutes at the start, faster from then on")
     solver: str = setting("euler", "of the ODE in testing (paper: euler; CFM: midpoint)", SOLVERS)
     steps: int = setting(25, "solver steps in testing (paper: 25; released ISIC3 test script: 50; CFM: 100)")
     weight_standardization: str = setting("standard", "standard: divide by the standard deviation (arXiv 1903.10520); "
@@ -129,6 +131,8 @@ class SamplingConfig:
     seeds: tuple[int, ...] = setting((0, 1, 2, 3, 4), "one run of sampling per seed (paper: five runs)")
     batch_size: int = setting(50, "states x_t integrated at once; bounds memory")
     amp: bool = setting(False, "run ST-Net in bfloat16")
+    channels_last: bool = setting(False, "run ST-Net in the memory layout that CUDA's convolutions are fastest in")
+    compile: bool = setting(False, "torch.compile ST-Net: minutes at the start, faster from then on")
     released_checkpoint: bool = setting(False, "--gtr and --prior are files of weights of the authors' code")
     images: tuple[str, ...] = setting((), "draw samples for these image files of yours instead of testing")
     allow_overlap: bool = setting(False, "test even if test images were trained on (released: their split does)")

@@ -2,7 +2,7 @@
 
 import copy
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from models.parallel import Part, whole
 from models.solvers import SOLVERS, Velocity
 from models.st_net import STNet, standardize
 
+Field = Callable[[Tensor, Tensor, Tensor], Tensor]  # v(x_t, t, image), as STNet.forward
 GREY = (0.299, 0.587, 0.114)  # weights of R, G, B in the grey image that ST-Net sees
 
 
@@ -94,11 +95,13 @@ class ATFM(nn.Module):
 
     @torch.no_grad()
     def sample(self, image: Tensor, n: int, steps: int = 25, solver: str = "euler",
-               generator: torch.Generator | None = None, batch_size: int | None = None) -> Tensor:
+               generator: torch.Generator | None = None, batch_size: int | None = None,
+               net: Field | None = None) -> Tensor:
         """n masks per image (b, c, h, w) as probabilities in [0, 1]: (b, n, h, w); a mask is where they are >= 0.5.
 
         One pass of GTR, then the b * n states are integrated `batch_size` at a time (default: all at once), which
-        bounds memory and changes results by rounding only. Raises ValueError for an unknown solver or no steps.
+        bounds memory and changes results by rounding only. net: `ready(self.net)`, to make it once for many calls.
+        Raises ValueError for an unknown solver or no steps.
         """
         if solver not in SOLVERS or steps < 1 or n < 1:
             raise ValueError(f"solver={solver!r}, steps={steps}, n={n}: expected one of {', '.join(SOLVERS)}, "
@@ -106,13 +109,13 @@ class ATFM(nn.Module):
         conditions = grey(image).repeat_interleave(n, dim=0)  # (b * n, 1, h, w)
         x_0 = self.source(image, n, generator)  # (b, n, h, w)
         states = x_0.flatten(0, 1)[:, None]
-        net = folded(self.net)
+        net = ready(self.net) if net is None else net
         size = batch_size or len(states)
         ends = [SOLVERS[solver](self._velocity(net, condition), state, steps)
                 for state, condition in zip(states.split(size), conditions.split(size))]
         return self._probability(torch.cat(ends).view_as(x_0)).clamp(0, 1)
 
-    def _velocity(self, net: STNet, condition: Tensor) -> Velocity:
+    def _velocity(self, net: Field, condition: Tensor) -> Velocity:
         """v(x, t) for one batch of states, guided if `guidance` is not zero: both fields in one evaluation."""
 
         def velocity(x: Tensor, t: float) -> Tensor:
@@ -125,7 +128,8 @@ class ATFM(nn.Module):
 
         return velocity
 
-    def _field(self, net: STNet, x_t: Tensor, t: Tensor, condition: Tensor) -> Tensor:
+    def _field(self, net: Field, x_t: Tensor, t: Tensor,
+               condition: Tensor) -> Tensor:
         """v in float32, the net itself under autocast if `amp`."""
         with torch.autocast(x_t.device.type, torch.bfloat16, enabled=self.amp):
             v = net(x_t, t, condition)
@@ -159,10 +163,15 @@ def grey(image: Tensor) -> Tensor:
     return torch.einsum("bchw,c->bhw", image, image.new_tensor(GREY))[:, None]
 
 
-def folded(net: STNet) -> STNet:
-    """A copy of `net` for sampling, its weights standardized once instead of at every evaluation."""
+def ready(net: STNet, channels_last: bool = False, compiled: bool = False) -> Field:
+    """A copy of `net` for sampling: its weights standardized once instead of at every evaluation.
+
+    channels_last: the memory layout that CUDA's convolutions are fastest in. compiled: by torch.compile, at first use.
+    Either changes results by rounding only."""
     net = copy.deepcopy(net).requires_grad_(False)
     for block in net.standardized():
         block.weight.copy_(standardize(block.weight, block.method))
         block.method = "none"
-    return net
+    if channels_last:
+        net = net.to(memory_format=torch.channels_last)
+    return torch.compile(net) if compiled else net

@@ -96,6 +96,10 @@ def train_flow(settings: Settings, config: PriorConfig, folder: Path, device: to
 
     seed_step(seed, -1)
     atfm = build_atfm(config, gtr).to(device)
+    if config.channels_last:
+        atfm.net.to(memory_format=torch.channels_last)
+    if config.compile:
+        atfm.net.compile()
 
     fit(atfm.net, atfm.losses, Batches(train, config.batch_size, seed, device, augment if metadata.augment else None),
         functools.partial(validate, flow_sampler(atfm, loop.val_steps, "euler"), held_out, loop, device), folder=folder,

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from metadata_manager import GTRConfig, Metadata, PriorConfig
 from models import checkpoint
-from models.atfm import ATFM
+from models.atfm import ATFM, Field
 from models.gtr import GTR
 from models.st_net import STNet
 
@@ -97,6 +97,7 @@ def gtr_sampler(gtr: GTR) -> Sampler:
     return lambda image, n, generator: gtr(image).sample(n, generator).sigmoid()
 
 
-def flow_sampler(atfm: ATFM, steps: int, solver: str, batch_size: int | None = None) -> Sampler:
-    """Samples of the flow."""
-    return lambda image, n, generator: atfm.sample(image, n, steps, solver, generator, batch_size)
+def flow_sampler(atfm: ATFM, steps: int, solver: str, batch_size: int | None = None,
+                 net: Field | None = None) -> Sampler:
+    """Samples of the flow; net: see `ATFM.sample`."""
+    return lambda image, n, generator: atfm.sample(image, n, steps, solver, generator, batch_size, net)

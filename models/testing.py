@@ -21,6 +21,7 @@ from data import Slices
 from metadata_manager import METHODS, Metadata, PriorConfig, Reported, SamplingConfig, reported
 from metrics import Evaluation, evaluate, interleaved, paired_bootstrap
 from models import ATFM, GTR, checkpoint, load_released
+from models.atfm import ready
 from models.command_line import Settings, parse
 from models.own_images import draw_own_images
 from models.parallel import Processes, joined
@@ -124,10 +125,11 @@ def systems(settings: Settings, metadata: Metadata, test_ids: Sequence[str], dev
             path = checkpoint.find(config.prior or flow_folder(settings, method, alpha))
             atfm, trained = trained_flow(settings, path, method, gtr, test_ids)
             atfm.to(device).amp = config.amp
+            net = ready(atfm.net, config.channels_last, config.compile)
             for solver, steps in product(config.solver or (trained.solver,), config.steps or (trained.steps,)):
                 found.append(System(
                     label(method, config, alpha, solver, steps), method,
-                    flow_sampler(atfm, steps, solver, config.batch_size),
+                    flow_sampler(atfm, steps, solver, config.batch_size, net),
                     steps * EVALUATIONS_PER_STEP[solver] * (1 if trained.guidance == 0 else 2), (*gtr_name, str(path)),
                     alpha, solver, steps))
     return found

@@ -30,7 +30,7 @@ from models.parallel import ALONE, Part, Processes
 
 # Settings that may differ when a run goes on: none of them alters what a step computes, beyond rounding.
 MAY_CHANGE = {"data_path", "epochs", "num_epochs", "gtr", "alphas", "solver", "steps", "annotators_per_pass",
-              "checkpoint"}
+              "checkpoint", "channels_last", "compile"}
 
 Losses = Callable[[Tensor, Tensor, Part], Iterable[dict[str, Tensor]]]
 

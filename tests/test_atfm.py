@@ -1,6 +1,7 @@
 """ATFM: the objective of a batch, in one pass or several, and samples, on networks of a few weights."""
 
 import copy
+import functools
 import math
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 from torch import nn
 
 from models import ATFM, GTR, STNet
-from models.atfm import folded, grey
+from models.atfm import grey, ready
 
 SIZE = 8
 
@@ -265,12 +266,22 @@ def test_folding_gives_the_same_field_and_leaves_the_net_alone(method):
     net = STNet(4, (1, 2), weight_standardization=method)
     before = copy.deepcopy(net.state_dict())
     image, _ = batch()
-    once = folded(net)
+    once = ready(net)
     torch.testing.assert_close(once(image, torch.ones(2), image), net(image, torch.ones(2), image))
     assert all(conv.method == "none" for conv in once.standardized())
     assert all(conv.method == method for conv in net.standardized())
     assert all(torch.equal(weight, before[name]) for name, weight in net.state_dict().items())
     assert all(weight.requires_grad for weight in net.parameters())
+
+
+@pytest.mark.parametrize("options", [{"channels_last": True}, {"compiled": True}])
+def test_ways_to_be_fast_change_samples_by_rounding_only(options, monkeypatch):
+    compile_plainly = functools.partial(torch.compile, backend="eager")  # traces as the default does, in seconds
+    monkeypatch.setattr(torch, "compile", compile_plainly)
+    atfm, (image, _) = system(), batch()
+    plain = atfm.sample(image, 3, steps=2, generator=seeded())
+    fast = atfm.sample(image, 3, steps=2, generator=seeded(), batch_size=2, net=ready(atfm.net, **options))
+    torch.testing.assert_close(fast, plain, rtol=0, atol=1e-5)
 
 
 def test_bfloat16_changes_results_by_its_rounding_only():
