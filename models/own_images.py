@@ -85,8 +85,10 @@ def read_image(path: Path) -> Tensor:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path, formats=FORMATS) as file:
-                if file.mode not in GREY_8 + GREY_16 + COLOUR or getattr(file, "n_frames", 1) > 1:
-                    raise ValueError(f"colour mode {file.mode}, {getattr(file, 'n_frames', 1)} pages")
+                # An MPO is a phone's JPEG with more behind it, such as a depth map: its first page is the photo.
+                pages = 1 if file.format == "MPO" else getattr(file, "n_frames", 1)
+                if file.mode not in GREY_8 + GREY_16 + COLOUR or pages > 1:
+                    raise ValueError(f"colour mode {file.mode}, {pages} pages")
                 image = ImageOps.exif_transpose(file)
                 if image.mode in GREY_16:
                     return torch.from_numpy(np.asarray(image).astype(np.float32) / 65535)[None]
