@@ -38,7 +38,8 @@ def read_report(path: Path) -> dict[str, Any]:
     try:
         report = json.loads(path.read_text())
         fields = {"method", "evaluations", "scores", "alpha", "solver", "steps"}
-        if all(fields <= row.keys() for row in report["systems"].values()) and {"sampling", "groups"} <= report.keys():
+        if (all(fields <= row.keys() for row in report["systems"].values())
+                and {"metadata", "sampling", "groups"} <= report.keys()):
             return report
         found = "without " + ", ".join(sorted(fields))
     except (ValueError, KeyError, TypeError, AttributeError) as error:  # neither JSON nor a dict of dicts
