@@ -1,6 +1,7 @@
 """Curves: training, quality against cost, one setting swept; and TensorBoard's scalars to draw them from."""
 
 from collections.abc import Collection, Mapping, Sequence
+from itertools import chain, zip_longest
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,10 +32,12 @@ def learning_curves(histories: Mapping[str, Mapping[str, Series]], *,
                     log_scale: Collection[str] = ()) -> Figure:
     """A panel per series, a line per run: histories[run][series] = (steps, values), as `read_scalars` gives.
 
+    Panels are in the order of the runs' first series, then their second ones, and so on.
     Series of more than 200 points are drawn faintly, under their running mean over a fiftieth of the points.
     log_scale: names of series with a logarithmic axis. A run without a series is left out of that panel.
     Raises ValueError where there is nothing to draw."""
-    names = list(dict.fromkeys(name for history in histories.values() for name in history))
+    by_place = zip_longest(*histories.values())  # first series of every run, second ones, ...
+    names = [name for name in dict.fromkeys(chain.from_iterable(by_place)) if name is not None]
     if not names:
         raise ValueError(f"histories: found no series in {len(histories)} runs, expected one at least")
     columns = 2 if len(names) == 4 else min(3, len(names))

@@ -46,7 +46,9 @@ def main_picture(flags: argparse.Namespace) -> Figure:
     """The method on one test image: GTR's Gaussian, its samples, and the way of the first of them to a mask."""
     trained = load_run(flags)
     image, masks = test_images(trained, flags.image, 1)
-    steps = flags.steps or trained.prior.steps
+    steps = trained.prior.steps if flags.steps is None else flags.steps
+    if steps < STATES - 1:
+        raise ValueError(f"--steps {steps}: expected at least {STATES - 1}, for {STATES} states of the path")
     path = euler_path(trained.atfm, image, SAMPLES, steps, torch.Generator(trained.device).manual_seed(flags.seed))
     with torch.no_grad():
         gaussian = trained.atfm.gtr(image)
@@ -59,7 +61,8 @@ def prediction_picture(flags: argparse.Namespace) -> Figure:
     """Samples beside the experts' masks, a row per test image."""
     trained = load_run(flags)
     image, masks = test_images(trained, flags.image, 4)
-    sample = flow_sampler(trained.atfm, flags.steps or trained.prior.steps, trained.prior.solver, batch_size=50)
+    steps = trained.prior.steps if flags.steps is None else flags.steps
+    sample = flow_sampler(trained.atfm, steps, trained.prior.solver, batch_size=50)
     samples = sample(image, SAMPLES, torch.Generator(trained.device).manual_seed(flags.seed)) >= 0.5
     return fig.prediction_grid(image, masks, samples)
 
@@ -79,13 +82,23 @@ def curves_picture(flags: argparse.Namespace) -> Figure:
     folders = sorted({file.parent for file in run.rglob("events.out.tfevents.*")})
     if not folders:
         raise FileNotFoundError(f"{run}: found no TensorBoard log below it; train first, or name another --run")
-    found = {str(folder.relative_to(run)): fig.read_scalars(folder) for folder in folders}
+    found = {folder: fig.read_scalars(folder) for folder in folders}
     known = {name for series in found.values() for name in series}
     if not known.issuperset(flags.series):
         raise ValueError(f"--series {' '.join(flags.series)}: {run} has {', '.join(sorted(known))}")
-    histories = {name: {wanted: series[wanted] for wanted in flags.series if wanted in series}
-                 for name, series in found.items()}
-    return fig.learning_curves(histories, log_scale=["train/loss"])  # GTR's is thousands of times the flow's
+    histories = {run.resolve().name if folder == run else str(folder.relative_to(run)):
+                 {panel_name(wanted, folder): series[wanted] for wanted in flags.series if wanted in series}
+                 for folder, series in found.items()}
+    losses = {panel_name("train/loss", folder) for folder in found}
+    return fig.learning_curves(histories, log_scale=losses)
+
+
+def panel_name(series: str, folder: Path) -> str:
+    """The panel of a run's series: what is logged in training has one per stage, as GTR's loss is another than the
+    flows' and thousands of times as large; validations of both share theirs."""
+    if not series.startswith("train/"):
+        return series
+    return f"{series}, {'GTR' if folder.name == 'GTR' else 'flow'}"
 
 
 def tradeoff_picture(flags: argparse.Namespace) -> Figure:
