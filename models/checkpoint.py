@@ -75,7 +75,7 @@ def _read(path: Path) -> Any:
     except FileNotFoundError:
         raise FileNotFoundError(
             f"{path}: no such checkpoint; train that stage first, or name another") from None
-    except OSError:
+    except (PermissionError, IsADirectoryError):  # these name the file and say it all
         raise
     except Exception as error:  # a damaged file can provoke any exception
         reason = str(error).strip().splitlines()[-1] if str(error) else type(error).__name__
