@@ -105,7 +105,8 @@ def test_what_is_no_image_is_named(tmp_path, name, make):
     with pytest.raises(ValueError) as error:
         read_image(tmp_path / name)
     assert str(error.value).startswith(f"--images {tmp_path / name}: not an image that can be read (")
-    assert str(error.value).endswith("expected one grey or RGB image of 8 or 16 bits per channel as PNG, JPEG, TIFF, BMP")
+    assert str(error.value).endswith(
+        "expected one grey or RGB image of 8 or 16 bits per channel as PNG, JPEG, TIFF, BMP")
 
 
 def test_a_missing_file_is_named(tmp_path):
@@ -190,16 +191,20 @@ def draw(runs, tmp_path):
     """Calls the test script on images, writing into tmp_path / "out", without any data set."""
 
     def call(what, *flags):
-        trained = runs / what
+        flow = [] if "act-gtr" in flags else ["--prior", str(runs / what / "atfm")]
         run_test(what, ["--images", *map(str, flags), "--output_path", str(tmp_path / "out"), "--device", "cpu",
-                        "--gtr", str(trained / "GTR"), *([] if "act-gtr" in flags else ["--prior", str(trained / "atfm")])])
+                        "--gtr", str(runs / what / "GTR"), *flow])
         return tmp_path / "out" / "images"
 
     return call
 
 
+def settings_of(what, *flags):
+    return parse(flags, what, ("metadata", "sampling"), "")
+
+
 def flow_of(run):
-    gtr = load_gtr(run / "GTR" / "best.pt", parse([], run.name, ("metadata",), "").experiment.metadata)[0]
+    gtr = load_gtr(run / "GTR" / "best.pt", settings_of(run.name).experiment.metadata)[0]
     return load_atfm(run / "atfm" / "best.pt", "atfm", gtr)[0]
 
 
@@ -235,8 +240,9 @@ def test_gtr_alone_draws_too_and_no_image_changes_anothers_samples(draw, runs, t
     both = [[pixels_of(folder / name / f"sample_0{i}.png") for i in range(4)] for name in ("a", "a_2")]
     np.testing.assert_array_equal(*both)  # the same pixels under the same file name
     sample = gtr_sampler(flow_of(runs / "LIDC").gtr)
+    generator = torch.Generator().manual_seed(image_seed(0, "a.png"))
     with torch.no_grad():
-        masks = sample(fitted(read_image(first), 1, 8), 4, torch.Generator().manual_seed(image_seed(0, "a.png")))[0] >= 0.5
+        masks = sample(fitted(read_image(first), 1, 8), 4, generator)[0] >= 0.5
     np.testing.assert_array_equal(both[0], 255 * masks.numpy())
 
 
@@ -252,7 +258,7 @@ def test_a_diverged_model_writes_nothing(runs, tmp_path):
     path = noise(tmp_path / "a.png", 8, 8)
     system = System("atfm", "atfm", lambda image, n, generator: torch.full((1, n, 8, 8), torch.nan), 25,
                     (str(runs / "LIDC" / "atfm" / "best.pt"),))
-    settings = parse(["--images", str(path), "--output_path", str(tmp_path / "out")], "LIDC", ("metadata", "sampling"), "")
+    settings = settings_of("LIDC", "--images", str(path), "--output_path", str(tmp_path / "out"))
     with pytest.raises(ValueError, match="a.png: atfm gave probabilities that are not finite"):
         draw_own_images(settings, [system], torch.device("cpu"))
     assert not (tmp_path / "out").exists()
@@ -261,9 +267,7 @@ def test_a_diverged_model_writes_nothing(runs, tmp_path):
 def test_the_side_is_that_of_training_and_for_the_authors_weights_that_of_the_flags(runs):
     path = runs / "isic3_style_concat" / "GTR" / "best.pt"
     assert checkpoint.load(path)["config"]["size"] == 256
-    plain = parse([], "LIDC", ("metadata", "sampling"), "")
-    assert trained_on(str(path), plain) == (8, 3)
+    assert trained_on(str(path), settings_of("LIDC")) == (8, 3)
     authors = ["--released_checkpoint", "True"]
-    assert trained_on("authors.pth", parse(authors, "LIDC", ("metadata", "sampling"), "")) == (128, 1)
-    assert trained_on("authors.pth", parse([*authors, "--crop", "96"], "isic3_style_concat", ("metadata", "sampling"), "")
-                      ) == (96, 3)
+    assert trained_on("authors.pth", settings_of("LIDC", *authors)) == (128, 1)
+    assert trained_on("authors.pth", settings_of("isic3_style_concat", *authors, "--crop", "96")) == (96, 3)
