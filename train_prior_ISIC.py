@@ -1,4 +1,4 @@
-"""Step 2 of ATFM on ISIC3: train the flow from the frozen GTR (Algorithm 1), into runs/isic3_style_concat/atfm.
+"""Step 2 of ATFM on ISIC3: train the flow from the frozen GTR (Algorithm 1), into runs/<what>/atfm.
 
 python train_prior_ISIC.py
 

@@ -24,7 +24,8 @@ Sampler = Callable[[Tensor, int, torch.Generator], Tensor]
 class Images(Protocol):
     """A dataset of images with expert masks; the id of an image names it in errors and seeds its samples."""
 
-    ids: Sequence[str]
+    @property
+    def ids(self) -> Sequence[str]: ...
 
     def __len__(self) -> int: ...
 
@@ -57,7 +58,7 @@ class Evaluation:
 
 
 def interleaved(parts: Sequence[Evaluation]) -> Evaluation:
-    """One evaluation out of m: of images 0, m, 2 m, ..., of 1, m + 1, ... and so on, with the same seeds and scores."""
+    """One evaluation out of m with the same seeds and scores: of images 0, m, ..., of 1, m + 1, ..., etc."""
     count = sum(len(part.ids) for part in parts)
     ids = np.empty(count, object)
     scores = {name: np.empty((len(parts[0].seeds), count)) for name in parts[0].scores}

@@ -21,7 +21,7 @@ def iou_matrix(a: Tensor, c: Tensor) -> Tensor:
 
 
 def dice_matrix(a: Tensor, c: Tensor) -> Tensor:
-    """Dice, 2 |a ∩ c| / (|a| + |c|), of every pair; arguments, result and empty masks as in `iou_matrix`."""
+    """Dice, 2 |a ∩ c| / (|a| + |c|), of every pair; arguments, result, empty masks as in `iou_matrix`."""
     return _dice(iou_matrix(a, c))
 
 

@@ -25,19 +25,20 @@ class ATFM(nn.Module):
     alpha, dice, dice_over, semantic_target: the weight and form of L_SF, see `semantic_loss`.
     experts: "all" trains on the paths to every annotator of an image, "one" on a random one.
     signed: masks are -1 / 1 within the flow rather than 0 / 1.
-    condition_dropout, guidance: CFM's classifier-free guidance (arXiv 2507.22418): the share of images replaced by
-    zeros in training, and w in (1 + w) v(image) - w v(zeros) in sampling.
+    condition_dropout, guidance: CFM's classifier-free guidance (arXiv 2507.22418): the share of images that
+    are zeros in training, and w in (1 + w) v(image) - w v(zeros) in sampling.
     annotators_per_pass: how many annotators' paths go through the net at once in training; None: all.
     amp: the net runs under bfloat16 autocast; GTR, losses and the ODE's state stay in float32.
     Raises ValueError for a choice that does not exist, or source "gtr" without a GTR.
     """
 
-    def __init__(self, gtr: GTR | None, net: STNet, *, source: str = "gtr", alpha: float = 1e-3, dice: str = "soft",
-                 dice_over: str = "image", semantic_target: str = "own", experts: str = "all", signed: bool = False,
-                 condition_dropout: float = 0.0, guidance: float = 0.0, annotators_per_pass: int | None = None,
-                 amp: bool = False) -> None:
+    def __init__(self, gtr: GTR | None, net: STNet, *, source: str = "gtr", alpha: float = 1e-3,
+                 dice: str = "soft", dice_over: str = "image", semantic_target: str = "own",
+                 experts: str = "all", signed: bool = False, condition_dropout: float = 0.0,
+                 guidance: float = 0.0, annotators_per_pass: int | None = None, amp: bool = False) -> None:
         super().__init__()
-        check_choices(source=source, dice=dice, dice_over=dice_over, semantic_target=semantic_target, experts=experts)
+        check_choices(source=source, dice=dice, dice_over=dice_over, semantic_target=semantic_target,
+                      experts=experts)
         if source == "gtr" and gtr is None:
             raise ValueError("source='gtr' needs a GTR; train one first or take source='normal'")
         self.gtr = gtr.requires_grad_(False) if gtr is not None and source == "gtr" else None
@@ -60,12 +61,12 @@ class ATFM(nn.Module):
         return part.cut(torch.randn(part.b, n, h, w, device=image.device, generator=generator))
 
     def losses(self, image: Tensor, masks: Tensor, part: Part | None = None) -> Iterator[dict[str, Tensor]]:
-        """The terms of L = L_FM + alpha L_SF for a batch, piece by piece; the sums of the pieces are the batch's terms.
+        """The terms of L = L_FM + alpha L_SF for a batch, in pieces whose sums are the batch's terms.
 
-        image (b, c, h, w) in [0, 1], masks (b, k, h, w) of 0/1. Each piece holds scalars loss, L_FM, L_SF over
-        `annotators_per_pass` annotators; calling backward() on one piece's loss before taking the next frees its
-        activations, and the gradients add up to those of a single pass. part: the rows of the batch to compute, all by
-        default. Raises ValueError for masks of another shape.
+        image (b, c, h, w) in [0, 1], masks (b, k, h, w) of 0/1. Each piece holds scalars loss, L_FM, L_SF
+        over `annotators_per_pass` annotators; calling backward() on one piece's loss before taking the next
+        frees its activations, and the gradients add up to those of a single pass. part: the rows of the batch
+        to compute, all by default. Raises ValueError for masks of another shape.
         """
         if masks.ndim != 4 or len(masks) != len(image) or masks.shape[2:] != image.shape[2:]:
             raise ValueError(f"masks of shape {tuple(masks.shape)} for image of shape {tuple(image.shape)}: "
@@ -83,12 +84,14 @@ class ATFM(nn.Module):
             l_fm, l_sf = share * l_fm, share * l_sf
             yield {"loss": l_fm + self.alpha * l_sf, "L_FM": l_fm.detach(), "L_SF": l_sf.detach()}
 
-    def _terms(self, x_0: Tensor, own: Tensor, masks: Tensor, t: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
+    def _terms(self, x_0: Tensor, own: Tensor, masks: Tensor, t: Tensor, condition: Tensor
+               ) -> tuple[Tensor, Tensor]:
         """L_FM and L_SF on the paths from x_0 (b, 1, h, w) to the annotators `own` (b, j, h, w)."""
         j = own.shape[1]
         path = linear_path(x_0, 2 * own - 1 if self.signed else own, t)
         x_t = path.x_t.flatten(0, 1)[:, None]  # (b * j, 1, h, w)
-        v = self._field(self.net, x_t, t.repeat_interleave(j), condition.repeat_interleave(j, dim=0)).view_as(path.x_t)
+        v = self._field(self.net, x_t, t.repeat_interleave(j), condition.repeat_interleave(j, dim=0))
+        v = v.view_as(path.x_t)
         l_fm = (v - path.u).square().mean()
         x_1t = self._probability(endpoint(path.x_t, v, t))
         return l_fm, semantic_loss(x_1t, own, masks, self.dice, self.dice_over, self.semantic_target)
@@ -97,15 +100,16 @@ class ATFM(nn.Module):
     def sample(self, image: Tensor, n: int, steps: int = 25, solver: str = "euler",
                generator: torch.Generator | None = None, batch_size: int | None = None,
                net: Field | None = None) -> Tensor:
-        """n masks per image (b, c, h, w) as probabilities in [0, 1]: (b, n, h, w); a mask is where they are >= 0.5.
+        """n masks per image (b, c, h, w) as probabilities (b, n, h, w); a mask is where they are >= 0.5.
 
-        One pass of GTR, then the b * n states are integrated `batch_size` at a time (default: all at once), which
-        bounds memory and changes results by rounding only. net: `ready(self.net)`, to make it once for many calls.
+        One pass of GTR, then the b * n states are integrated `batch_size` at a time (default: all at once),
+        which bounds memory and changes results by rounding only.
+        net: `ready(self.net)`, to make it once for many calls.
         Raises ValueError for an unknown solver or no steps.
         """
         if solver not in SOLVERS or steps < 1 or n < 1:
-            raise ValueError(f"solver={solver!r}, steps={steps}, n={n}: expected one of {', '.join(SOLVERS)}, "
-                             "and at least one step and one sample")
+            raise ValueError(f"solver={solver!r}, steps={steps}, n={n}: expected one of "
+                             f"{', '.join(SOLVERS)}, and at least one step and one sample")
         conditions = grey(image).repeat_interleave(n, dim=0)  # (b * n, 1, h, w)
         x_0 = self.source(image, n, generator)  # (b, n, h, w)
         states = x_0.flatten(0, 1)[:, None]
@@ -116,7 +120,7 @@ class ATFM(nn.Module):
         return self._probability(torch.cat(ends).view_as(x_0)).clamp(0, 1)
 
     def _velocity(self, net: Field, condition: Tensor) -> Velocity:
-        """v(x, t) for one batch of states, guided if `guidance` is not zero: both fields in one evaluation."""
+        """v(x, t) for one batch of states; guided, if `guidance` is not zero: both fields in one call."""
 
         def velocity(x: Tensor, t: float) -> Tensor:
             times = torch.full((len(x),), t, device=x.device)
@@ -155,7 +159,7 @@ def check_choices(**chosen: str) -> None:
 
 
 def grey(image: Tensor) -> Tensor:
-    """The one-channel image that ST-Net sees: (b, c, h, w) -> (b, 1, h, w); raises ValueError unless c is 1 or 3."""
+    """The image that ST-Net sees: (b, c, h, w) -> (b, 1, h, w); raises ValueError unless c is 1 or 3."""
     if image.ndim != 4 or image.shape[1] not in (1, 3):
         raise ValueError(f"image of shape {tuple(image.shape)}: expected (b, 1, h, w) or (b, 3, h, w)")
     if image.shape[1] == 1:
@@ -166,8 +170,8 @@ def grey(image: Tensor) -> Tensor:
 def ready(net: STNet, channels_last: bool = False, compiled: bool = False) -> Field:
     """A copy of `net` for sampling: its weights standardized once instead of at every evaluation.
 
-    channels_last: the memory layout that CUDA's convolutions are fastest in. compiled: by torch.compile, at first use.
-    Either changes results by rounding only."""
+    channels_last: the memory layout that CUDA's convolutions are fastest in. compiled: by torch.compile, at
+    first use. Either changes results by rounding only."""
     net = copy.deepcopy(net).requires_grad_(False)
     for block in net.standardized():
         block.weight.copy_(standardize(block.weight, block.method))

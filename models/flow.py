@@ -24,7 +24,7 @@ def draw_time(b: int, device: torch.device) -> Tensor:
 
 
 def one_expert(masks: Tensor, part: Part | None = None) -> Tensor:
-    """A random expert's mask for each image of masks (b, k, h, w): (b, 1, h, w). part: see `models.parallel`."""
+    """A random expert's mask for each image, (b, 1, h, w) of (b, k, h, w). part: see `models.parallel`."""
     b, k = masks.shape[:2]
     part = part or whole(b)
     return masks[torch.arange(b), part.cut(torch.randint(k, (part.b,)))][:, None]
@@ -42,9 +42,10 @@ def endpoint(x_t: Tensor, v: Tensor, t: Tensor) -> Tensor:
 
 
 def dice(predicted: Tensor, mask: Tensor, over: str) -> Tensor:
-    """Soft Dice of maps in [0, 1], each (b, k, h, w), in (0, 1]; one for each image and annotator, or over the batch.
+    """Soft Dice, in (0, 1], of maps (b, k, h, w) in [0, 1]; for each image and annotator, or over the batch.
 
-    over: "image" gives (b, k), "batch" (k,). One is added to numerator and denominator, so that two empty maps score 1.
+    over: "image" gives (b, k), "batch" (k,).
+    One is added to numerator and denominator, so that two empty maps score 1.
     """
     dims = (-2, -1) if over == "image" else (0, -2, -1)
     overlap, total = (predicted * mask).sum(dims), (predicted + mask).sum(dims)
@@ -54,7 +55,8 @@ def dice(predicted: Tensor, mask: Tensor, over: str) -> Tensor:
 def semantic_loss(x_1t: Tensor, own: Tensor, every: Tensor, method: str, over: str, target: str) -> Tensor:
     """L_SF, the mean of 1 - Dice(x_1^t, y), a scalar (Algorithm 1).
 
-    x_1t (b, j, h, w): the predictions on the paths to the annotators `own` (b, j, h, w), out of `every` (b, k, h, w).
+    x_1t (b, j, h, w): the predictions on the paths to the annotators `own` (b, j, h, w), out of `every`
+    (b, k, h, w).
     method: "soft" keeps the gradient; "thresholded" cuts it, as the released code does. over: see `dice`.
     target: each path's prediction is compared with its "own" annotator or with "all".
     """

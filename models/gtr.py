@@ -31,8 +31,8 @@ class LowRankGaussian:
                 part: Part | None = None) -> Tensor:
         """n logit maps mu + D e + sqrt(L) w with e, w standard normal: (b, n, h, w), differentiable.
 
-        antithetic: n / 2 deviations from the mean, then their negatives, which lowers the variance of Monte Carlo
-        means; raises ValueError if n is odd. part: the rows of a larger batch that these b Gaussians are.
+        antithetic: n / 2 deviations from the mean, then their negatives, which lowers the variance of Monte
+        Carlo means; raises ValueError if n is odd. part: which rows of a larger batch these b Gaussians are.
         """
         if antithetic and n % 2:
             raise ValueError(f"antithetic sampling draws pairs: n must be even, not {n}")
@@ -63,7 +63,7 @@ class LowRankGaussian:
 
 
 class GTR(nn.Module):
-    """Image -> truncation distribution: a U-Net and three 1x1 convolutions for mu, log L and D (Eq. 3, App. 6).
+    """Image -> truncation distribution: a U-Net, three 1x1 convolutions for mu, log L and D (Eq. 3, App. 6).
 
     The defaults are the paper's layout; convs=3, pool="avg", up="bilinear" is the released one.
     """
@@ -78,11 +78,11 @@ class GTR(nn.Module):
         self.cov_factor = nn.Conv2d(num_filters[0], rank, 1)
 
     def forward(self, image: Tensor) -> LowRankGaussian:
-        """image (b, c, h, w) in [0, 1]; raises ValueError for another number of channels or an indivisible size."""
+        """image (b, c, h, w) in [0, 1]; raises ValueError for other channels or an indivisible size."""
         if image.ndim != 4 or image.shape[1] != self.in_channels:
             raise ValueError(f"image of shape {tuple(image.shape)}: expected (b, {self.in_channels}, h, w)")
         features = self.unet(image)  # (b, num_filters[0], h, w)
-        # The Gaussian stays in float32 under autocast: exp and its sums over all pixels overflow half precision.
+        # The Gaussian stays in float32 under autocast: exp and sums over all pixels overflow half precision.
         with torch.autocast(image.device.type, enabled=False):
             features = features.float()
             cov_diag = self.log_cov_diag(features).exp() + MIN_VARIANCE
@@ -90,14 +90,16 @@ class GTR(nn.Module):
 
 
 def monte_carlo_nll(logits: Tensor, mask: Tensor) -> Tensor:
-    """Negative Monte Carlo log likelihood (Eq. 5): - mean_b [ logsumexp_m log p(y | logits_m) - log M ], a scalar.
+    """Negative Monte Carlo log likelihood (Eq. 5): - mean_b [ logsumexp_m log p(y | logits_m) - log M ].
 
     logits (b, m, h, w); mask (b, h, w) of 0/1, or (b, k, h, w): the mean over the k annotators' masks.
     log p sums log Bernoulli over pixels: y * logit - softplus(logit).
     """
     masks = mask[:, None] if mask.ndim == 3 else mask
     if masks.ndim != 4 or masks.shape[0] != logits.shape[0] or masks.shape[2:] != logits.shape[2:]:
-        raise ValueError(f"mask of shape {tuple(mask.shape)} does not fit logits of shape {tuple(logits.shape)}")
+        raise ValueError(f"mask of shape {tuple(mask.shape)} does not fit logits of shape "
+                         f"{tuple(logits.shape)}")
     flat = logits.flatten(2)  # (b, m, h * w)
-    log_p = torch.bmm(flat, masks.flatten(2).transpose(1, 2)) - F.softplus(flat).sum(2, keepdim=True)  # (b, m, k)
+    agreement = torch.bmm(flat, masks.flatten(2).transpose(1, 2))  # (b, m, k)
+    log_p = agreement - F.softplus(flat).sum(2, keepdim=True)
     return math.log(logits.shape[1]) - log_p.logsumexp(dim=1).mean()

@@ -18,7 +18,7 @@ T = TypeVar("T")
 class Part:
     """The rows of a batch of b images that one process computes, and the weight of its means in the whole's.
 
-    Random numbers are drawn for the whole batch and cut, so that all processes together use those of one alone.
+    Random numbers are drawn for the whole batch and cut: all processes together use those of one alone.
     """
 
     b: int
@@ -51,15 +51,15 @@ class Processes:
         return self.rank == 0
 
     def part(self, b: int) -> Part:
-        """This process's share of a batch of b; one without a row of its own computes the first, at weight 0."""
+        """This process's share of a batch of b; one without a row computes the first, at weight 0."""
         start, stop = self.rank * b // self.count, (self.rank + 1) * b // self.count
         return Part(b, slice(start, stop), (stop - start) / b) if stop > start else Part(b, slice(0, 1), 0.0)
 
     def add(self, tensors: Sequence[Tensor]) -> None:
         """Replaces each tensor by its sum over the processes.
 
-        Once a step and not from within backward(), as DistributedDataParallel does: a step has several backward
-        passes, see `ATFM.losses`."""
+        Once a step and not from within backward(), as DistributedDataParallel does: a step has several
+        backward passes, see `ATFM.losses`."""
         if self.count > 1:
             for work in [dist.all_reduce(tensor, async_op=True) for tensor in tensors]:
                 work.wait()
@@ -95,7 +95,7 @@ ALONE = Processes()
 
 @contextmanager
 def joined(device: torch.device) -> Iterator[Processes]:
-    """The processes of this run, joined while the block runs: those that torchrun started, or this one alone."""
+    """The processes of this run, joined while the block runs: those of torchrun, or this one alone."""
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         yield ALONE
         return

@@ -34,22 +34,24 @@ ST_NET_PARTS = [
 def load_released(module: GTR | STNet, state_dict: Mapping[str, Tensor]) -> None:
     """Fills a GTR (of the released layout: convs=3, pool="avg", up="bilinear") or an STNet, strictly.
 
-    Raises ValueError naming the first names and shapes that do not fit, or a name that comes twice, and leaves the
-    module as it was.
+    Raises ValueError naming the first names and shapes that do not fit, or a name that comes twice; then the
+    module stays as it was.
     """
     rename = _gtr_name if isinstance(module, GTR) else _st_net_name
     renamed: dict[str, Tensor] = {}
     for name, weight in state_dict.items():
         if rename(name) in renamed:
-            raise ValueError(f"released weights hold {rename(name)} twice, the second time as {name}; expected it once")
+            raise ValueError(f"released weights hold {rename(name)} twice, the second time as {name}; "
+                             "expected it once")
         renamed[rename(name)] = weight
     ours = {name: weight.shape for name, weight in module.state_dict().items()}
     theirs = {name: weight.shape for name, weight in renamed.items()}
     wrong = [f"{name}: checkpoint {_shape(theirs, name)}, model {_shape(ours, name)}"
              for name in sorted(ours.keys() | theirs.keys()) if ours.get(name) != theirs.get(name)]
     if wrong:
-        raise ValueError(f"released weights do not fit this {type(module).__name__} in {len(wrong)} places, e.g. "
-                         f"{'; '.join(wrong[:3])}; build it with the layout that the checkpoint was trained with")
+        raise ValueError(f"released weights do not fit this {type(module).__name__} in {len(wrong)} places, "
+                         f"e.g. {'; '.join(wrong[:3])}; build it with the layout that the checkpoint was "
+                         "trained with")
     module.load_state_dict(renamed)
 
 

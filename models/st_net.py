@@ -1,4 +1,4 @@
-"""ST-Net, the velocity field v(x_t, t, image) of the flow: a time-conditioned U-Net with linear attention (App. 6)."""
+"""ST-Net, the velocity field v(x_t, t, image): a time-conditioned U-Net with linear attention (App. 6)."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -15,8 +15,8 @@ HEADS, HEAD_WIDTH = 4, 32
 def standardize(weight: Tensor, method: str) -> Tensor:
     """Weight (out, in, 3, 3) with zero mean per output filter, and scaled by method.
 
-    standard: divided by the standard deviation (arXiv 1903.10520, Eq. 2). released: multiplied by it, as in the
-    authors' code. none: the weight as it is.
+    standard: divided by the standard deviation (arXiv 1903.10520, Eq. 2). released: multiplied by it, as in
+    the authors' code. none: the weight as it is.
     """
     if method == "none":
         return weight
@@ -37,7 +37,7 @@ class StandardizedConv2d(nn.Conv2d):
 
 
 class Recomputable(nn.Module):
-    """A module that keeps only its inputs for the backward pass, and runs again there, where `recompute` is set."""
+    """A module that, where `recompute` is set, keeps only its inputs and runs again in the backward pass."""
 
     recompute = False
 
@@ -50,7 +50,7 @@ class Recomputable(nn.Module):
 class ResidualBlock(Recomputable):
     """(Standardized 3x3 conv, GroupNorm, scale-shift by time for the first, SiLU) twice, plus a 1x1 shortcut.
 
-    Takes x and, on the way up, the skip that is joined to it: joined here, so that recomputing need not keep the copy.
+    Takes x and, on the way up, the skip, joined to it here, so that recomputing need not keep the copy.
     """
 
     def __init__(self, in_channels: int, out_channels: int, time_channels: int, method: str) -> None:
@@ -60,7 +60,8 @@ class ResidualBlock(Recomputable):
         self.norm1 = nn.GroupNorm(1, out_channels)
         self.conv2 = StandardizedConv2d(out_channels, out_channels, method)
         self.norm2 = nn.GroupNorm(1, out_channels)
-        self.shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
+        self.shortcut = (nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels
+                         else nn.Identity())
 
     def forward(self, time: Tensor, *joined: Tensor) -> Tensor:
         x = torch.cat(joined, dim=1) if len(joined) > 1 else joined[0]
@@ -109,7 +110,7 @@ def _heads(qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 class Downsample(nn.Module):
-    """Halves each side: 2x2 space-to-depth and a 1x1 convolution; the last level keeps its size, a 3x3 one."""
+    """Halves each side: 2x2 space-to-depth, 1x1 convolution; the last level keeps its size, a 3x3 one."""
 
     def __init__(self, in_channels: int, out_channels: int, last: bool) -> None:
         super().__init__()
@@ -136,7 +137,8 @@ class Upsample(nn.Module):
 class Down(nn.Module):
     """A level of the way down: two residual blocks, each leaving a skip, linear attention, downsampling."""
 
-    def __init__(self, in_channels: int, out_channels: int, time_channels: int, method: str, last: bool) -> None:
+    def __init__(self, in_channels: int, out_channels: int, time_channels: int, method: str,
+                 last: bool) -> None:
         super().__init__()
         self.block1 = ResidualBlock(in_channels, in_channels, time_channels, method)
         self.block2 = ResidualBlock(in_channels, in_channels, time_channels, method)
@@ -163,9 +165,10 @@ class Middle(nn.Module):
 
 
 class Up(nn.Module):
-    """A level of the way up: two residual blocks, each after a skip is joined, linear attention, upsampling."""
+    """A level of the way up: two residual blocks, each with a skip, linear attention, upsampling."""
 
-    def __init__(self, in_channels: int, out_channels: int, time_channels: int, method: str, last: bool) -> None:
+    def __init__(self, in_channels: int, out_channels: int, time_channels: int, method: str,
+                 last: bool) -> None:
         super().__init__()
         self.block1 = ResidualBlock(in_channels + out_channels, in_channels, time_channels, method)
         self.block2 = ResidualBlock(in_channels + out_channels, in_channels, time_channels, method)
@@ -181,17 +184,20 @@ class Up(nn.Module):
 class STNet(nn.Module):
     """v = net(x_t, t, image): one velocity map per state (App. 6); 38,547,585 parameters at dim 128.
 
-    dim: width of the first level; dim_mults: its multiple per level. weight_standardization: see `standardize`.
-    time_scale: t in [0, 1] is multiplied by it before the sinusoidal embedding, whose base 10000 is meant for steps
-    counted to 1000; the released code leaves t as it is.
+    dim: width of the first level; dim_mults: its multiple per level.
+    weight_standardization: see `standardize`.
+    time_scale: t in [0, 1] is multiplied by it before the sinusoidal embedding, whose base 10000 is meant for
+    steps counted to 1000; the released code leaves t as it is.
     recompute: gradient checkpointing; in training keep only the inputs of residual blocks and attentions.
     """
 
     def __init__(self, dim: int = 128, dim_mults: Sequence[int] = (1, 2, 4),
-                 weight_standardization: str = "standard", time_scale: float = 1000.0, recompute: bool = False) -> None:
+                 weight_standardization: str = "standard", time_scale: float = 1000.0,
+                 recompute: bool = False) -> None:
         super().__init__()
         if weight_standardization not in ("standard", "released", "none"):
-            raise ValueError(f"weight_standardization={weight_standardization!r}: expected standard, released or none")
+            raise ValueError(f"weight_standardization={weight_standardization!r}: expected standard, "
+                             "released or none")
         if dim < 4 or dim % 2:
             raise ValueError(f"dim={dim}: expected an even number of at least 4")
         self.dim, self.dim_mults, self.time_scale = dim, tuple(dim_mults), time_scale
@@ -201,7 +207,8 @@ class STNet(nn.Module):
         deepest = len(levels) - 1
 
         self.stem = nn.Conv2d(2, dim, 1)
-        self.time_mlp = nn.Sequential(nn.Linear(dim, time_channels), nn.GELU(), nn.Linear(time_channels, time_channels))
+        self.time_mlp = nn.Sequential(nn.Linear(dim, time_channels), nn.GELU(),
+                                      nn.Linear(time_channels, time_channels))
         self.downs = nn.ModuleList(Down(above, below, time_channels, method, last=i == deepest)
                                    for i, (above, below) in enumerate(levels))
         self.middle = Middle(levels[-1][1], time_channels, method)
@@ -221,8 +228,8 @@ class STNet(nn.Module):
         factor = 2 ** (len(self.downs) - 1)
         fits = x_t.ndim == 4 and x_t.shape[1] == 1 and image.shape == x_t.shape and t.shape == x_t.shape[:1]
         if not fits or x_t.shape[2] % factor or x_t.shape[3] % factor:
-            raise ValueError(f"x_t {tuple(x_t.shape)}, t {tuple(t.shape)}, image {tuple(image.shape)}: expected "
-                             f"(b, 1, h, w), (b,), (b, 1, h, w) with h and w multiples of {factor}")
+            raise ValueError(f"x_t {tuple(x_t.shape)}, t {tuple(t.shape)}, image {tuple(image.shape)}: "
+                             f"expected (b, 1, h, w), (b,), (b, 1, h, w) with h and w multiples of {factor}")
         time = self.time_mlp(time_embedding(t * self.time_scale, self.dim))  # (b, 4 dim)
         stem = self.stem(torch.cat([image, x_t], dim=1))  # (b, dim, h, w)
         x, skips = stem, []

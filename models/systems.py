@@ -17,7 +17,8 @@ from models.atfm import ATFM, Field
 from models.gtr import GTR
 from models.st_net import STNet
 
-Sampler = Callable[[Tensor, int, torch.Generator], Tensor]  # (image (b, c, h, w), n, generator) -> (b, n, h, w)
+# (image (b, c, h, w), n, generator) -> (b, n, h, w)
+Sampler = Callable[[Tensor, int, torch.Generator], Tensor]
 
 
 def build_gtr(metadata: Metadata, config: GTRConfig) -> GTR:
@@ -29,9 +30,9 @@ def build_atfm(config: PriorConfig, gtr: GTR | None) -> ATFM:
     """An untrained flow over a frozen GTR, as a config describes it."""
     net = STNet(config.dim, config.dim_mults, config.weight_standardization, config.time_scale,
                 config.checkpoint)
-    return ATFM(gtr, net, source=config.source, alpha=config.alpha, dice=config.dice, dice_over=config.dice_over,
-                semantic_target=config.semantic_target, experts=config.experts, signed=config.signed,
-                condition_dropout=config.condition_dropout, guidance=config.guidance,
+    return ATFM(gtr, net, source=config.source, alpha=config.alpha, dice=config.dice,
+                dice_over=config.dice_over, semantic_target=config.semantic_target, experts=config.experts,
+                signed=config.signed, condition_dropout=config.condition_dropout, guidance=config.guidance,
                 annotators_per_pass=config.annotators_per_pass, amp=config.amp)
 
 
@@ -40,7 +41,8 @@ def load_gtr(path: Path, metadata: Metadata) -> tuple[GTR, dict[str, Any]]:
     content = checkpoint.load(path, "GTR")
     if content["config"]["channels"] != metadata.channels:
         raise ValueError(f"{path}: trained on {content['config']['channels']}-channel images of "
-                         f"{content['config']['what']}, but {metadata.what} has {metadata.channels}; check --gtr")
+                         f"{content['config']['what']}, but {metadata.what} has {metadata.channels}; "
+                         "check --gtr")
     gtr = build_gtr(metadata, _restore(GTRConfig, content))
     checkpoint.fill(gtr, content, path)
     return gtr.eval(), content

@@ -47,15 +47,16 @@ class UNet(nn.Module):
             self.down_blocks.append(ConvBlock(before, filters, convs))
         self.ups, self.up_blocks = nn.ModuleList(), nn.ModuleList()
         for below, filters in zip(reversed(num_filters[1:]), reversed(num_filters[:-1])):
-            self.ups.append(nn.ConvTranspose2d(below, filters, 2, stride=2) if up == "transposed" else Bilinear())
+            self.ups.append(nn.ConvTranspose2d(below, filters, 2, stride=2) if up == "transposed"
+                            else Bilinear())
             risen = filters if up == "transposed" else below
             self.up_blocks.append(ConvBlock(risen + filters, filters, convs))
 
     def forward(self, image: Tensor) -> Tensor:
         factor = 2 ** (len(self.down_blocks) - 1)
         if image.shape[-2] % factor or image.shape[-1] % factor:
-            raise ValueError(f"image of {tuple(image.shape[-2:])} pixels: with {len(self.down_blocks)} levels "
-                             f"each side must be a multiple of {factor}; crop or resize it")
+            raise ValueError(f"image of {tuple(image.shape[-2:])} pixels: with {len(self.down_blocks)} "
+                             f"levels each side must be a multiple of {factor}; crop or resize it")
         skips: list[Tensor] = []
         x = image
         for block in self.down_blocks:

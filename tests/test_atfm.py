@@ -58,7 +58,7 @@ def single_pass(atfm, image, masks, seed=0):
 
 
 def step(atfm, masks_of=3, seed=0):
-    """A training step's gradient and its terms summed over parts, on the same random numbers for the same seed."""
+    """A training step's gradient and its terms summed over parts; the same seed draws the same numbers."""
     torch.manual_seed(seed)
     atfm.zero_grad()
     sums, parts = {}, 0
@@ -218,7 +218,7 @@ def test_normal_source_needs_no_gtr():
 def test_samples_are_probabilities():
     probabilities = system(source="normal").sample(batch()[0], 3, steps=2, generator=seeded())
     assert probabilities.shape == (2, 3, SIZE, SIZE) and probabilities.dtype == torch.float32
-    assert (probabilities.min().item(), probabilities.max().item()) == (0, 1)  # x_1 lies outside for some pixels
+    assert (probabilities.min().item(), probabilities.max().item()) == (0, 1)  # some of x_1 lies outside
     assert not probabilities.requires_grad
 
 
@@ -276,7 +276,7 @@ def test_folding_gives_the_same_field_and_leaves_the_net_alone(method):
 
 @pytest.mark.parametrize("options", [{"channels_last": True}, {"compiled": True}])
 def test_ways_to_be_fast_change_samples_by_rounding_only(options, monkeypatch):
-    compile_plainly = functools.partial(torch.compile, backend="eager")  # traces as the default does, in seconds
+    compile_plainly = functools.partial(torch.compile, backend="eager")  # traces as by default, in seconds
     monkeypatch.setattr(torch, "compile", compile_plainly)
     atfm, (image, _) = system(), batch()
     plain = atfm.sample(image, 3, steps=2, generator=seeded())
@@ -325,5 +325,5 @@ def test_an_image_of_an_odd_size_is_refused():
 
 @pytest.mark.parametrize("asked", [{"solver": "rk5"}, {"steps": 0}, {"n": 0}])
 def test_an_impossible_way_of_sampling_is_refused(asked):
-    with pytest.raises(ValueError, match="expected one of euler, midpoint.* at least one step and one sample"):
+    with pytest.raises(ValueError, match="one of euler, midpoint.* at least one step and one sample"):
         system().sample(batch()[0], **{"n": 1, **asked})

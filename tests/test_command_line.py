@@ -17,8 +17,10 @@ from metadata_manager import (
 )
 from models.command_line import parse
 
-PARTS = {"gtr": ("metadata", "gtr", "loop"), "prior": ("metadata", "prior", "loop"), "test": ("metadata", "sampling")}
-CLASSES = {"metadata": Metadata, "gtr": GTRConfig, "prior": PriorConfig, "loop": LoopConfig, "sampling": SamplingConfig}
+PARTS = {"gtr": ("metadata", "gtr", "loop"), "prior": ("metadata", "prior", "loop"),
+         "test": ("metadata", "sampling")}
+CLASSES = {"metadata": Metadata, "gtr": GTRConfig, "prior": PriorConfig, "loop": LoopConfig,
+           "sampling": SamplingConfig}
 
 
 def read(line, stage="prior", what="LIDC"):
@@ -105,7 +107,8 @@ def test_values_get_the_type_of_their_setting(line, part, name, value):
 
 
 def test_a_flag_of_testing_takes_several_values():
-    found = read("--methods act-gtr cfm --steps 1 2 --samples 16 --solver euler heun", "test").experiment.sampling
+    line = "--methods act-gtr cfm --steps 1 2 --samples 16 --solver euler heun"
+    found = read(line, "test").experiment.sampling
     assert (found.methods, found.steps, found.samples, found.solver) == (
         ("act-gtr", "cfm"), (1, 2), (16,), ("euler", "heun"))
     assert read("--method sfm", "test").experiment.sampling.methods == ("sfm",)
@@ -146,7 +149,8 @@ def test_the_published_command_for_isic3():
 ])
 def test_flags_go_before_the_method_before_the_preset_before_defaults(line, expected):
     found = read(line).experiment.prior
-    assert (found.batch_size, found.solver, found.weight_standardization, found.alpha, found.source) == expected
+    assert expected == (
+        found.batch_size, found.solver, found.weight_standardization, found.alpha, found.source)
 
 
 def test_the_dataset_of_a_flag_goes_before_that_of_the_script():

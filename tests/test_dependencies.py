@@ -2,6 +2,7 @@
 
 import ast
 from graphlib import TopologicalSorter
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("data", "fig", "metrics", "models")
 CALLED = {"models.stages", "models.testing"}  # by scripts
-TOP = CALLED | {"models.own_images", "models.result_curves"}  # these put data, models, metrics and fig together
+TOP = CALLED | {"models.own_images", "models.result_curves"}  # put data, models, metrics and fig together
 COMMANDS = {"fig.draw"}  # a command in a package: may import all, nothing imports it
 
 
@@ -19,7 +20,7 @@ def module_name(path):
 
 
 FILES = {module_name(path): path
-         for path in [*ROOT.glob("*.py"), *(path for name in PACKAGES for path in (ROOT / name).glob("**/*.py"))]}
+         for path in chain(ROOT.glob("*.py"), *((ROOT / name).glob("**/*.py") for name in PACKAGES))}
 SCRIPTS = {name for name in FILES if "." not in name and name not in (*PACKAGES, "metadata_manager")}
 
 
@@ -27,11 +28,12 @@ class WithoutHints(ast.NodeTransformer):
     """Drops what stands under `if TYPE_CHECKING:`, which does not run."""
 
     def visit_If(self, node):
-        return None if isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING" else self.generic_visit(node)
+        hints = isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+        return None if hints else self.generic_visit(node)
 
 
 def imported(source):
-    """Names of ours that a module imports anywhere, but for type hints: `from models import gtr` is models.gtr."""
+    """Names of ours that a module imports, but for type hints: `from models import gtr` is models.gtr."""
     found = set()
     for node in ast.walk(WithoutHints().visit(ast.parse(source))):
         if isinstance(node, ast.Import):
@@ -51,7 +53,8 @@ def packages(name):
 
 
 def test_the_five_scripts_and_the_packages_are_seen():
-    assert SCRIPTS == {"train_GTR", "train_prior_LIDC", "train_prior_ISIC", "test_prior_LIDC", "test_prior_ISIC"}
+    assert SCRIPTS == {
+        "train_GTR", "train_prior_LIDC", "train_prior_ISIC", "test_prior_LIDC", "test_prior_ISIC"}
     assert {name for name in FILES if name in PACKAGES} == set(PACKAGES)
     assert IMPORTS["models.stages"] >= {"data", "fig", "metrics", "models.systems"}
 

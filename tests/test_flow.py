@@ -63,7 +63,7 @@ def test_dice_is_of_each_image_and_annotator_or_of_the_batch():
     predicted = torch.cat([maps([1, 1, 0, 0], [0, 0, 0, 0]), maps([0, 0, 0, 1], [0, 0, 0, 0])])
     mask = torch.cat([maps([1, 0, 0, 0], [0, 0, 0, 0]), maps([0, 0, 0, 1], [1, 1, 1, 1])])
     by_image = torch.tensor([[3 / 4, 1], [1, 1 / 5]])
-    by_batch = torch.tensor([5 / 6, 1 / 5])  # annotator 0: 2 pixels shared of 3 and 2; annotator 1: none of 0 and 4
+    by_batch = torch.tensor([5 / 6, 1 / 5])  # 2 pixels shared of 3 and 2; none of 0 and 4
     torch.testing.assert_close(dice(predicted, mask, "image"), by_image)
     torch.testing.assert_close(dice(predicted, mask, "batch"), by_batch)
     for over, expected in ("image", by_image), ("batch", by_batch):
@@ -90,7 +90,8 @@ def test_thresholded_dice_counts_one_half_as_inside():
     mask = maps([1, 1, 0, 0])
     predicted = maps([0.5, 0.9, 0.49, 0.1])
     assert semantic_loss(predicted, mask, mask, "thresholded", "image", "own").item() == pytest.approx(0)
-    assert semantic_loss(predicted, mask, mask, "soft", "image", "own").item() == pytest.approx(1 - 3.8 / 4.99)
+    soft = semantic_loss(predicted, mask, mask, "soft", "image", "own").item()
+    assert soft == pytest.approx(1 - 3.8 / 4.99)
 
 
 @pytest.mark.parametrize("over", ["image", "batch"])

@@ -19,7 +19,8 @@ def seeded(seed=0):
 
 def gaussian(b=2, rank=2, h=2, w=3):
     random = seeded(3)
-    return LowRankGaussian(torch.randn(b, h, w, generator=random), torch.randn(b, rank, h, w, generator=random),
+    return LowRankGaussian(torch.randn(b, h, w, generator=random),
+                           torch.randn(b, rank, h, w, generator=random),
                            torch.rand(b, h, w, generator=random) + 0.1)
 
 
@@ -40,7 +41,8 @@ def test_paper_layout_is_the_default():
         gtr = GTR()
     convs = [module for module in gtr.unet.modules() if isinstance(module, nn.Conv2d)]
     ups = [module for module in gtr.unet.modules() if isinstance(module, nn.ConvTranspose2d)]
-    assert [conv.out_channels for conv in convs] == [32, 32, 64, 64, 128, 128, 192, 192, 128, 128, 64, 64, 32, 32]
+    assert [conv.out_channels for conv in convs] == [
+        32, 32, 64, 64, 128, 128, 192, 192, 128, 128, 64, 64, 32, 32]
     assert [up.out_channels for up in ups] == [128, 64, 32]
     assert gtr.unet.pool is torch.nn.functional.max_pool2d
     assert gtr.cov_factor.out_channels == 10
@@ -131,7 +133,7 @@ def test_rsample_is_differentiable_and_sample_is_not():
 
 
 def test_a_covariance_that_cannot_be_factorised_still_gives_samples():
-    columns = torch.full((1, 10, 8, 8), 1e3)  # ten equal columns: the capacitance matrix is 1 + 3e12 everywhere
+    columns = torch.full((1, 10, 8, 8), 1e3)  # ten equal ones: the capacitance matrix is 1 + 3e12 everywhere
     of = LowRankGaussian(torch.zeros(1, 8, 8), columns, torch.full((1, 8, 8), 2e-5))
     with pytest.raises(torch.linalg.LinAlgError):
         of.distribution()
@@ -164,12 +166,14 @@ def nll_of_loops(logits, masks):
 
 
 def likelihood_case():
-    return torch.randn(2, 5, 3, 4, generator=seeded()) * 3, (torch.rand(2, 3, 3, 4, generator=seeded(1)) < 0.4).float()
+    logits = torch.randn(2, 5, 3, 4, generator=seeded()) * 3
+    return logits, (torch.rand(2, 3, 3, 4, generator=seeded(1)) < 0.4).float()
 
 
 def test_likelihood_agrees_with_plain_loops():
     logits, masks = likelihood_case()
-    assert monte_carlo_nll(logits, masks[:, 0]).item() == pytest.approx(nll_of_loops(logits, masks[:, 0]), rel=1e-5)
+    found, expected = monte_carlo_nll(logits, masks[:, 0]).item(), nll_of_loops(logits, masks[:, 0])
+    assert found == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("logits, y, expected", [

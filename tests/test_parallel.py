@@ -35,7 +35,8 @@ def test_parts_cover_a_batch(b, count, expected):
 @pytest.mark.parametrize("source, experts, dropout", [("gtr", "all", 0.0), ("normal", "one", 0.5)])
 def test_losses_of_the_parts_add_up_to_those_of_the_batch(source, experts, dropout):
     torch.manual_seed(0)
-    atfm = ATFM(GTR(1, (4, 8), rank=2), STNet(8, (1,)), source=source, experts=experts, condition_dropout=dropout)
+    atfm = ATFM(GTR(1, (4, 8), rank=2), STNet(8, (1,)), source=source, experts=experts,
+                condition_dropout=dropout)
     image, masks = torch.rand(5, 1, 8, 8), (torch.rand(5, 3, 8, 8) < 0.5).float()
 
     def loss_of(part):
@@ -68,7 +69,8 @@ def test_evaluations_of_every_third_image_interleave():
 
 def torchrun(script, *flags):
     """Starts a script as two processes of one thread."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(ROOT / script)]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
+               str(ROOT / script)]
     return subprocess.Popen([*command, *flags], env={**os.environ, "OMP_NUM_THREADS": "1"}, text=True,
                             stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
@@ -148,7 +150,8 @@ def workers(run):
     found = {}
     for folder in Path("/proc").iterdir():
         if folder.name.isdigit() and f"\nPPid:\t{run.pid}\n" in (folder / "status").read_text():
-            variables = dict(v.split("=", 1) for v in (folder / "environ").read_text().split("\0") if "=" in v)
+            lines = (folder / "environ").read_text().split("\0")
+            variables = dict(line.split("=", 1) for line in lines if "=" in line)
             if "RANK" in variables:
                 found[int(variables["RANK"])] = int(folder.name)
     return found

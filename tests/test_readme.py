@@ -34,7 +34,7 @@ def test_a_script_takes_its_flags(command):
     assert (ROOT / script).exists()
     parts = next(parts for name, parts in PARTS.items() if script.startswith(name))
     what = "isic3_style_concat" if script.endswith("_ISIC.py") else "LIDC"
-    parse([flag for flag in flags if "$" not in flag], what, parts, "")  # exits, and so fails, on a wrong flag
+    parse([flag for flag in flags if "$" not in flag], what, parts, "")  # exits on a wrong flag
 
 
 @pytest.mark.parametrize("module", sorted({m for c in commands() for m in re.findall(r"-m ([a-z][\w.]*)", c)}
@@ -43,7 +43,12 @@ def test_a_module_that_is_run_exists(module):
     assert importlib.util.find_spec(module) is not None
 
 
-@pytest.mark.parametrize("name", sorted(set(re.findall(r"`((?:models|metrics|data|metadata_manager)\.[\w.]+)`", README))))
+def named(pattern):
+    """What README names that matches, each once."""
+    return sorted(set(re.findall(pattern, README)))
+
+
+@pytest.mark.parametrize("name", named(r"`((?:models|metrics|data|metadata_manager)\.[\w.]+)`"))
 def test_a_name_of_the_code_exists(name):
     if name.endswith(".py"):
         return
@@ -58,6 +63,6 @@ def resolve(name):
     return getattr(resolve(parent), last)
 
 
-@pytest.mark.parametrize("path", sorted(set(re.findall(r"(?:\(|`)((?:fig|data|models|metrics|tests)/[\w/]+\.\w+)", README))))
+@pytest.mark.parametrize("path", named(r"(?:\(|`)((?:fig|data|models|metrics|tests)/[\w/]+\.\w+)"))
 def test_a_file_that_is_named_exists(path):
     assert (ROOT / path).exists()

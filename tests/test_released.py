@@ -29,8 +29,8 @@ def released_gtr():
 
 def released_net(weight_standardization="released", time_scale=1.0):
     arrays, weights = golden("st_net")
-    net = STNet(16, weight_standardization=weight_standardization, time_scale=time_scale).requires_grad_(False)
-    load_released(net, weights)
+    net = STNet(16, weight_standardization=weight_standardization, time_scale=time_scale)
+    load_released(net.requires_grad_(False), weights)
     return net, arrays
 
 
@@ -72,7 +72,8 @@ def test_gtr_gives_the_released_gaussian():
     found = gtr(arrays["image"])
     assert_agree(found.mean.flatten(1), arrays["mean"])
     assert_agree(found.cov_diag.flatten(1), arrays["cov_diag"])
-    assert_agree(found.cov_factor.flatten(2).transpose(1, 2), arrays["cov_factor"])  # theirs is (b, pixels, r)
+    theirs = arrays["cov_factor"]  # (b, pixels, r)
+    assert_agree(found.cov_factor.flatten(2).transpose(1, 2), theirs)
 
 
 def without(weights, name):
@@ -83,7 +84,8 @@ def refused_st_net():
     """What is wrong with released ST-Net weights, and what the message names."""
     _, weights = golden("st_net")
     return {
-        "missing": (without(weights, "init_conv.weight"), r"stem\.weight: checkpoint missing, model \(16, 2, 1, 1\)"),
+        "missing": (without(weights, "init_conv.weight"),
+                    r"stem\.weight: checkpoint missing, model \(16, 2, 1, 1\)"),
         "extra": ({**weights, "ema.decay": torch.ones(1)}, r"ema\.decay: checkpoint \(1,\), model missing"),
         "shape": ({**weights, "final_conv.bias": torch.ones(2)},
                   r"final_conv\.bias: checkpoint \(2,\), model \(1,\)"),

@@ -12,7 +12,7 @@ ORDERS = {"euler": 1, "midpoint": 2, "heun": 2, "rk4": 4, "ab2": 2}
 
 
 def velocity(x, t):
-    """Logistic growth at rate 2 (1 + t): 1 / x - 1 falls by exp(-2 t - t^2), so by exp(-3) from t = 0 to 1."""
+    """Logistic growth at rate 2 (1 + t): 1 / x - 1 falls by exp(-2 t - t^2), by exp(-3) from t = 0 to 1."""
     return 2 * (1 + t) * x * (1 - x)
 
 

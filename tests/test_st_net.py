@@ -1,4 +1,4 @@
-"""ST-Net: its size, weight standardization, time embedding, recomputation; its outputs are in test_released."""
+"""ST-Net: size, weight standardization, time embedding, recomputation; its outputs are in test_released."""
 
 import copy
 import math
@@ -24,7 +24,8 @@ def small_net(**choices):
 
 
 def gradients(net, v):
-    return torch.cat([gradient.flatten() for gradient in torch.autograd.grad(v.square().mean(), list(net.parameters()))])
+    found = torch.autograd.grad(v.square().mean(), list(net.parameters()))
+    return torch.cat([gradient.flatten() for gradient in found])
 
 
 @pytest.mark.parametrize("dim, expected", [(128, 38_547_585), (256, 152_133_889)])
@@ -37,7 +38,8 @@ def test_number_of_parameters(dim, expected):
 def test_there_are_15_residual_blocks():
     blocks = [module for module in small_net().modules() if isinstance(module, ResidualBlock)]
     assert len(blocks) == 15
-    assert [conv.method for conv in small_net(weight_standardization="released").standardized()] == ["released"] * 30
+    released = small_net(weight_standardization="released").standardized()
+    assert [conv.method for conv in released] == ["released"] * 30
 
 
 @pytest.mark.parametrize("dim_mults, size", [((1,), 5), ((1, 2), 6), ((1, 2, 4, 4), 16)])
@@ -58,7 +60,8 @@ def test_standardized_weight_of_one_filter():
 
 
 def test_each_filter_is_standardized_alone():
-    weight = torch.randn(5, 3, 3, 3, generator=torch.Generator().manual_seed(0)) * torch.arange(1.0, 6).view(5, 1, 1, 1)
+    weight = torch.randn(5, 3, 3, 3, generator=torch.Generator().manual_seed(0))
+    weight *= torch.arange(1.0, 6).view(5, 1, 1, 1)
     found = standardize(weight, "standard").flatten(1)
     torch.testing.assert_close(found.mean(1), torch.zeros(5), rtol=0, atol=1e-6)
     torch.testing.assert_close(found.std(1, correction=0), torch.ones(5), rtol=1e-4, atol=0)
@@ -107,7 +110,8 @@ def test_other_shapes_are_refused(x_t, t, image):
 
 
 @pytest.mark.parametrize("choices, expected", [
-    ({"weight_standardization": "weird"}, "weight_standardization='weird': expected standard, released or none"),
+    ({"weight_standardization": "weird"},
+     "weight_standardization='weird': expected standard, released or none"),
     ({"dim": 7}, "dim=7: expected an even number"),
     ({"dim": 2}, "dim=2: expected an even number"),
 ])

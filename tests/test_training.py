@@ -61,14 +61,15 @@ def at_call(number, action, losses):
 
 def train(folder, epochs=3, wrap=lambda losses: losses, settings=None, lr=0.01, seed=0, scores=None, ema=0.0,
           **loop):
-    """Trains a convolution in `folder`: its weights as one vector. scores: of the validations, else its bias."""
+    """Trains a convolution in `folder`: its weights, a vector. scores: of the validations, else its bias."""
     training.seed_step(seed, -1)
     model = nn.Conv2d(1, 1, 3, padding=1)
     successive = iter(scores or (model.bias.item() for _ in count()))
     fit(model, wrap(squares(model)), Pairs(),
         lambda: Validation({"GED": next(successive)}, np.zeros((2, 2, 3), np.uint8)), folder=folder,
-        content={"stage": "GTR", "config": {"lr": lr, **(settings or {})}, "versions": {}}, epochs=epochs, lr=lr,
-        weight_decay=0.0, loop=LoopConfig(**{"validate_every": 1, **loop}), seed=seed, ema=ema)
+        content={"stage": "GTR", "config": {"lr": lr, **(settings or {})}, "versions": {}},
+        epochs=epochs, lr=lr, weight_decay=0.0, loop=LoopConfig(**{"validate_every": 1, **loop}), seed=seed,
+        ema=ema)
     return nn.utils.parameters_to_vector(model.parameters()).detach()
 
 
@@ -175,7 +176,8 @@ def test_an_average_counts_weights_by_its_decay_and_early_ones_less():
     for step, value in enumerate((1.0, 2.0), start=1):
         weight.data.fill_(value)
         average.update(step)
-    assert average.values[0].item() == pytest.approx(0.15 * 10 / 11 + 0.85 * 2)  # decays 1 / 11, then 0.15 < 2 / 12
+    # Decays are 1 / 11, then 0.15 < 2 / 12.
+    assert average.values[0].item() == pytest.approx(0.15 * 10 / 11 + 0.85 * 2)
 
 
 @pytest.mark.parametrize("decay", [-0.1, 1.0, float("nan")])
@@ -246,8 +248,9 @@ def test_a_second_run_in_a_folder_is_refused_while_the_first_writes(tmp_path):
 def test_only_last_best_and_each_nth_epoch_are_kept(tmp_path):
     train(tmp_path, epochs=5, save_model_step=2, scores=[5, 3, 4, 6, 7])
     assert checkpoints(tmp_path) == ["best.pt", "epoch_0002.pt", "epoch_0004.pt", "last.pt"]
-    steps = {name: checkpoint.load(tmp_path / name)["state"]["step"] // STEPS for name in checkpoints(tmp_path)}
-    assert steps == {"best.pt": 2, "epoch_0002.pt": 2, "epoch_0004.pt": 4, "last.pt": 5}
+    epochs = {name: checkpoint.load(tmp_path / name)["state"]["step"] // STEPS
+              for name in checkpoints(tmp_path)}
+    assert epochs == {"best.pt": 2, "epoch_0002.pt": 2, "epoch_0004.pt": 4, "last.pt": 5}
 
 
 def test_no_checkpoint_is_written_if_none_is_wanted(tmp_path, capsys):
@@ -269,7 +272,7 @@ def test_the_log_holds_means_over_images(tmp_path):
     losses = iter([1.0, 4.0, 10.0])  # of 2, 2 and 1 images
 
     def constant(of_model):
-        return lambda image, masks, part: [{"loss": 0 * of_model(image, masks, part)[0]["loss"] + next(losses)}]
+        return lambda *batch: [{"loss": 0 * of_model(*batch)[0]["loss"] + next(losses)}]
 
     train(tmp_path, epochs=1, wrap=constant)
     assert log_lines(tmp_path)[0].startswith("epoch 1/1: loss 4  gradient_norm 0  learning_rate 0.01")
@@ -296,9 +299,11 @@ def not_finite(terms):
 @pytest.mark.parametrize("step, names", [(4, "image 4a; image 4b"), (5, "image 5a")])
 def test_a_loss_that_is_not_finite_stops_and_names_the_images(step, names, tmp_path):
     whole = train(tmp_path / "whole")
-    with pytest.raises(NonFiniteLoss, match=rf"step {step}: loss nan.* on the images {names}\..*--skip_nonfinite"):
+    message = rf"step {step}: loss nan.* on the images {names}\..*--skip_nonfinite"
+    with pytest.raises(NonFiniteLoss, match=message):
         train(tmp_path / "parts", wrap=lambda losses: at_call(step, not_finite, losses))
-    assert all(weight.isfinite().all() for weight in checkpoint.load(tmp_path / "parts" / "last.pt")["model"].values())
+    kept = checkpoint.load(tmp_path / "parts" / "last.pt")["model"]
+    assert all(weight.isfinite().all() for weight in kept.values())
     assert torch.equal(whole, train(tmp_path / "parts"))
 
 
@@ -341,13 +346,15 @@ STAGES = {
 def gtr(lidc, tmp_path_factory):
     """A trained GTR's folder."""
     folder = tmp_path_factory.mktemp("trained")
-    stages.train_gtr("LIDC", ["--data_path", str(lidc), "--output_path", str(folder), *tiny.GTR, "--epochs", "1"])
+    stages.train_gtr("LIDC", ["--data_path", str(lidc), "--output_path", str(folder), *tiny.GTR,
+                              "--epochs", "1"])
     return folder / "GTR"
 
 
 def arguments(stage, lidc, gtr, folder, epochs):
     return [*STAGES[stage][1], str(epochs), "--data_path", str(lidc), "--output_path", str(folder),
-            *(["--gtr", str(gtr)] if stage == "atfm" else []), "--save_model_step", "2", "--validate_every", "2"]
+            *(["--gtr", str(gtr)] if stage == "atfm" else []),
+            "--save_model_step", "2", "--validate_every", "2"]
 
 
 def assert_same_runs(ours, theirs):
@@ -359,11 +366,12 @@ def assert_same_runs(ours, theirs):
         for key, weight in b["model"].items():
             assert torch.equal(a["model"][key], weight)
         for number, moments in b["optimizer"]["state"].items():
-            assert all(torch.equal(a["optimizer"]["state"][number][key], value) for key, value in moments.items())
+            ours_of = a["optimizer"]["state"][number]
+            assert all(torch.equal(ours_of[key], value) for key, value in moments.items())
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_stage_stopped_within_an_epoch_repeats_the_uninterrupted_one(stage, lidc, gtr, tmp_path, monkeypatch):
+def test_a_stage_stopped_within_an_epoch_repeats_the_whole_one(stage, lidc, gtr, tmp_path, monkeypatch):
     train_stage = STAGES[stage][0]
     train_stage("LIDC", arguments(stage, lidc, gtr, tmp_path / "whole", 2))
 
@@ -394,9 +402,10 @@ def processes():
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_stage_killed_at_random_moments_repeats_the_uninterrupted_one(stage, lidc, gtr, tmp_path, processes):
+def test_a_stage_killed_at_random_moments_repeats_the_whole_one(stage, lidc, gtr, tmp_path, processes):
     def start(folder):
-        process = processes.Process(target=STAGES[stage][0], args=("LIDC", arguments(stage, lidc, gtr, folder, 4)))
+        flags = arguments(stage, lidc, gtr, folder, 4)
+        process = processes.Process(target=STAGES[stage][0], args=("LIDC", flags))
         process.start()
         return process
 
