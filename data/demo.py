@@ -87,7 +87,7 @@ def fits_crop(masks: np.ndarray) -> np.ndarray:
     """Whether a slice's marked pixels exist and lie strictly inside the centre crop.
 
     masks (N, k, h, w) bool -> (N,) bool."""
-    marked = masks.any(1)
+    marked = np.any(masks, axis=1)
     top = (masks.shape[-1] - SIDE) // 2
     inner = marked[:, top + 1:top + SIDE - 1, top + 1:top + SIDE - 1]
     return marked.any((1, 2)) & (inner.sum((1, 2)) == marked.sum((1, 2)))

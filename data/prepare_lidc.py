@@ -103,7 +103,8 @@ def read_scans(database: sqlite3.Connection) -> list[Scan]:
         of_scan[scan][annotation] = curves[annotation]
     rows = database.execute(
         "SELECT id, series_instance_uid, patient_id, slice_thickness, pixel_spacing FROM scans ORDER BY id")
-    return [Scan(*described, of_scan[scan]) for scan, *described in rows if of_scan[scan]]
+    return [Scan(series, patient, thickness, spacing, of_scan[scan])
+            for scan, series, patient, thickness, spacing in rows if of_scan[scan]]
 
 
 def nodules(scan: Scan) -> list[list[int]]:
@@ -149,13 +150,13 @@ def native_mask(contours: list[Contour], shape: tuple[int, int] = PLANE) -> np.n
     mask = np.zeros(shape, bool)
     for one in contours:
         if one.inclusion:
-            mask[polygon(*one.points.T, shape)] = True
+            mask[polygon(one.points[:, 0], one.points[:, 1], shape)] = True
     for one in contours:
         if one.inclusion:
             mask[tuple(one.points.T)] = False
     for one in contours:
         if not one.inclusion:
-            mask[polygon(*one.points.T, shape)] = False
+            mask[polygon(one.points[:, 0], one.points[:, 1], shape)] = False
     return mask
 
 

@@ -72,11 +72,11 @@ class Slices(Dataset):
         layout = (tuple(images.shape), str(images.dtype), self.cache.annotators, self.crop)
         digest.update(repr(layout).encode())
         for array in (self.rows.astype("<i8"), images.cpu().numpy(), masks.cpu().numpy()):
-            digest.update(np.ascontiguousarray(array))
+            digest.update(np.ascontiguousarray(array).data)
         return digest.hexdigest()
 
     def _pixels(self) -> tuple[Tensor, Tensor]:
-        if self._images is None:
+        if self._images is None or self._masks is None:
             images, masks = self.cache.read(np.unique(self.rows))
             if images.dtype == np.uint16:
                 images = images.view(np.int16)  # torch indexes int16 on every device, uint16 not

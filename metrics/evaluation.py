@@ -114,7 +114,8 @@ def evaluate(
 
 
 def paired_bootstrap(
-    a: np.ndarray, b: np.ndarray, draws: int = 10_000, seed: int = 0, groups: Sequence | None = None
+    a: np.ndarray, b: np.ndarray, draws: int = 10_000, seed: int = 0,
+    groups: Sequence | np.ndarray | None = None
 ) -> tuple[float, float, float]:
     """Difference of two methods on the same images: mean of a - b and its 95 % percentile interval.
 
@@ -123,14 +124,14 @@ def paired_bootstrap(
     would make the interval too narrow.
     Raises ValueError for different numbers of images, and for scores that are not finite."""
     a, b = np.atleast_2d(a).mean(0), np.atleast_2d(b).mean(0)
-    groups = np.arange(len(a)) if groups is None else np.asarray(groups)
-    if not a.shape == b.shape == groups.shape or not len(a):
-        raise ValueError(f"{len(a)} and {len(b)} images with {len(groups)} groups: "
+    of_image = np.arange(len(a)) if groups is None else np.asarray(groups)
+    if not a.shape == b.shape == of_image.shape or not len(a):
+        raise ValueError(f"{len(a)} and {len(b)} images with {len(of_image)} groups: "
                          "expected scores of the same images, and a group for each")
     difference = a - b
     if not np.isfinite(difference).all():
         raise ValueError(f"scores of image {int(np.argmin(np.isfinite(difference)))} are not finite")
-    _, group = np.unique(groups, return_inverse=True)
+    _, group = np.unique(of_image, return_inverse=True)
     totals, sizes = np.bincount(group, difference), np.bincount(group)
     random = np.random.default_rng(seed)
     means = np.empty(draws)

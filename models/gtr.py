@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -39,7 +40,7 @@ class LowRankGaussian:
         b, rank, h, w = self.cov_factor.shape
         draws = n // 2 if antithetic else n
         part = part or whole(b)
-        like = {"device": self.mean.device, "dtype": self.mean.dtype, "generator": generator}
+        like: dict[str, Any] = {"device": self.mean.device, "dtype": self.mean.dtype, "generator": generator}
         e = part.cut(torch.randn(part.b, draws, rank, **like))
         noise = part.cut(torch.randn(part.b, draws, h, w, **like))
         correlated = torch.bmm(e, self.cov_factor.flatten(2)).view(b, draws, h, w)

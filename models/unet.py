@@ -1,12 +1,12 @@
 """The U-Net whose features Z feed the heads of GTR (paper, Eq. 3 and App. 6)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-POOLS = {"max": F.max_pool2d, "avg": F.avg_pool2d}
+POOLS: dict[str, Callable[..., Tensor]] = {"max": F.max_pool2d, "avg": F.avg_pool2d}
 
 
 class ConvBlock(nn.Sequential):
