@@ -1,0 +1,55 @@
+"""The method as one would first write it from the paper: what the benchmarks compare the project's code with.
+
+Always float32, one annotator, sample or item after another.
+"""
+
+import math
+from collections.abc import Iterable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from data.slices import Slices
+from models import ATFM, GTR
+from models.atfm import grey
+from models.flow import draw_time, endpoint, linear_path, semantic_loss
+
+
+def load(dataset: Slices, rows: Iterable[int]) -> tuple[Tensor, Tensor]:
+    """A batch as a data loader makes it, item by item: image (b, c, h, w), masks (b, k, h, w)."""
+    image, masks = zip(*(dataset[row] for row in rows))
+    return torch.stack(image), torch.stack(masks)
+
+
+def gtr_loss(gtr: GTR, image: Tensor, mask: Tensor, mc_samples: int) -> Tensor:
+    """Eq. 5 for image (b, c, h, w), mask (b, h, w), a scalar: the Monte Carlo samples one after another."""
+    logits = gtr(image).rsample(mc_samples, antithetic=True)
+    log_p = [-F.binary_cross_entropy_with_logits(sample, mask, reduction="none").sum((1, 2))
+             for sample in logits.unbind(1)]
+    return math.log(mc_samples) - torch.stack(log_p).logsumexp(0).mean()
+
+
+def flow_loss(atfm: ATFM, image: Tensor, masks: Tensor) -> Tensor:
+    """Algorithm 1 for image (b, c, h, w), masks (b, k, h, w), a scalar: k forward passes, their mean."""
+    x_0, t = atfm.source(image, 1), draw_time(len(image), image.device)
+    terms = []
+    for own in masks.split(1, dim=1):
+        path = linear_path(x_0, own, t)
+        v = atfm.net(path.x_t, t, grey(image))
+        l_sf = semantic_loss(endpoint(path.x_t, v, t), own, masks, "soft", "image", "own")
+        terms.append((v - path.u).square().mean() + atfm.alpha * l_sf)
+    return torch.stack(terms).mean()
+
+
+@torch.no_grad()
+def sample(atfm: ATFM, image: Tensor, n: int, steps: int, generator: torch.Generator) -> Tensor:
+    """n samples of an image (1, c, h, w) by Euler's method, one after another: probabilities (1, n, h, w).
+
+    ST-Net standardizes its weights at every evaluation, as in the released code."""
+    ends = []
+    for x in atfm.source(image, n, generator).split(1, dim=1):
+        for step in range(steps):
+            x = x + atfm.net(x, torch.full((1,), step / steps, device=image.device), grey(image)) / steps
+        ends.append(x)
+    return torch.cat(ends, dim=1).clamp(0, 1)
