@@ -8,19 +8,17 @@ over the n measured; the matching and the overheads of calls do not grow. About 
 """
 
 import argparse
-import json
-import math
-import platform
-import statistics
-import time
-from collections.abc import Callable, Sequence
-from pathlib import Path
+import functools
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from metrics import Overlaps, ged_from, hm_iou_from, mdm_from
 from tests import oracle
+from tests.benchmarks.measure import exponent, machine, medians, report
+
+MOST_LOOPED = 200  # samples; the loops take a second beyond
 
 
 def discs(number: int, size: int, generator: torch.Generator) -> Tensor:
@@ -51,62 +49,33 @@ def require_equal_scores(samples: Tensor, masks: Tensor) -> None:
         raise SystemExit(f"scores differ: loops {expected}, matrix products {found}")
 
 
-def timed(score: Callable, samples: Tensor, masks: Tensor, repeats: int) -> list[float]:
-    """Wall seconds of `repeats` calls, after one that warms up and is not counted."""
-    seconds = []
-    for _ in range(repeats + 1):
-        start = time.perf_counter()
-        score(samples, masks)
-        seconds.append(time.perf_counter() - start)
-    return seconds[1:]
-
-
-def exponent(counts: Sequence[int], seconds: Sequence[float]) -> float:
-    """Slope of log(seconds) on log(n), by least squares."""
-    x, y = [math.log(n) for n in counts], [math.log(s) for s in seconds]
-    return statistics.linear_regression(x, y).slope
-
-
-def processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":")[1].strip()
-    return platform.processor()
-
-
-def main() -> None:
+def main(flags: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--counts", type=int, nargs="+", default=(50, 100, 200, 400), help="values of n")
     parser.add_argument("--threads", type=int, default=1, help="torch threads; more need idle cores")
     parser.add_argument("--repeats", type=int, default=5, help="timed calls per median (loops)")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(flags)
     torch.set_num_threads(arguments.threads)
-    machine = {"processor": processor(), "threads": arguments.threads, "torch": torch.__version__}
+    device, counts, repeats = torch.device("cpu"), sorted(arguments.counts), arguments.repeats
     generator = torch.Generator().manual_seed(0)
-    nodule = discs(400, 128, generator), discs(4, 128, generator)
-    noise = tuple(torch.rand(number, 128, 128, generator=generator) < 0.5 for number in (400, 4))
-    cases = (
-        ("pairwise loops", pairwise_loops, nodule, arguments.repeats, (50, 100, 200)),
-        ("matrix products", matrix_products, nodule, 5 * arguments.repeats, (50, 100, 200, 400)),
-        ("on masks of noise", matrix_products, noise, 5 * arguments.repeats, (50, 100, 200, 400)),
-    )
+    nodule = discs(counts[-1], 128, generator), discs(4, 128, generator)
+    noise = tuple(torch.rand(number, 128, 128, generator=generator) < 0.5 for number in (counts[-1], 4))
     for samples, masks in (nodule, noise):
         require_equal_scores(samples[:100], masks)
 
-    table = []
-    for name, way, (samples, masks), repeats, counts in cases:
-        medians = []
-        for n in counts:
-            seconds = timed(way, samples[:n], masks, repeats)
-            medians.append(statistics.median(seconds))
-            result = {"way": name, "n": n, "k": len(masks), "size": masks.shape[-1], "median_s": medians[-1],
-                      "fastest_s": min(seconds), "repeats": repeats}
-            print(json.dumps(result | machine))
-        table.append((name, medians[counts.index(100)], exponent(counts, medians)))
-    print(f"\n{'n = 100':<28} {'ms':>9} {'times faster':>13} {'time ~ n^':>10}")
-    for name, median, power in table:
-        print(f"{name:<28} {1e3 * median:9.2f} {table[0][1] / median:13.0f} {power:10.2f}")
+    looped = [n for n in counts if n <= MOST_LOOPED]
+    rows, baseline = [], {}
+    for name, way, (samples, masks), often, sizes in (
+            ("pairwise loops", pairwise_loops, nodule, repeats, looped),
+            ("matrix products", matrix_products, nodule, 5 * repeats, counts),
+            ("matrix products, masks of noise", matrix_products, noise, 5 * repeats, counts)):
+        calls = {n: functools.partial(way, samples[:n], masks) for n in sizes}
+        times = medians(calls, often, device)
+        baseline = baseline or times
+        power = exponent(list(times), list(times.values()))
+        rows += [{"way": name, "n": n, "ms": 1e3 * time, "time ~ n ^": power,
+                  "times faster": baseline[n] / time if n in baseline else None} for n, time in times.items()]
+    report(rows, k=4, size=128, repeats=repeats, **machine(device))
 
 
 if __name__ == "__main__":
