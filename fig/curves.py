@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import LogFormatter
 
 from fig.canvas import COLOURS, DPI, NORMAL, SMALL, WIDTH
 
@@ -23,6 +24,13 @@ class Points(NamedTuple):
     scores: Sequence[float]
     low: Sequence[float]
     high: Sequence[float]
+
+
+class PlainNumbers(LogFormatter):
+    """Ticks of a logarithmic axis as 200 rather than 2 x 10^2, those that LogFormatter finds room for."""
+
+    def __call__(self, x: float, pos: int | None = None) -> str:
+        return f"{x:g}" if super().__call__(x, pos) else ""
 
 
 Panels = Mapping[str, Mapping[str, Points]]  # label of a score -> name of a method -> its results
@@ -50,6 +58,8 @@ def learning_curves(histories: Mapping[str, Mapping[str, Series]], *,
                 _draw_series(ax, *history[name], COLOURS[i % len(COLOURS)])
         if name in log_scale:
             ax.set_yscale("log")
+            ax.yaxis.set_major_formatter(PlainNumbers())
+            ax.yaxis.set_minor_formatter(PlainNumbers())
         _label(ax, "step", "", name)
     for ax in axes[len(names):]:
         ax.set_axis_off()
@@ -158,7 +168,7 @@ def _label(ax: Axes, x: str, y: str, title: str = "") -> None:
     ax.set_xlabel(x, fontsize=SMALL)
     ax.set_ylabel(y, fontsize=SMALL)
     ax.set_title(title, fontsize=NORMAL)
-    ax.tick_params(labelsize=SMALL)
+    ax.tick_params(which="both", labelsize=SMALL)
     ax.grid(color="0.9", linewidth=0.5)
     ax.set_axisbelow(True)
     for side in ("top", "right"):

@@ -165,6 +165,14 @@ def test_curves_have_the_losses_of_the_stages_apart_and_a_line_per_run(drawn):
     assert len(histories["GTR"]["validation/GED"][0]) == 2  # one per epoch
 
 
+def test_losses_have_plain_numbers_of_the_same_size_on_their_axes():
+    figure = fig.learning_curves({"GTR": {"loss": ([1, 2, 3], [340, 110, 70])}}, log_scale=["loss"])
+    fig.figure_to_array(figure)
+    ticks = figure.axes[0].get_yticklabels(which="both")
+    assert {"100", "200", "300"} <= {tick.get_text() for tick in ticks}
+    assert len({tick.get_size() for tick in ticks}) == 1
+
+
 def test_curves_of_one_stage_and_one_series(drawn, run):
     found = drawn("learning_curves", "curves", "--run", run / "atfm", "--series", "validation/GED")
     assert [ax.get_title() for ax in found.figure.axes] == ["validation/GED"]
