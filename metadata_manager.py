@@ -29,7 +29,7 @@ def setting(default: Any, why: str, choices: tuple[str, ...] = ()) -> Any:
 
 @dataclass(frozen=True)
 class Metadata:
-    """A dataset: what it holds (facts, checked against the files), then where it is and how it is used (flags)."""
+    """A dataset: what it holds (facts, checked against the files), then where it is and how it is used."""
 
     what: str = "LIDC"
     reader: str = "lidc"  # format of the source: lidc or isic3
@@ -40,7 +40,7 @@ class Metadata:
     split: str = setting("group", "group: 64/16/20 with no patient (LIDC) or image (ISIC3) on two sides; "
                                   "released: the authors' overlapping lists, for comparison; "
                                   "file: as in a file of PHiSeg or CCDM", ("group", "released", "file"))
-    split_seed: int = setting(0, "seed of the 64/16/20 split; apart from --seed, so that runs share their test set")
+    split_seed: int = setting(0, "seed of the 64/16/20 split; not --seed, so that runs share their test set")
     limit: int | None = setting(None, "use the first N images of each split")
     crop: int | None = setting(None, "centre crop to S x S pixels")
     augment: bool = setting(False, "flip, rotate, scale and shear training images together with their masks")
@@ -58,10 +58,11 @@ class GTRConfig:
     rank: int = setting(10, "columns of the covariance factor D, r (paper, App. 6)")
     convs: int = setting(2, "convolutions per block (paper: 2; released: 3)")
     pool: str = setting("max", "paper: max; released: avg", ("max", "avg"))
-    up: str = setting("transposed", "paper: transposed convolution; released: bilinear", ("transposed", "bilinear"))
-    mc_samples: int = setting(20, "Monte Carlo samples per image, M: 10 deviations and their negatives (paper, Eq. 5)")
-    experts: str = setting("one", "one: a random expert per image and step (released); all: the likelihood under each, "
-                                  "averaged", ("one", "all"))
+    up: str = setting("transposed", "paper: transposed convolution; released: bilinear",
+                      ("transposed", "bilinear"))
+    mc_samples: int = setting(20, "Monte Carlo samples per image, M: 10 draws and their mirror images (Eq. 5)")
+    experts: str = setting("one", "one: a random expert per image and step (released); all: the likelihood "
+                                  "under each, averaged", ("one", "all"))
 
 
 @dataclass(frozen=True)
@@ -72,21 +73,23 @@ class PriorConfig:
     num_epochs: int = setting(200, "passes over the training images (paper, LIDC: 200; ISIC3: 120)")
     batch_size: int = setting(6, "images per step, each with all its annotators (paper, LIDC: 6; ISIC3: 1)")
     lr: float = setting(1e-4, "learning rate of Adam (paper, App. 6)")
-    ema: float = setting(0.0, "decay of the moving average of the weights that is validated and tested; 0: none")
+    ema: float = setting(0.0, "decay of the moving average of weights that is validated and tested; 0: none")
     dim: int = setting(128, "width of ST-Net (LIDC: 128; released ISIC3 script: 256)")
     dim_mults: tuple[int, ...] = setting((1, 2, 4), "width multipliers per level (App. 6)")
     alphas: tuple[float, ...] = setting((), "train one flow per alpha, each into its own folder")
-    annotators_per_pass: int = setting(1, "annotators per forward and backward pass: the gradients add up to those of "
-                                          "all k at once, the memory is that of one pass")
-    checkpoint: bool = setting(False, "gradient checkpointing in ST-Net: recompute activations instead of keeping them")
+    annotators_per_pass: int = setting(1, "annotators per forward and backward pass: the gradients add up to "
+                                          "those of all k at once, the memory is that of one pass")
+    checkpoint: bool = setting(False, "gradient checkpointing in ST-Net: recompute activations, keep none")
     amp: bool = setting(False, "run ST-Net in bfloat16; losses and GTR stay in float32")
-    channels_last: bool = setting(False, "train ST-Net in the memory layout that CUDA's convolutions are fastest in")
+    channels_last: bool = setting(False, "train ST-Net in the layout that CUDA's convolutions are fastest in")
     compile: bool = setting(False, "torch.compile ST-Net: minutes at the start, faster from then on")
     solver: str = setting("euler", "of the ODE in testing (paper: euler; CFM: midpoint)", SOLVERS)
     steps: int = setting(25, "solver steps in testing (paper: 25; released ISIC3 test script: 50; CFM: 100)")
-    weight_standardization: str = setting("standard", "standard: divide by the standard deviation (arXiv 1903.10520); "
-                                          "released: multiply by it; none", ("standard", "released", "none"))
-    time_scale: float = setting(1000.0, "t is multiplied by this before its sinusoidal embedding (released: 1)")
+    weight_standardization: str = setting(
+        "standard",
+        "standard: divide by the standard deviation (arXiv 1903.10520); released: multiply by it; none",
+        ("standard", "released", "none"))
+    time_scale: float = setting(1000.0, "t times this goes into the sinusoidal embedding (released: 1)")
     method: str = setting("atfm", "the system to train, a row of METHODS; its fields below follow from it",
                           FLOWS)
     source: str = setting("gtr", "x_0: a sample of GTR, or standard normal noise", ("gtr", "normal"))
@@ -95,11 +98,12 @@ class PriorConfig:
     condition_dropout: float = setting(0.0, "share of training images replaced by zeros (CFM: 0.5)")
     guidance: float = setting(0.0, "w in (1 + w) v(image) - w v(zeros) when sampling (CFM: 0.3)")
     alpha: float = setting(1e-3, "weight of the semantic term L_SF (paper, LIDC: 1e-3; ISIC3: 1e-4)")
-    dice: str = setting("soft", "soft: Dice with a gradient; thresholded: the released code's, whose gradient is zero",
+    dice: str = setting("soft", "soft: Dice with a gradient; thresholded: the released code's, without",
                         ("soft", "thresholded"))
-    dice_over: str = setting("image", "one Dice per image, or one over the batch (released)", ("image", "batch"))
-    semantic_target: str = setting("own", "compare x_1^t on annotator i's path with annotator i's mask, or with all",
-                                   ("own", "all"))
+    dice_over: str = setting("image", "one Dice per image, or one over the batch (released)",
+                             ("image", "batch"))
+    semantic_target: str = setting("own", "compare x_1^t on the path to an annotator with that one's mask, "
+                                          "or with all", ("own", "all"))
 
 
 @dataclass(frozen=True)
@@ -108,7 +112,7 @@ class LoopConfig:
 
     save_model: bool = setting(True, "write checkpoints; False: train and validate only")
     save_model_step: int = setting(50, "keep every N-th epoch's checkpoint besides the last and the best")
-    skip_nonfinite: bool = setting(False, "leave out batches whose loss or gradient is not finite, counted in the log")
+    skip_nonfinite: bool = setting(False, "leave out and count batches whose loss or gradient is not finite")
     validate_every: int = setting(5, "epochs between validations; the last epoch is always validated")
     val_images: int = setting(32, "held-out images per validation, evenly spaced over the validation split")
     val_samples: int = setting(16, "samples per image in a validation")
@@ -121,7 +125,7 @@ class SamplingConfig:
 
     gtr: str | None = setting(None, "run folder or checkpoint of step 1 (default: <output_path>/GTR)")
     prior: str | None = setting(None, "run folder or checkpoint of step 2 (default: <output_path>/<method>)")
-    methods: tuple[str, ...] = setting(("act-gtr", "atfm"), "the systems to test; act-gtr: GTR's samples, no flow",
+    methods: tuple[str, ...] = setting(("act-gtr", "atfm"), "systems; act-gtr: GTR's samples, no flow",
                                        ("act-gtr", *FLOWS))
     solver: tuple[str, ...] = setting((), "solvers of the flow's ODE, a row each (default: the method's)",
                                       SOLVERS)
@@ -131,11 +135,11 @@ class SamplingConfig:
     seeds: tuple[int, ...] = setting((0, 1, 2, 3, 4), "one run of sampling per seed (paper: five runs)")
     batch_size: int = setting(50, "states x_t integrated at once; bounds memory")
     amp: bool = setting(False, "run ST-Net in bfloat16")
-    channels_last: bool = setting(False, "run ST-Net in the memory layout that CUDA's convolutions are fastest in")
+    channels_last: bool = setting(False, "run ST-Net in the layout that CUDA's convolutions are fastest in")
     compile: bool = setting(False, "torch.compile ST-Net: minutes at the start, faster from then on")
     released_checkpoint: bool = setting(False, "--gtr and --prior are files of weights of the authors' code")
     images: tuple[str, ...] = setting((), "draw samples for these image files of yours instead of testing")
-    allow_overlap: bool = setting(False, "test even if test images were trained on (released: their split does)")
+    allow_overlap: bool = setting(False, "test even if test images were trained on (as in split released)")
 
 
 @dataclass(frozen=True)
@@ -172,21 +176,22 @@ EXPERIMENTS = {
         Metadata("LIDC_demo", size=64, crop=32),
         gtr=GTRConfig(epochs=15, batchsize=16, lr=1e-3, num_filters=(16, 32, 64)),
         # So short a training learns v near t = 0 before it learns it near t = 1, hence few solver steps.
-        prior=PriorConfig(num_epochs=3, batch_size=8, experts="one", lr=2e-3, ema=0.99, dim=8, dim_mults=(1, 4, 8),
-                          time_scale=10.0, steps=2),
+        prior=PriorConfig(num_epochs=3, batch_size=8, experts="one", lr=2e-3, ema=0.99, dim=8,
+                          dim_mults=(1, 4, 8), time_scale=10.0, steps=2),
         loop=LoopConfig(validate_every=3, val_samples=8, val_steps=2),
         sampling=SamplingConfig(samples=(16,), seeds=(0, 1, 2)),
     ),
     "isic3_demo": Experiment(
         Metadata("isic3_demo", reader="isic3", channels=3, annotators=3, size=64, crop=48, augment=True),
-        gtr=GTRConfig(epochs=12, batchsize=8, lr=1e-3, num_filters=(16, 32, 64)),
-        prior=PriorConfig(num_epochs=3, batch_size=8, lr=1e-3, dim=16, alpha=1e-4, steps=10),
-        loop=LoopConfig(val_images=16, val_samples=8, val_steps=5),
+        gtr=GTRConfig(epochs=15, batchsize=8, lr=1e-3, num_filters=(16, 32, 64)),
+        prior=PriorConfig(num_epochs=6, batch_size=8, experts="one", lr=2e-3, ema=0.99, dim=8,
+                          dim_mults=(1, 4, 8), time_scale=10.0, alpha=1e-4, steps=2),
+        loop=LoopConfig(validate_every=3, val_samples=8, val_steps=2),
         sampling=SamplingConfig(samples=(16,), seeds=(0, 1, 2)),
     ),
 }
 
-# The systems of the papers' tables, as what they change in PriorConfig (paper, Table 4; CFM: arXiv 2507.22418).
+# The systems of the papers' tables, as what they change in PriorConfig (Table 4; CFM: arXiv 2507.22418).
 METHODS: dict[str, dict[str, Any]] = {
     "atfm": {},
     "atfm-no-sf": {"alpha": 0.0},
@@ -199,13 +204,13 @@ METHODS: dict[str, dict[str, Any]] = {
 
 
 def released(ours: Experiment) -> Experiment:
-    """The authors' code as it runs: the preset `released`. Each choice is in README, "Where the sources disagree"."""
+    """The authors' code as it runs, the preset `released`: see README, "Where the sources disagree"."""
     isic3 = ours.metadata.reader == "isic3"
     return Experiment(
         replace(ours.metadata, split="released"),
         replace(ours.gtr, convs=3, pool="avg", up="bilinear", weight_decay=1e-4),
-        replace(ours.prior, weight_standardization="released", time_scale=1.0, dice="thresholded", dice_over="batch",
-                steps=50 if isic3 else 25),
+        replace(ours.prior, weight_standardization="released", time_scale=1.0, dice="thresholded",
+                dice_over="batch", steps=50 if isic3 else 25),
         ours.loop,
         replace(ours.sampling, allow_overlap=True),
     )
@@ -226,7 +231,7 @@ def experiment(what: str, preset: str = "paper") -> Experiment:
     return released(found) if preset == "released" else found
 
 
-# The paper's tables 1-2: (mean, standard deviation of five runs or None). GED: lower is better; the others: higher.
+# The paper's tables 1-2: (mean, standard deviation of five runs or None). Lower GED is better.
 Reported = dict[str, tuple[float, float | None]]
 PAPER_TABLES: dict[str, dict[str, Reported]] = {
     "LIDC": {
@@ -273,7 +278,7 @@ PAPER_ABLATION: dict[str, Reported] = {
 
 
 def reported(what: str, method: str) -> Reported | None:
-    """What the paper reports for a method on a dataset, if anything: its main tables, else its ablation on LIDC."""
+    """What the paper reports for a method on a dataset, in its main tables, else the ablation; or None."""
     if method == "atfm" and what in PAPER_TABLES:
         return PAPER_TABLES[what]["ATFM"]
     return PAPER_ABLATION.get(method) if what == "LIDC" else None

@@ -15,7 +15,7 @@ import data
 import fig
 from data import Batches, Slices
 from data.augment import augment
-from metadata_manager import LoopConfig, PriorConfig
+from metadata_manager import LoopConfig, Metadata, PriorConfig
 from metrics import evaluate
 from models import checkpoint, monte_carlo_nll
 from models.command_line import Settings, parse
@@ -26,7 +26,8 @@ from models.training import NonFiniteLoss, Validation, fit, place, seed_step
 
 OUT_OF_MEMORY = (
     "out of GPU memory. What helps, most first: --checkpoint True (the flow's activations to about a fifth), "
-    "--annotators_per_pass 1 (to one of the k annotators'), a smaller --batch_size or --batchsize (in proportion)")
+    "--annotators_per_pass 1 (to one of the k annotators'), a smaller --batch_size or --batchsize (in "
+    "proportion)")
 
 
 def reports_errors(stage: Callable[..., None]) -> Callable[..., None]:
@@ -51,7 +52,7 @@ def train_gtr(what: str, argv: Sequence[str] | None = None) -> None:
     metadata, config, loop = settings.experiment.metadata, settings.experiment.gtr, settings.experiment.loop
     device, seed = place(settings.run), settings.run.seed
     with joined(device) as processes:
-        train, held_out = processes.first_first(lambda: (data.load(metadata, "train"), data.load(metadata, "val")))
+        train, held_out = processes.first_first(lambda: load_pair(metadata, "train"))
         seed_step(seed, -1)
         gtr = build_gtr(metadata, config).to(device)
 
@@ -62,8 +63,10 @@ def train_gtr(what: str, argv: Sequence[str] | None = None) -> None:
             logits = gtr(image).rsample(config.mc_samples, antithetic=True, part=part)
             return [{"loss": monte_carlo_nll(logits, masks)}]
 
-        fit(gtr, losses, Batches(train, config.batchsize, seed, device, augment if metadata.augment else None),
-            functools.partial(validate, gtr_sampler(gtr), held_out, loop, device), folder=output(settings) / "GTR",
+        batches = Batches(train, config.batchsize, seed, device, augment if metadata.augment else None)
+        fit(gtr, losses, batches,
+            functools.partial(validate, gtr_sampler(gtr), held_out, loop, device),
+            folder=output(settings) / "GTR",
             content=describe("GTR", metadata, config, seed, None, train.ids, train.fingerprint),
             epochs=config.epochs, lr=config.lr, weight_decay=config.weight_decay, loop=loop, seed=seed,
             processes=processes)
@@ -71,15 +74,17 @@ def train_gtr(what: str, argv: Sequence[str] | None = None) -> None:
 
 @reports_errors
 def train_prior(what: str, argv: Sequence[str] | None = None) -> None:
-    """Step 2: trains the flow from the frozen GTR (Algorithm 1) into <output_path>/<method>; one flow per --alphas."""
+    """Step 2: trains the flow from the frozen GTR (Algorithm 1) into <output_path>/<method>.
+
+    With --alphas a flow for each of them."""
     settings = parse(argv, what, ("metadata", "prior", "loop"), "Step 2 of ATFM: train the flow.")
     config, device = settings.experiment.prior, place(settings.run)
     with joined(device) as processes:
         if not config.alphas:
             train_flow(settings, config, flow_folder(settings, config.method), device, processes)
         for alpha in config.alphas:
-            train_flow(settings, replace(config, alpha=alpha), flow_folder(settings, config.method, alpha), device,
-                       processes)
+            folder = flow_folder(settings, config.method, alpha)
+            train_flow(settings, replace(config, alpha=alpha), folder, device, processes)
 
 
 def train_flow(settings: Settings, config: PriorConfig, folder: Path, device: torch.device,
@@ -89,10 +94,10 @@ def train_flow(settings: Settings, config: PriorConfig, folder: Path, device: to
     Raises ValueError for a Dice over the batch where each of several processes sees a part of it."""
     metadata, loop, seed = settings.experiment.metadata, settings.experiment.loop, settings.run.seed
     if config.dice_over == "batch" and processes.count > 1:
-        raise ValueError(f"--dice_over batch: each of {processes.count} processes sees a part of the batch only; "
+        raise ValueError(f"--dice_over batch: each of {processes.count} processes sees a part of the batch; "
                          "train with one process, or with --dice_over image")
     gtr = load_gtr(gtr_path(settings, config.gtr), metadata)[0] if config.source == "gtr" else None
-    train, held_out = processes.first_first(lambda: (data.load(metadata, "train_prior"), data.load(metadata, "val")))
+    train, held_out = processes.first_first(lambda: load_pair(metadata, "train_prior"))
 
     seed_step(seed, -1)
     atfm = build_atfm(config, gtr).to(device)
@@ -101,11 +106,18 @@ def train_flow(settings: Settings, config: PriorConfig, folder: Path, device: to
     if config.compile:
         atfm.net.compile()
 
-    fit(atfm.net, atfm.losses, Batches(train, config.batch_size, seed, device, augment if metadata.augment else None),
-        functools.partial(validate, flow_sampler(atfm, loop.val_steps, "euler"), held_out, loop, device), folder=folder,
+    batches = Batches(train, config.batch_size, seed, device, augment if metadata.augment else None)
+    fit(atfm.net, atfm.losses, batches,
+        functools.partial(validate, flow_sampler(atfm, loop.val_steps, "euler"), held_out, loop, device),
+        folder=folder,
         content=describe(config.method, metadata, config, seed, gtr, train.ids, train.fingerprint),
         epochs=config.num_epochs, lr=config.lr, weight_decay=0.0, loop=loop, seed=seed, ema=config.ema,
         processes=processes)
+
+
+def load_pair(metadata: Metadata, split: str) -> tuple[Slices, Slices]:
+    """The images to train on and those to validate on."""
+    return data.load(metadata, split), data.load(metadata, "val")
 
 
 def output(settings: Settings) -> Path:
@@ -119,13 +131,14 @@ def gtr_path(settings: Settings, given: str | None) -> Path:
 
 
 def flow_folder(settings: Settings, method: str, alpha: float | None = None) -> Path:
-    """Where a flow is trained: <output_path>/<method>, with its alpha in the name if it is one of --alphas."""
+    """Where a flow is trained: <output_path>/<method>, with its alpha in the name if one of --alphas."""
     return output(settings) / (method if alpha is None else f"{method}_alpha_{alpha:g}")
 
 
 def validate(sample: Sampler, held_out: Slices, loop: LoopConfig, device: torch.device) -> Validation:
     """GED and HM-IoU on `val_images` held-out images, and a picture of the first four."""
-    chosen = np.unique(np.linspace(0, len(held_out) - 1, min(loop.val_images, len(held_out))).round().astype(int))
+    count = min(loop.val_images, len(held_out))
+    chosen = np.unique(np.linspace(0, len(held_out) - 1, count).round().astype(int))
     images = Slices(held_out.cache, held_out.rows[chosen], held_out.crop)
     result = evaluate(sample, images, (loop.val_samples,), (0,), device)
     means = {name: float(values.mean()) for name, values in result.scores.items()}

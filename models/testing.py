@@ -1,4 +1,4 @@
-"""Testing as the scripts call it: systems sampled and scored on held-out images, tables, results.json, pictures."""
+"""Testing as the scripts call it: systems scored on held-out images, tables, results.json, pictures."""
 
 import functools
 import json
@@ -43,7 +43,7 @@ from models.training import place
 
 @dataclass(frozen=True)
 class System:
-    """A row of the table: a trained system with its way of sampling. evaluations: of the network, per sample."""
+    """A row of the table: a trained system with its way of sampling; `evaluations` of the net per sample."""
 
     label: str
     method: str
@@ -81,9 +81,10 @@ def score_together(system: System, test: Slices, config: SamplingConfig, device:
                    processes: Processes) -> Evaluation:
     """Scores of a system on all test images, of which each process draws and scores every m-th."""
     mine = test.rows[processes.rank::processes.count]
-    progress = functools.partial(tqdm, desc=system.label, leave=False, disable=None if processes.first else True)
-    found = None if len(mine) == 0 else evaluate(system.sample, Slices(test.cache, mine, test.crop), config.samples,
-                                                 config.seeds, device, progress)
+    silent = None if processes.first else True  # None: where nobody sees it
+    progress = functools.partial(tqdm, desc=system.label, leave=False, disable=silent)
+    found = None if len(mine) == 0 else evaluate(
+        system.sample, Slices(test.cache, mine, test.crop), config.samples, config.seeds, device, progress)
     return interleaved([part for part in processes.gather(found) if part is not None])
 
 
@@ -105,13 +106,14 @@ def write_results(settings: Settings, test: Slices, rows: Sequence[System], resu
     print(f"{folder}: {', '.join(['table.md, results.json', *curves])} and pictures of each system's samples")
 
 
-def systems(settings: Settings, metadata: Metadata, test_ids: Sequence[str], device: torch.device) -> list[System]:
-    """The systems that the flags name, loaded; raises ValueError if one of them was trained on test images."""
+def systems(settings: Settings, metadata: Metadata, test_ids: Sequence[str],
+            device: torch.device) -> list[System]:
+    """The systems that the flags name, loaded; raises ValueError if one was trained on test images."""
     config = settings.experiment.sampling
     flows = [method for method in config.methods if method != "act-gtr"]
     if config.prior is not None and (len(flows) > 1 or config.alphas):
-        raise ValueError(f"--prior names one flow, but --methods {' '.join(config.methods)} asks for {len(flows)}; "
-                         "leave --prior out, the folders of --output_path are taken")
+        raise ValueError(f"--prior names one flow, but --methods {' '.join(config.methods)} asks for "
+                         f"{len(flows)}; leave --prior out, the folders of --output_path are taken")
     found: list[System] = []
     for method in config.methods:
         gtr, gtr_name = None, ()
@@ -126,11 +128,13 @@ def systems(settings: Settings, metadata: Metadata, test_ids: Sequence[str], dev
             atfm, trained = trained_flow(settings, path, method, gtr, test_ids)
             atfm.to(device).amp = config.amp
             net = ready(atfm.net, config.channels_last, config.compile)
-            for solver, steps in product(config.solver or (trained.solver,), config.steps or (trained.steps,)):
+            per_step = 1 if trained.guidance == 0 else 2
+            solvers, steps_of_each = config.solver or (trained.solver,), config.steps or (trained.steps,)
+            for solver, steps in product(solvers, steps_of_each):
                 found.append(System(
                     label(method, config, alpha, solver, steps), method,
                     flow_sampler(atfm, steps, solver, config.batch_size, net),
-                    steps * EVALUATIONS_PER_STEP[solver] * (1 if trained.guidance == 0 else 2), (*gtr_name, str(path)),
+                    steps * EVALUATIONS_PER_STEP[solver] * per_step, (*gtr_name, str(path)),
                     alpha, solver, steps))
     return found
 
@@ -149,7 +153,9 @@ def trained_gtr(settings: Settings, path: Path, test_ids: Sequence[str]) -> GTR:
 
 def trained_flow(settings: Settings, path: Path, method: str, gtr: GTR | None,
                  test_ids: Sequence[str]) -> tuple[ATFM, PriorConfig]:
-    """A flow and its settings from our checkpoint, not trained on test images, or from the authors' and the preset."""
+    """A flow and its settings, from our checkpoint, or from the authors' and the preset.
+
+    Raises ValueError if it was trained on test images, as far as a checkpoint says."""
     config = settings.experiment.sampling
     if config.released_checkpoint:
         atfm = build_atfm(settings.experiment.prior, gtr)
@@ -169,29 +175,32 @@ def label(method: str, config: SamplingConfig, alpha: float | None, solver: str,
 
 
 def refuse_overlap(path: Path, training_ids: Sequence[str], test_ids: Sequence[str], allowed: bool) -> None:
-    """Raises ValueError, or prints a line if `allowed`, if test images are among those that a model was trained on."""
+    """Raises ValueError, or prints a line if `allowed`, if a model was trained on test images."""
     both = len(set(training_ids) & set(test_ids))
     if both == 0:
         return
     found = f"{path}: {both} of the {len(set(test_ids))} test images were trained on"
     if not allowed:
-        raise ValueError(f"{found}; test with the split that it was trained with, or pass --allow_overlap True")
+        raise ValueError(f"{found}; test with the split that it was trained with, or pass "
+                         "--allow_overlap True")
     print(f"warning: {found}")
 
 
 def columns(samples: Sequence[int]) -> list[str]:
-    """The scores to print: GED at each n; HM-IoU, MDM at 32, as in the paper, or else the largest n; the rest."""
+    """The scores to print: GED at each n; the others at 32, as in the paper, or else the largest n."""
     n = matching_n(samples)
     others = [f"HM-IoU{n}", f"MDM{n}", f"Diversity{n}", "S_NCC", "Dice of means", "ECE"]
     return [f"GED{count}" for count in samples] + others
 
 
-def scores_table(what: str, rows: Sequence[System], results: dict[str, Evaluation], samples: Sequence[int]) -> str:
+def scores_table(what: str, rows: Sequence[System], results: dict[str, Evaluation],
+                 samples: Sequence[int]) -> str:
     """Markdown: ours, mean +- std over seeds, and below each row what the paper reports for that system."""
     names = columns(samples)
     lines = [f"| system | evaluations | {' | '.join(names)} |", "|---" * (len(names) + 2) + "|"]
     for system in rows:
-        lines.append(_row(f"{system.label}, ours", str(system.evaluations), results[system.label].mean_std(), names))
+        scores = results[system.label].mean_std()
+        lines.append(_row(f"{system.label}, ours", str(system.evaluations), scores, names))
         paper = reported(what, system.method)
         if paper is not None and system.label == system.method:
             lines.append(_row(f"{system.label}, paper", "", paper, names))
@@ -209,9 +218,9 @@ def _cell(mean: float, std: float | None) -> str:
 
 def differences_table(rows: Sequence[System], results: dict[str, Evaluation], samples: Sequence[int],
                       groups: Sequence) -> str:
-    """Markdown: each system minus the reference (atfm, else the last row), with paired bootstrap 95 % intervals.
+    """Markdown: each system minus the reference (atfm, else the last row), with 95 % intervals.
 
-    Whole patients are resampled, as slices of one patient are not independent."""
+    Of a paired bootstrap that resamples whole patients, as slices of one patient are not independent."""
     reference = next((system.label for system in rows if system.method == "atfm"), rows[-1].label)
     names = columns(samples)[:len(samples) + 2]
     lines = [f"| minus {reference} | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
@@ -231,7 +240,8 @@ def differences_table(rows: Sequence[System], results: dict[str, Evaluation], sa
 def report(settings: Settings, test: Slices, rows: Sequence[System], results: dict[str, Evaluation],
            seconds: dict[str, float], device: torch.device) -> dict:
     """All that a reader needs to trust or repeat the numbers, for results.json."""
-    hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.processor() or 'CPU'}"
+    on_gpu = device.type == "cuda"
+    hardware = torch.cuda.get_device_name(device) if on_gpu else platform.processor() or "CPU"
     return {
         "command": shlex.join(sys.argv),
         "versions": versions(),

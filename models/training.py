@@ -1,7 +1,8 @@
 """The training loop of both stages: resume, step, log, validate, save.
 
-Every step reseeds from (seed, step) and takes the batch that (seed, step) determines, so a run that was stopped
-anywhere and started again with the same command repeats the uninterrupted run, bit for bit on the CPU.
+Every step reseeds from (seed, step) and takes the batch that (seed, step) determines, so a run that was
+stopped anywhere and started again with the same command repeats the uninterrupted run, bit for bit on the
+CPU.
 """
 
 import fcntl
@@ -45,7 +46,9 @@ class Batches(Protocol):
 
 @dataclass(frozen=True)
 class Validation:
-    """Scores on held-out images, of which the lowest first one marks the best checkpoint; picture (h, w, 3) uint8."""
+    """Scores on held-out images, the first of which marks the best checkpoint where it is lowest.
+
+    picture: (h, w, 3) uint8."""
 
     scores: dict[str, float]
     picture: np.ndarray
@@ -53,9 +56,9 @@ class Validation:
 
 @dataclass
 class State:
-    """Where a run stands: steps done, the current epoch's images, sums of loss terms and skipped batches, best score.
+    """Where a run stands: steps done; of this epoch images, sums of terms and skipped batches; best score.
 
-    `pending` are the terms of the last step, looked at one step later, so that a GPU never waits for the host.
+    `pending` are the terms of the last step, looked at one step later: a GPU never waits for the host.
     """
 
     step: int = 0
@@ -65,7 +68,7 @@ class State:
     pending: tuple[int, int, dict[str, Tensor]] | None = None  # step, images, terms
 
     def finished_epochs(self, steps: int) -> int:
-        """Epochs of `steps` steps that are done and logged: not one that a stop ended right after its last step."""
+        """Epochs of `steps` steps that are done and logged: not one that a stop ended after its last step."""
         return (self.step - bool(self.totals)) // steps
 
 
@@ -82,12 +85,12 @@ def seed_step(seed: int, step: int) -> None:
 
 
 def place(run: RunConfig) -> torch.device:
-    """The device of --device: "auto" is CUDA if there is one; torchrun's n-th process here takes the n-th GPU.
+    """The device of --device: "auto" is CUDA if there is one; torchrun's n-th process takes the n-th GPU.
 
     Raises ValueError for one that is not there."""
     name = run.device
     if run.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with a fixed one
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS needs a fixed one
         torch.use_deterministic_algorithms(True)
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -96,22 +99,23 @@ def place(run: RunConfig) -> torch.device:
     try:
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"--device {name}: not available ({str(error).splitlines()[0]}); try auto or cpu") from error
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"--device {name}: not available ({reason}); try auto or cpu") from error
     return torch.device(name)
 
 
-def fit(model: nn.Module, losses: Losses, batches: Batches, validate: Callable[[], Validation], *, folder: Path,
-        content: dict[str, Any], epochs: int, lr: float, weight_decay: float, loop: LoopConfig, seed: int,
-        ema: float = 0.0, processes: Processes = ALONE) -> None:
+def fit(model: nn.Module, losses: Losses, batches: Batches, validate: Callable[[], Validation], *,
+        folder: Path, content: dict[str, Any], epochs: int, lr: float, weight_decay: float, loop: LoopConfig,
+        seed: int, ema: float = 0.0, processes: Processes = ALONE) -> None:
     """Trains `model` in place to `epochs`, going on from folder/last.pt if there is one.
 
-    losses(image, masks, part): pieces of the loss of a part of the batch, each a dict with "loss" and terms to log, see
-    `ATFM.losses`.
+    losses(image, masks, part): pieces of the loss of a part of the batch, each a dict with "loss" and terms
+    to log, see `ATFM.losses`.
     content: what every checkpoint says about itself: stage, config, and whatever its reader needs.
     ema: decay of the moving average of the weights that is validated and saved; 0: the weights themselves.
     processes: those that train together, each on its part of every batch; they see the same folder.
-    Raises ValueError if the folder is in use or holds a run with another config, NonFiniteLoss naming the batch,
-    SystemExit with 128 + the signal's number after SIGINT or SIGTERM, the run saved.
+    Raises ValueError if the folder is in use or holds a run with another config, NonFiniteLoss naming the
+    batch, SystemExit with 128 + the signal's number after SIGINT or SIGTERM, the run saved.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with claimed(folder, processes), stop_requests() as stop:
@@ -123,19 +127,20 @@ def fit(model: nn.Module, losses: Losses, batches: Batches, validate: Callable[[
         if finished >= epochs:
             print(f"{folder}: already trained for {epochs} epochs; raise the number of epochs to go on")
             return
-        with SummaryWriter(str(folder), purge_step=run.state.step) if processes.first else nullcontext() as run.board:
+        writer = SummaryWriter(str(folder), purge_step=run.state.step) if processes.first else nullcontext()
+        with writer as run.board:
             for epoch in range(finished + 1, epochs + 1):
                 run.epoch(f"epoch {epoch}/{epochs}", epoch * len(batches))
                 if epoch % loop.validate_every == 0 or epoch == epochs:
                     run.validate(epoch, validate)
                 if epoch % loop.save_model_step == 0:
                     run.save(f"epoch_{epoch:04d}.pt")
-                run.save("last.pt")  # last: a run that ends before this repeats the epoch, and saves what it should
+                run.save("last.pt")  # after the others: a run that ends before it repeats the epoch and them
                 run.stop_if_asked()
 
 
 class Average:
-    """Exponential moving average of a model's weights: after step s, weights count decay or less, s / (s + 10)."""
+    """Exponential moving average of a model's weights; its decay after step s is at most s / (s + 10)."""
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         """Raises ValueError unless 0 < decay < 1."""
@@ -187,7 +192,8 @@ class Run:
         self.settle()
         seconds = time.perf_counter() - started
         skipped = self.state.totals.pop("skipped_batches", 0.0)
-        scalars = {f"train/{name}": total / max(self.state.images, 1) for name, total in self.state.totals.items()}
+        images = max(self.state.images, 1)
+        scalars = {f"train/{name}": total / images for name, total in self.state.totals.items()}
         if self.loop.skip_nonfinite:
             scalars["train/skipped_batches"] = skipped
         scalars["train/learning_rate"] = self.optimizer.param_groups[0]["lr"]
@@ -227,16 +233,17 @@ class Run:
         (step, images, terms), self.state.pending = self.state.pending, None
         values = dict(zip(terms, torch.stack(list(terms.values())).tolist()))
         if not all(map(math.isfinite, values.values())):
+            found = ", ".join(f"{name} {value:g}" for name, value in values.items())
             raise NonFiniteLoss(
-                f"step {step}: {', '.join(f'{name} {value:g}' for name, value in values.items())} on the images "
-                f"{'; '.join(self.batches.ids(step))}. {self.folder / 'last.pt'} is from before this step. Lower --lr, "
-                "look at these images, or pass --skip_nonfinite True to leave such batches out")
+                f"step {step}: {found} on the images {'; '.join(self.batches.ids(step))}. "
+                f"{self.folder / 'last.pt'} is from before this step. Lower --lr, look at these images, or "
+                "pass --skip_nonfinite True to leave such batches out")
         for name, value in values.items():
             self.state.totals[name] = self.state.totals.get(name, 0.0) + value * images
         self.state.images += images
 
     def validate(self, epoch: int, validate: Callable[[], Validation]) -> None:
-        """Scores to log.txt and TensorBoard, a picture to TensorBoard, and best.pt if the first score is the lowest."""
+        """Logs scores, and a picture to TensorBoard; writes best.pt if the first score is the lowest."""
         if self.board is None:
             return
         with self.averaged():
@@ -250,7 +257,7 @@ class Run:
             self.save("best.pt")
 
     def stop_if_asked(self) -> None:
-        """After a signal to any process, saves and exits with the code that a shell gives to one ended by it."""
+        """After a signal to any process, saves and exits with the code that a shell gives for that signal."""
         if not self.processes.any(bool(self.stop)):
             return
         number = self.stop[0] if self.stop else signal.SIGTERM
@@ -296,8 +303,8 @@ class Run:
         different = [f"{name} {theirs.get(name)} there, {ours.get(name)} here"
                      for name in names if theirs.get(name) != ours.get(name)]
         if different:
-            raise ValueError(f"{path}: a run with other settings ({'; '.join(different)}); use those, another "
-                             "--output_path, or delete the folder")
+            raise ValueError(f"{path}: a run with other settings ({'; '.join(different)}); use those, "
+                             "another --output_path, or delete the folder")
         checkpoint.fill(self.model, found, path)
         if self.average is not None:  # checkpoints hold the average as the model
             self.average = Average(self.model, self.average.decay)
@@ -314,7 +321,8 @@ class Run:
             return
         for name, value in scalars.items():
             self.board.add_scalar(name, value, step)
-        line = f"{title}: " + "  ".join(f"{name.rpartition('/')[2]} {value:.5g}" for name, value in scalars.items())
+        line = f"{title}: " + "  ".join(
+            f"{name.rpartition('/')[2]} {value:.5g}" for name, value in scalars.items())
         print(line)
         with open(self.folder / "log.txt", "a") as file:
             file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
@@ -329,7 +337,7 @@ def peak_memory() -> int:
 
 @contextmanager
 def claimed(folder: Path, processes: Processes) -> Iterator[None]:
-    """Holds a lock on the folder; raises ValueError if another run holds it. The lock ends with the process."""
+    """Holds a lock on the folder, which ends with the process; raises ValueError if another run holds it."""
     with open(folder / "lock", "w") as file:
         if processes.first:
             try:

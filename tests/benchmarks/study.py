@@ -1,8 +1,8 @@
-"""Which choices matter: one change at a time from the preset `paper`, each trained and tested on the same patients.
+"""Which choices matter: one change at a time from the preset `paper`, on the same patients.
 
-A row is a pair of stages trained with the same budget and seed, scored on the same test images; its difference from the
-first row has a 95 % interval of a paired bootstrap over patients. Stages that are trained already are taken as they are,
-and a stage that a row shares with the first row is trained once. About 5 minutes a row on one core at the defaults:
+Every row is trained with the same budget and seed and scored on the same test images; its difference from
+the first row has a 95 % interval of a paired bootstrap over patients. Rows that are done already are not
+repeated, and a GTR that a row shares with the first one is trained once. About 5 minutes a row on one core:
 
     python -m tests.benchmarks.study --data_path <lidc .h5 file or pickle folder>
 """
@@ -28,7 +28,7 @@ SCORES = ("GED16", "HM-IoU16")
 
 @dataclass(frozen=True)
 class Variant:
-    """Flags of a row beyond those of the first: of all stages, of GTR (None: the first row's GTR), of the flow."""
+    """Flags of a row beyond the first's: of all stages, of GTR (None: the first row's GTR), of the flow."""
 
     name: str
     every: str = ""
@@ -68,12 +68,13 @@ def run(variant: Variant, first: Path, folder: Path, common: Sequence[str]) -> d
         if variant.own_gtr:
             train_gtr("LIDC", [*GTR, *shared, *(variant.gtr or "").split()])
         train_prior("LIDC", [*FLOW, *shared, *variant.flow.split(), "--gtr", gtr])
-        test_prior("LIDC", [*TEST, *shared, "--gtr", gtr, "--allow_overlap", str("--split released" in variant.every)])
+        leaks = str("--split released" in variant.every)
+        test_prior("LIDC", [*TEST, *shared, "--gtr", gtr, "--allow_overlap", leaks])
     return json.loads(results.read_text())
 
 
 def row(name: str, found: dict[str, Any], reference: dict[str, Any]) -> str:
-    """A line of the table: scores of GTR alone and of ATFM, and ATFM's difference from that of the first row."""
+    """A line of the table: scores of GTR alone and of ATFM, and ATFM's difference from the first row's."""
     cells = [name]
     for system in ("act-gtr", "atfm"):
         cells += [f"{np.mean(found['systems'][system]['scores'][score]):.3f}" for score in SCORES]
@@ -94,7 +95,8 @@ def main() -> None:
     parser.add_argument("--output_path", default="runs/study", help="a folder per row, and table.md")
     parser.add_argument("--crop", default="32", help="centre crop, pixels per side")
     parser.add_argument("--seed", default="0", help="of initialization and training")
-    parser.add_argument("--rows", type=int, nargs="+", default=list(range(len(VARIANTS))), help="which rows, from 0")
+    parser.add_argument("--rows", type=int, nargs="+", default=list(range(len(VARIANTS))),
+                        help="which rows, from 0")
     flags = parser.parse_args()
     root = Path(flags.output_path)
     common = ["--data_path", flags.data_path, "--crop", flags.crop, "--seed", flags.seed]
