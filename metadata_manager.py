@@ -60,7 +60,7 @@ class GTRConfig:
     pool: str = setting("max", "paper: max; released: avg", ("max", "avg"))
     up: str = setting("transposed", "paper: transposed convolution; released: bilinear",
                       ("transposed", "bilinear"))
-    mc_samples: int = setting(20, "Monte Carlo samples per image, M: 10 draws and their mirror images (Eq. 5)")
+    mc_samples: int = setting(20, "Monte Carlo samples per image, M: 10 draws and their negatives (Eq. 5)")
     experts: str = setting("one", "one: a random expert per image and step (released); all: the likelihood "
                                   "under each, averaged", ("one", "all"))
 
