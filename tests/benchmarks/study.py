@@ -22,7 +22,7 @@ from models.testing import test_prior
 
 GTR = "--epochs 20 --batchsize 32 --lr 1e-3 --num_filters 16 32 64".split()
 FLOW = "--num_epochs 1 --batch_size 8 --lr 1e-3 --dim 16 --amp True --validate_every 1".split()
-TEST = "--samples 16 --steps 10 --seeds 0 1 2 --batch_size 8 --amp True --limit 60".split()
+TEST = "--samples 16 --steps 10 --seeds 0 --batch_size 8 --amp True --limit 80".split()
 SCORES = ("GED16", "HM-IoU16")
 
 
