@@ -276,7 +276,7 @@ class Writer:
     def _remove_abandoned(self) -> None:
         """Removes temporary files of processes that were killed: locks end with their process."""
         for old in self.path.parent.glob(f".{glob.escape(self.path.name)}.*.tmp"):
-            with suppress(FileNotFoundError), open(old, "rb") as file:
+            with suppress(OSError), open(old, "rb") as file:  # gone by now, or of another user
                 if _locked(file):
                     old.unlink()
 

@@ -4,8 +4,10 @@ import h5py
 import numpy as np
 import pytest
 
+import data
 from data import phiseg
 from data.cache import Writer, open_cache
+from metadata_manager import Metadata
 
 ROWS = {"train": 5, "val": 2, "test": 3}
 
@@ -77,6 +79,28 @@ def test_a_bad_array_is_named_and_nothing_is_written(tmp_path, name, value, mess
     with pytest.raises(ValueError, match=message):
         convert(tmp_path / "lidc.hdf5")
     assert [path.name for path in tmp_path.iterdir()] == ["lidc.hdf5"]
+
+
+def test_links_to_other_files_are_refused(tmp_path):
+    write_file(tmp_path / "lidc.hdf5")
+    write_file(tmp_path / "other.hdf5")
+    with h5py.File(tmp_path / "lidc.hdf5", "a") as file:
+        del file["val/images"]
+        file["val/images"] = h5py.ExternalLink("other.hdf5", "/val/images")
+    with pytest.raises(ValueError, match="lidc.hdf5, val: 'images' is a ExternalLink"):
+        convert(tmp_path / "lidc.hdf5")
+    with h5py.File(tmp_path / "lidc.hdf5", "a") as file:
+        del file["val"]
+        file["val"] = h5py.ExternalLink("other.hdf5", "/val")
+    assert not phiseg.is_phiseg(tmp_path / "lidc.hdf5")
+
+
+def test_a_cut_off_file_is_named(tmp_path):
+    write_file(tmp_path / "lidc.hdf5")
+    whole = (tmp_path / "lidc.hdf5").read_bytes()
+    (tmp_path / "lidc.hdf5").write_bytes(whole[:len(whole) // 2])
+    with pytest.raises(ValueError, match="lidc.hdf5: not a readable HDF5 file"):
+        data.load(Metadata(data_path=str(tmp_path / "lidc.hdf5")), "train")
 
 
 def test_ids_without_a_fold_are_refused():
