@@ -14,6 +14,7 @@ from fig.pictures import (
 )
 
 __all__ = [
-    "Panels", "Points", "augmentation_sheet", "figure_to_array", "learning_curves", "overview", "prediction_grid",
-    "read_scalars", "samples_picture", "save", "sweep", "tradeoff", "validation_picture", "variance_and_entropy",
+    "Panels", "Points", "augmentation_sheet", "figure_to_array", "learning_curves", "overview",
+    "prediction_grid", "read_scalars", "samples_picture", "save", "sweep", "tradeoff", "validation_picture",
+    "variance_and_entropy",
 ]

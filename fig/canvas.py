@@ -211,9 +211,9 @@ def save(figure: Figure, path: str | Path) -> None:
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[BinaryIO]:
-    """A file to write within the block, which then takes the place of `path`; an exception leaves `path` as it was.
+    """A file to write within the block, which then takes the place of `path`.
 
-    Makes folders where needed."""
+    An exception leaves `path` as it was. Makes folders where needed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:

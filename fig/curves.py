@@ -92,7 +92,8 @@ def sweep(panels: Panels, *, setting: str, paper: float | None = None) -> Figure
     panels as in `tradeoff`. The values of the setting are evenly spaced, ascending, so that 0 and powers of
     ten fit on one axis. setting: its label; paper: the paper's default among the values, marked.
     Raises ValueError as `tradeoff` does, and for a default that is not among the values."""
-    values = sorted({float(x) for methods in panels.values() for points in methods.values() for x in points.x})
+    values = sorted({float(x) for methods in panels.values()
+                     for points in methods.values() for x in points.x})
     if paper is not None and paper not in values:
         known = ", ".join(f"{value:g}" for value in values)
         raise ValueError(f"paper: found {paper:g}, expected one of the values drawn, {known}")
@@ -147,8 +148,8 @@ def _draw_points(ax: Axes, name: str, points: Points, places: Sequence[float], n
     if not x.shape == y.shape == low.shape == high.shape or not ((low <= y) & (y <= high)).all():
         raise ValueError(f"points of {name!r}: found intervals {low} to {high} for scores {y} at {x}, "
                          "expected as many of each and low <= score <= high")
-    ax.errorbar(places, y, yerr=(y - low, high - y), label=name, color=COLOURS[number % len(COLOURS)], capsize=3,
-                marker=MARKERS[number % len(MARKERS)], markersize=5, linewidth=1.5, elinewidth=1)
+    ax.errorbar(places, y, yerr=(y - low, high - y), label=name, color=COLOURS[number % len(COLOURS)],
+                marker=MARKERS[number % len(MARKERS)], markersize=5, linewidth=1.5, elinewidth=1, capsize=3)
 
 
 def _draw_series(ax: Axes, steps: np.ndarray, values: np.ndarray, colour: str) -> None:

@@ -1,4 +1,6 @@
-"""README's pictures from real runs: python -m fig.draw main|pred|pred1|augmentation|curves|tradeoff|sweep [flags].
+"""README's pictures from real runs.
+
+python -m fig.draw main|pred|pred1|augmentation|curves|tradeoff|sweep [flags]
 
 This module alone of `fig` loads models and data; what it draws with takes arrays.
 """
@@ -43,18 +45,20 @@ class Trained:
 
 
 def main_picture(flags: argparse.Namespace) -> Figure:
-    """The method on one test image: GTR's Gaussian, its samples, and the way of the first of them to a mask."""
+    """The method on one test image: GTR's Gaussian, its samples, and the way of the first to a mask."""
     trained = load_run(flags)
     image, masks = test_images(trained, flags.image, 1)
     steps = trained.prior.steps if flags.steps is None else flags.steps
     if steps < STATES - 1:
         raise ValueError(f"--steps {steps}: expected at least {STATES - 1}, for {STATES} states of the path")
-    path = euler_path(trained.atfm, image, SAMPLES, steps, torch.Generator(trained.device).manual_seed(flags.seed))
+    path = euler_path(trained.atfm, image, SAMPLES, steps,
+                      torch.Generator(trained.device).manual_seed(flags.seed))
     with torch.no_grad():
         gaussian = trained.atfm.gtr(image)
     shown, masks_drawn = evenly_spaced(steps + 1, STATES), path[-1] >= 0.5
-    return fig.overview(image[0], masks[0], gaussian.mean[0], gaussian.cov_factor[0], path[0], path[shown, 0],
-                        [round(int(i) / steps, 2) for i in shown], masks_drawn, variance_map(masks_drawn[None])[0])
+    return fig.overview(image[0], masks[0], gaussian.mean[0], gaussian.cov_factor[0], path[0],
+                        path[shown, 0], [round(int(i) / steps, 2) for i in shown],
+                        masks_drawn, variance_map(masks_drawn[None])[0])
 
 
 def prediction_picture(flags: argparse.Namespace) -> Figure:
@@ -81,7 +85,8 @@ def curves_picture(flags: argparse.Namespace) -> Figure:
     run = run_folder(flags)
     folders = sorted({file.parent for file in run.rglob("events.out.tfevents.*")})
     if not folders:
-        raise FileNotFoundError(f"{run}: found no TensorBoard log below it; train first, or name another --run")
+        raise FileNotFoundError(f"{run}: found no TensorBoard log below it; "
+                                "train first, or name another --run")
     found = {folder: fig.read_scalars(folder) for folder in folders}
     known = {name for series in found.values() for name in series}
     if not known.issuperset(flags.series):
@@ -94,8 +99,10 @@ def curves_picture(flags: argparse.Namespace) -> Figure:
 
 
 def panel_name(series: str, folder: Path) -> str:
-    """The panel of a run's series: what is logged in training has one per stage, as GTR's loss is another than the
-    flows' and thousands of times as large; validations of both share theirs."""
+    """The panel of a run's series; validations of both stages share theirs.
+
+    What is logged in training has one per stage: GTR's loss is another than the flows', thousands of times
+    as large."""
     if not series.startswith("train/"):
         return series
     return f"{series}, {'GTR' if folder.name == 'GTR' else 'flow'}"
@@ -126,7 +133,8 @@ def load_run(flags: argparse.Namespace) -> Trained:
     run, device = run_folder(flags), place(RunConfig(device=flags.device))
     path = checkpoint.find(run / flags.method)
     config = checkpoint.load(path, flags.method)["config"]
-    metadata = Metadata(**{field.name: config[field.name] for field in fields(Metadata) if field.name in config})
+    metadata = Metadata(**{field.name: config[field.name] for field in fields(Metadata)
+                           if field.name in config})
     metadata = replace(metadata, data_path=flags.data_path or experiment(metadata.what).metadata.data_path)
     gtr = load_gtr(checkpoint.find(run / "GTR"), metadata)[0] if config["source"] == "gtr" else None
     atfm, prior, _ = load_atfm(path, flags.method, gtr)
@@ -134,8 +142,9 @@ def load_run(flags: argparse.Namespace) -> Trained:
 
 
 def test_images(trained: Trained, wanted: Sequence[int], count: int) -> tuple[Tensor, Tensor]:
-    """Test images (m, c, h, w) and masks (m, k, h, w): those of the indices `wanted`, or the most disputed `count`.
+    """Test images (m, c, h, w) and masks (m, k, h, w).
 
+    They are those of the indices `wanted`, or else the `count` most disputed.
     Raises ValueError for an index that the test split does not have."""
     test = data.load(trained.metadata, "test")
     for index in wanted:
@@ -158,8 +167,8 @@ def most_disputed(test: Slices, count: int) -> list[int]:
         if disputes[index] >= 0:
             chosen.setdefault(str(test.groups[index]), int(index))
     if len(chosen) < count:
-        raise ValueError(f"{len(chosen)} patients have a test image of which each expert marked {MIN_AREA:.0%} or "
-                         f"more, expected {count}; choose with --image")
+        raise ValueError(f"{len(chosen)} patients have a test image of which each expert marked "
+                         f"{MIN_AREA:.0%} or more, expected {count}; choose with --image")
     return list(chosen.values())[:count]
 
 
@@ -184,7 +193,8 @@ def euler_path(atfm: ATFM, image: Tensor, n: int, steps: int, generator: torch.G
 
 def parser() -> argparse.ArgumentParser:
     """A command per picture, each with its flags."""
-    whole = argparse.ArgumentParser(prog="python -m fig.draw", description="Draw README's pictures from real runs.")
+    whole = argparse.ArgumentParser(prog="python -m fig.draw",
+                                    description="Draw README's pictures from real runs.")
     commands = whole.add_subparsers(metavar="picture", required=True)
     for name, draw, what, methods in (("main", main_picture, "LIDC_demo", OVER_GTR),
                                       ("pred", prediction_picture, "LIDC_demo", FLOWS),
@@ -200,7 +210,8 @@ def parser() -> argparse.ArgumentParser:
     _add_data(_add_command(commands, "augmentation", augmentation_picture, "isic3_demo"))
     curves = _add_command(commands, "curves", curves_picture, "LIDC_demo")
     _add_run(curves)
-    curves.add_argument("--series", nargs="+", default=SERIES, help="names in TensorBoard's log, a panel each")
+    curves.add_argument("--series", nargs="+", default=SERIES,
+                        help="names in TensorBoard's log, a panel each")
     for name, draw in (("tradeoff", tradeoff_picture), ("sweep", sweep_picture)):
         command = _add_command(commands, name, draw, "LIDC_demo")
         _add_run(command)
@@ -208,7 +219,8 @@ def parser() -> argparse.ArgumentParser:
     return whole
 
 
-def _add_command(commands: argparse._SubParsersAction, name: str, draw: object, what: str) -> argparse.ArgumentParser:
+def _add_command(commands: argparse._SubParsersAction, name: str, draw: object,
+                 what: str) -> argparse.ArgumentParser:
     command = commands.add_parser(name, help=draw.__doc__, description=draw.__doc__,
                                   formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     command.set_defaults(draw=draw)
@@ -218,11 +230,13 @@ def _add_command(commands: argparse._SubParsersAction, name: str, draw: object, 
 
 
 def _add_run(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--run", help="the experiment's folder, --output_path of training (default: runs/<what>)")
+    command.add_argument("--run", help="the experiment's folder, --output_path of training "
+                                       "(default: runs/<what>)")
 
 
 def _add_data(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--data_path", help="folder or file of the dataset (default: PATHS in metadata_manager.py)")
+    command.add_argument("--data_path", help="folder or file of the dataset "
+                                             "(default: PATHS in metadata_manager.py)")
     command.add_argument("--seed", type=int, default=0, help="of what is drawn at random")
 
 

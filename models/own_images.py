@@ -1,4 +1,4 @@
-"""Samples for images of the user's own: no expert has marked them, so nothing is scored (`--images` of the test)."""
+"""Samples for images of the user's own, `--images` of the test: no expert has marked them, so no scores."""
 
 import warnings
 from collections.abc import Sequence
@@ -25,14 +25,15 @@ if TYPE_CHECKING:
     from models.testing import System
 
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
-GREY_8, GREY_16, COLOUR = ("1", "L", "LA"), ("I;16", "I;16L", "I;16B"), ("P", "RGB", "RGBA", "CMYK")  # Pillow's modes
+GREY_8, GREY_16 = ("1", "L", "LA"), ("I;16", "I;16L", "I;16B")  # Pillow's modes
+COLOUR = ("P", "RGB", "RGBA", "CMYK")
 PICTURE_SIDE = 512  # pixels; a larger image is drawn smaller in picture.png, as contours take long
 
 
 def draw_own_images(settings: Settings, systems: Sequence["System"], device: torch.device) -> None:
     """Writes samples of the first flow of `systems`, or else of act-gtr, for each image of --images.
 
-    Into <output_path>/images/<stem>/ go max(--samples) masks, their mean and variance and a picture, see `write`.
+    Into <output_path>/images/<stem>/ go max(--samples) masks, their mean, variance and a picture: `write`.
     The first of --seeds and the file's name seed an image's samples, whatever other images are drawn.
     Raises FileNotFoundError or ValueError, before anything is drawn, if one of the files is not an image."""
     config = settings.experiment.sampling
@@ -46,10 +47,12 @@ def draw_own_images(settings: Settings, systems: Sequence["System"], device: tor
         generator = torch.Generator(device).manual_seed(image_seed(config.seeds[0], path.name))
         probabilities = system.sample(fitted(image, channels, side).to(device), n, generator)[0].cpu()
         if not probabilities.isfinite().all():
-            raise ValueError(f"{path}: {system.label} gave probabilities that are not finite; the model has diverged")
+            raise ValueError(f"{path}: {system.label} gave probabilities that are not finite; "
+                             "the model has diverged")
         write(folder, image, probabilities >= 0.5)
-        print(f"{path}: {described(image)} resized to {side} x {side} {colours(channels)}; {n} samples of "
-              f"{system.label} in {folder} (mean.png: 255 is 1; variance.png: 255 is {VARIANCE_MAX})", flush=True)
+        print(f"{path}: {described(image)} resized to {side} x {side} {colours(channels)}; "
+              f"{n} samples of {system.label} in {folder} "
+              f"(mean.png: 255 is 1; variance.png: 255 is {VARIANCE_MAX})", flush=True)
 
 
 def trained_on(path: str, settings: Settings) -> tuple[int, int]:
@@ -75,17 +78,17 @@ def unique_names(paths: Sequence[Path]) -> list[str]:
 
 
 def read_image(path: Path) -> Tensor:
-    """A PNG, JPEG, TIFF or BMP file as (c, h, w) in [0, 1], c = 1 if it is grey, 3 otherwise; turned as EXIF says.
+    """A PNG, JPEG, TIFF or BMP file as (c, h, w) in [0, 1], c = 1 if it is grey, 3 otherwise.
 
-    8 bits per channel are divided by 255, 16 by 65535; transparency is left out.
-    Raises FileNotFoundError, or ValueError for what is not one such image, or too large to be decoded safely."""
+    8 bits per channel are divided by 255, 16 by 65535; transparency is left out. Turned as EXIF says.
+    Raises FileNotFoundError, or ValueError for what is not one such image or too large to decode safely."""
     if not path.exists():
         raise FileNotFoundError(f"--images {path}: no such file")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path, formats=FORMATS) as file:
-                # An MPO is a phone's JPEG with more behind it, such as a depth map: its first page is the photo.
+                # An MPO is a phone's JPEG with more behind it, such as a depth map: page 1 is the photo.
                 pages = 1 if file.format == "MPO" else getattr(file, "n_frames", 1)
                 if file.mode not in GREY_8 + GREY_16 + COLOUR or pages > 1:
                     raise ValueError(f"colour mode {file.mode}, {pages} pages")
@@ -94,26 +97,27 @@ def read_image(path: Path) -> Tensor:
                     return torch.from_numpy(np.asarray(image).astype(np.float32) / 65535)[None]
                 pixels = np.asarray(image.convert("L" if image.mode in GREY_8 else "RGB"), np.float32) / 255
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-        raise ValueError(f"--images {path}: too large to be decoded safely ({error}); make it smaller") from error
+        raise ValueError(f"--images {path}: too large to be decoded safely ({error}); "
+                         "make it smaller") from error
     except Exception as error:  # Pillow's decoders raise anything on damaged files, OSError to SyntaxError
-        raise ValueError(f"--images {path}: not an image that can be read ({error}); expected one grey or RGB image "
-                         f"of 8 or 16 bits per channel as {', '.join(FORMATS)}") from error
+        raise ValueError(f"--images {path}: not an image that can be read ({error}); expected one grey or "
+                         f"RGB image of 8 or 16 bits per channel as {', '.join(FORMATS)}") from error
     return torch.from_numpy(np.atleast_3d(pixels)).permute(2, 0, 1)
 
 
 def fitted(image: Tensor, channels: int, side: int) -> Tensor:
-    """An image (c, h, w) as a model takes it: (1, channels, side, side), antialiased, its proportions not kept.
+    """An image (c, h, w) as a model takes it: (1, channels, side, side), antialiased.
 
-    RGB becomes grey as in ST-Net's input; grey is repeated to RGB."""
+    Its proportions are not kept. RGB becomes grey as in ST-Net's input; grey is repeated to RGB."""
     batch = grey(image[None]) if channels == 1 else image[None].expand(-1, channels, -1, -1)
     return resize(batch, [side, side], antialias=True)
 
 
 def write(folder: Path, image: Tensor, masks: Tensor) -> None:
-    """Writes masks (n, side, side), bool, of an image (c, h, w) as PNGs of its size, pixels repeated (nearest).
+    """Writes masks (n, side, side), bool, of an image (c, h, w) as PNGs of its size, enlarged by nearest.
 
-    sample_00.png, ...: 0 and 255. mean.png: 255 is a mean of 1. variance.png: 255 is the largest possible variance,
-    1/4. picture.png: the image, contours, mean and variance. Samples of an earlier run are removed."""
+    sample_00.png, ...: 0 and 255. mean.png: 255 is a mean of 1. variance.png: 255 is 1/4, the largest
+    possible. picture.png: the image, contours, mean and variance. Samples of an earlier run are removed."""
     h, w = image.shape[1:]
     digits = max(2, len(str(len(masks) - 1)))
     names = [f"sample_{i:0{digits}}.png" for i in range(len(masks))]

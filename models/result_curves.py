@@ -1,4 +1,4 @@
-"""Curves from a test's results.json: scores against what varies between its rows, cost or alpha (paper, ablations)."""
+"""Curves from a test's results.json: scores against cost or alpha, as in the paper's ablations."""
 
 import json
 from collections import defaultdict
@@ -20,7 +20,8 @@ Row = dict[str, Any]  # of results.json["systems"]
 def save_curves(report: dict[str, Any], folder: Path) -> list[str]:
     """Writes the curves that a test gives rise to and returns their names.
 
-    tradeoff.png if a flow was tested at several --steps or with several --solver, sweep.png at several --alphas."""
+    tradeoff.png if a flow was tested at several --steps or with several --solver; sweep.png at several
+    --alphas."""
     sampling, written = report["sampling"], []
     if max(len(sampling["steps"]), len(sampling["solver"])) > 1 and len(_costs(report)) > 1:
         written.append("tradeoff.png")
@@ -65,7 +66,8 @@ def sweep(report: dict[str, Any]) -> Figure:
         raise ValueError("a sweep needs flows of different alpha; train and test with several --alphas")
     default = experiment(report["metadata"]["what"]).prior.alpha
     return fig.sweep(_panels(report, "alpha", ("method", "solver", "steps")),
-                     setting=r"$\alpha$, weight of the semantic term", paper=default if default in alphas else None)
+                     setting=r"$\alpha$, weight of the semantic term",
+                     paper=default if default in alphas else None)
 
 
 def matching_n(samples: Sequence[int]) -> int:
@@ -85,7 +87,8 @@ def _alphas(report: dict[str, Any]) -> set[float]:
 
 def _panels(report: dict[str, Any], place: str, line: tuple[str, ...]) -> fig.Panels:
     """GED and HM-IoU over the field `place` of the rows that have it, in lines by the fields `line`."""
-    rows = sorted((row for row in report["systems"].values() if row[place] is not None), key=lambda row: row[place])
+    rows = sorted((row for row in report["systems"].values() if row[place] is not None),
+                  key=lambda row: row[place])
     lines: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
         lines[_line_name(row, rows, line)].append(row)
@@ -114,5 +117,6 @@ def _points(rows: list[Row], score: str, place: str, groups: list[str]) -> fig.P
     for row in rows:
         values = np.asarray(row["scores"][score])
         mean, low, high = paired_bootstrap(values, np.zeros_like(values), DRAWS, groups=groups)
-        found.append((row[place], mean, min(low, mean), max(high, mean)))  # of one group: all equal but for rounding
+        # With one group, low, mean and high are equal but for rounding.
+        found.append((row[place], mean, min(low, mean), max(high, mean)))
     return fig.Points(*zip(*found))

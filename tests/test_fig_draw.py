@@ -1,4 +1,4 @@
-"""python -m fig.draw on tiny runs: which images, samples and curves get into README's pictures, and the mistakes."""
+"""python -m fig.draw on tiny runs: which images, samples and curves README's pictures show; mistakes."""
 
 import itertools
 from types import SimpleNamespace
@@ -31,7 +31,8 @@ def run(lidc, tmp_path_factory):
     train_prior("LIDC", [*tiny.PRIOR, *where, "--num_epochs", "1", "--alphas", "0", "1e-3"])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("models.testing.draw", lambda *arguments: None)
-        run_test("LIDC", [*tiny.TEST, *where, "--methods", "atfm", "--alphas", "0", "1e-3", "--steps", "1", "2"])
+        run_test("LIDC", [*tiny.TEST, *where, "--methods", "atfm", "--alphas", "0", "1e-3",
+                          "--steps", "1", "2"])
     return folder
 
 
@@ -51,7 +52,8 @@ def drawn(monkeypatch, run, lidc, tmp_path):
         monkeypatch.setattr(fig, function, spy)
         path = tmp_path / f"{picture}.png"
         reads_data = picture in ("main", "pred", "pred1", "augmentation")
-        draw.main([picture, *([] if picture == "augmentation" else ["--run", str(run)]), "--output", str(path),
+        draw.main([picture, "--output", str(path),
+                   *([] if picture == "augmentation" else ["--run", str(run)]),
                    *(["--data_path", str(lidc)] if reads_data else []), *map(str, flags)])
         with Image.open(path) as image:
             assert image.width > 800
@@ -71,7 +73,8 @@ def trained(run, lidc, method="atfm"):
 
 
 def test_pred_draws_the_images_asked_for_with_the_flows_samples(drawn, run, lidc, held_out, capsys):
-    image, masks, samples = drawn("prediction_grid", "pred", "--image", 4, 1, "--seed", 3, "--device", "cpu").arguments
+    found = drawn("prediction_grid", "pred", "--image", 4, 1, "--seed", 3, "--device", "cpu")
+    image, masks, samples = found.arguments
     expected, experts = held_out.batch([4, 1])
     torch.testing.assert_close(image, expected)
     torch.testing.assert_close(masks, experts)
@@ -97,7 +100,8 @@ def test_main_draws_the_samplers_own_path(drawn, run, lidc, held_out):
     atfm = trained(run, lidc).atfm
     gaussian = atfm.gtr(expected[None])
     torch.testing.assert_close((mean, factor), (gaussian.mean[0], gaussian.cov_factor[0]))
-    torch.testing.assert_close(gtr_samples, gaussian.sample(16, torch.Generator().manual_seed(0))[0].sigmoid())
+    logits = gaussian.sample(16, torch.Generator().manual_seed(0))[0]
+    torch.testing.assert_close(gtr_samples, logits.sigmoid())
     assert times == [0, 0.25, 0.5, 0.75, 1]
     end = atfm.sample(expected[None], 16, 4, "euler", torch.Generator().manual_seed(0))[0]
     torch.testing.assert_close(states[-1], end[0])
@@ -134,7 +138,8 @@ def test_what_experts_disagree_on_most_is_drawn_once_per_patient():
 
     test = Five()
     assert draw.most_disputed(test, 3) == [2, 3, 0]
-    with pytest.raises(ValueError, match="3 patients have a test image .* 1% or more, expected 4; choose with --image"):
+    with pytest.raises(ValueError, match="3 patients have a test image .* 1% or more, expected 4; "
+                                         "choose with --image"):
         draw.most_disputed(test, 4)
 
 
@@ -148,7 +153,8 @@ def test_the_default_image_is_the_most_disputed(drawn, held_out):
 
 
 def test_augmentation_moves_training_images_and_masks_alike(drawn):
-    before, masks, after, moved = drawn("augmentation_sheet", "augmentation", "--what", "LIDC", "--seed", 1).arguments
+    found = drawn("augmentation_sheet", "augmentation", "--what", "LIDC", "--seed", 1)
+    before, masks, after, moved = found.arguments
     assert before.shape == (6, 1, 128, 128) and masks.shape == (6, 4, 128, 128)
     torch.manual_seed(1)
     torch.testing.assert_close((after, moved), augment(before, masks))

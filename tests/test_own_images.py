@@ -148,10 +148,12 @@ def test_files_hold_the_masks_their_mean_and_their_variance(tmp_path):
     masks = torch.tensor([[[0, 1], [1, 1]], [[0, 0], [1, 1]], [[0, 0], [0, 1]], [[0, 0], [1, 1]]]).bool()
     write(tmp_path, torch.full((3, 4, 6), 0.5), masks)
     assert {path.name for path in tmp_path.iterdir()} == {
-        "sample_00.png", "sample_01.png", "sample_02.png", "sample_03.png", "mean.png", "variance.png", "picture.png"}
+        "sample_00.png", "sample_01.png", "sample_02.png", "sample_03.png",
+        "mean.png", "variance.png", "picture.png"}
     big = np.ones((2, 3), int)  # a pixel of the model's is 2 x 3 of the image's
     for number, mask in enumerate(masks):
-        np.testing.assert_array_equal(pixels_of(tmp_path / f"sample_{number:02}.png"), 255 * np.kron(mask, big))
+        found = pixels_of(tmp_path / f"sample_{number:02}.png")
+        np.testing.assert_array_equal(found, 255 * np.kron(mask, big))
     # means 0, 1/4, 3/4, 1; variances 0, 3/16, 3/16, 0, of which 1/4 is 255
     np.testing.assert_array_equal(pixels_of(tmp_path / "mean.png"), np.kron([[0, 64], [191, 255]], big))
     np.testing.assert_array_equal(pixels_of(tmp_path / "variance.png"), np.kron([[0, 191], [191, 0]], big))
@@ -169,7 +171,8 @@ def test_numbers_of_101_samples_have_three_digits_and_older_samples_go(tmp_path,
 
 def test_equal_stems_get_folders_of_their_own(tmp_path):
     names = ["a/scan.png", "a/scan.jpg", "a/scan_2.png", "b/Scan.png", "b/other.tif"]
-    assert unique_names([tmp_path / name for name in names]) == ["scan", "scan_2", "scan_2_2", "Scan_3", "other"]
+    assert unique_names([tmp_path / name for name in names]) == [
+        "scan", "scan_2", "scan_2_2", "Scan_3", "other"]
 
 
 # The command.
@@ -192,8 +195,8 @@ def draw(runs, tmp_path):
 
     def call(what, *flags):
         flow = [] if "act-gtr" in flags else ["--prior", str(runs / what / "atfm")]
-        run_test(what, ["--images", *map(str, flags), "--output_path", str(tmp_path / "out"), "--device", "cpu",
-                        "--gtr", str(runs / what / "GTR"), *flow])
+        run_test(what, ["--images", *map(str, flags), "--output_path", str(tmp_path / "out"),
+                        "--device", "cpu", "--gtr", str(runs / what / "GTR"), *flow])
         return tmp_path / "out" / "images"
 
     return call
@@ -220,8 +223,8 @@ def test_the_flow_draws_from_a_grey_image_of_any_shape(draw, runs, tmp_path, cap
     with Image.open(folder / "picture.png") as picture:
         assert picture.width == 1660
     line = capsys.readouterr().out.splitlines()[-1]
-    assert line.startswith(f"{path}: 16 x 24 grey (not square, so its proportions change) resized to 8 x 8 grey; "
-                           f"3 samples of atfm in {folder} ")
+    assert line.startswith(f"{path}: 16 x 24 grey (not square, so its proportions change) "
+                           f"resized to 8 x 8 grey; 3 samples of atfm in {folder} ")
 
 
 def test_grey_images_go_through_a_model_of_rgb_images_and_the_other_way_round(draw, tmp_path, capsys):
@@ -229,7 +232,8 @@ def test_grey_images_go_through_a_model_of_rgb_images_and_the_other_way_round(dr
     draw("isic3_style_concat", grey, "--samples", "1", "--methods", "act-gtr")
     assert "8 x 8 grey resized to 8 x 8 RGB" in capsys.readouterr().out
     folder = draw("LIDC", rgb, "--samples", "1", "--steps", "1")
-    assert "9 x 7 RGB (not square, so its proportions change) resized to 8 x 8 grey" in capsys.readouterr().out
+    assert ("9 x 7 RGB (not square, so its proportions change) resized to 8 x 8 grey"
+            in capsys.readouterr().out)
     assert pixels_of(folder / "rgb" / "sample_00.png").shape == (9, 7)
 
 

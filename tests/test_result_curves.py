@@ -31,7 +31,8 @@ ALPHAS = report(row(alpha=1e-3), row(alpha=0.0, better=0.1))
 
 def lines(ax):
     """Name -> (x, y) of each line with intervals on a panel."""
-    return {drawn.get_label(): tuple(data.tolist() for data in drawn[0].get_data()) for drawn in ax.containers}
+    return {drawn.get_label(): tuple(data.tolist() for data in drawn[0].get_data())
+            for drawn in ax.containers}
 
 
 def test_a_tradeoff_has_the_largest_n_and_points_in_order_of_cost():
@@ -59,7 +60,8 @@ def test_intervals_resample_groups_whose_means_differ():
 
 
 def test_solvers_get_a_line_each_only_for_the_method_that_has_several():
-    found = report(row(evaluations=2, solver="heun"), row(evaluations=1), row("sfm", 1), solver=["heun", "euler"])
+    found = report(row(evaluations=2, solver="heun"), row(evaluations=1), row("sfm", 1),
+                   solver=["heun", "euler"])
     assert set(lines(result_curves.tradeoff(found).axes[0])) == {"atfm, heun", "atfm, euler", "sfm"}
 
 
@@ -77,8 +79,8 @@ def test_a_sweep_leaves_out_rows_without_alpha_and_marks_the_papers():
     assert [text.get_text() for text in ged.get_xticklabels()] == ["0", "0.001"]
     marked = [line.get_xdata()[0] for line in ged.lines if line.get_label() == "paper's default"]
     assert marked == [1]  # LIDC's alpha is 1e-3
-    lesions = report(row(alpha=1e-3), row(alpha=0.0), what="isic3_demo", reader="isic3")  # 1e-4 there, not tested
-    ged = result_curves.sweep(lesions).axes[0]
+    lesions = report(row(alpha=1e-3), row(alpha=0.0), what="isic3_demo", reader="isic3")
+    ged = result_curves.sweep(lesions).axes[0]  # the default there, 1e-4, was not tested
     assert "paper's default" not in [line.get_label() for line in ged.lines]
     assert "over images" in ged.get_ylabel()
 
@@ -107,8 +109,10 @@ def test_a_report_is_read_as_written(tmp_path):
 
 
 @pytest.mark.parametrize("text", [
-    "no JSON", "[]", '{"systems": {}}', '{"systems": {"atfm": {"method": "atfm"}}, "sampling": {}, "groups": []}',
-    '{"systems": {}, "sampling": {}, "groups": []}', '{"systems": {"atfm": 3}, "sampling": {}, "groups": []}'])
+    "no JSON", "[]", '{"systems": {}}',
+    '{"systems": {"atfm": {"method": "atfm"}}, "sampling": {}, "groups": []}',
+    '{"systems": {}, "sampling": {}, "groups": []}',
+    '{"systems": {"atfm": 3}, "sampling": {}, "groups": []}'])
 def test_another_file_is_named(tmp_path, text):
     path = tmp_path / "results.json"
     path.write_text(text)
