@@ -155,7 +155,7 @@ def main(flags: Sequence[str] | None = None) -> None:
               "flow": flow_ways(found, arguments.dim, batches, device, arguments.amp)}
     rows = [row for stage, ways in stages.items()
             for row in rows_of(stage, ways, batches(str(device)), arguments.repeats, device)]
-    report(rows, **vars(arguments), **machine(device))
+    report(rows, **(vars(arguments) | machine(device)))
 
 
 if __name__ == "__main__":
