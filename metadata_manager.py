@@ -17,9 +17,18 @@ PATHS = {
     "isic3_demo": str(Path(__file__).parent / "data" / "isic3_demo.h5"),
 }
 
-
 SOLVERS = ("euler", "midpoint", "heun", "rk4", "ab2")
-FLOWS = ("atfm", "atfm-no-sf", "sfm", "sfm-no-sf", "cfm")  # see METHODS
+# The systems of the papers' tables, as what they change in PriorConfig (Table 4; CFM: arXiv 2507.22418).
+METHODS: dict[str, dict[str, Any]] = {
+    "atfm": {},
+    "atfm-no-sf": {"alpha": 0.0},
+    "sfm": {"source": "normal"},
+    "sfm-no-sf": {"source": "normal", "alpha": 0.0},
+    "cfm": {"source": "normal", "alpha": 0.0, "experts": "one", "signed": True,
+            "condition_dropout": 0.5, "guidance": 0.3, "batch_size": 64,
+            "solver": "midpoint", "steps": 100},
+}
+FLOWS = tuple(METHODS)
 
 
 def setting(default: Any, why: str, choices: tuple[str, ...] = ()) -> Any:
@@ -171,7 +180,7 @@ EXPERIMENTS = {
         gtr=GTRConfig(epochs=400, batchsize=8),
         prior=PriorConfig(num_epochs=120, batch_size=1, dim=256, alpha=1e-4),
     ),
-    # The demos: as much as two CPU cores train and test in five minutes.
+    # The demos: minutes on a CPU.
     "LIDC_demo": Experiment(
         Metadata("LIDC_demo", size=64, crop=32),
         gtr=GTRConfig(epochs=15, batchsize=16, lr=1e-3, num_filters=(16, 32, 64)),
@@ -190,18 +199,6 @@ EXPERIMENTS = {
         sampling=SamplingConfig(samples=(16,), seeds=(0, 1, 2)),
     ),
 }
-
-# The systems of the papers' tables, as what they change in PriorConfig (Table 4; CFM: arXiv 2507.22418).
-METHODS: dict[str, dict[str, Any]] = {
-    "atfm": {},
-    "atfm-no-sf": {"alpha": 0.0},
-    "sfm": {"source": "normal"},
-    "sfm-no-sf": {"source": "normal", "alpha": 0.0},
-    "cfm": {"source": "normal", "alpha": 0.0, "experts": "one", "signed": True,
-            "condition_dropout": 0.5, "guidance": 0.3, "batch_size": 64,
-            "solver": "midpoint", "steps": 100},
-}
-
 
 def released(ours: Experiment) -> Experiment:
     """The authors' code as it runs, the preset `released`: see README, "Where the sources disagree"."""

@@ -23,9 +23,9 @@ from fig.canvas import evenly_spaced
 from metadata_manager import FLOWS, METHODS, Metadata, PriorConfig, RunConfig, experiment
 from metrics import diversity, variance_map
 from models import ATFM, checkpoint, result_curves
+from models.process import place
 from models.stages import reports_errors
 from models.systems import flow_sampler, load_atfm, load_gtr
-from models.training import place
 
 SAMPLES = 16  # drawn per image
 STATES = 5  # of the path in `main`

@@ -40,7 +40,8 @@ def load(path: Path, stage: str | None = None) -> dict[str, Any]:
     missing = [name for name, kind in PARTS.items() if not isinstance(held.get(name), kind)]
     if missing:
         raise ValueError(f"{path}: a file of tensors, but not a checkpoint of this project (no "
-                         f"{', '.join(missing)}); released weights are loaded by models.load_released")
+                         f"{', '.join(missing)}); for weights of the authors' code pass "
+                         "--released_checkpoint True --preset released")
     if content["format"] != FORMAT:
         raise ValueError(f"{path}: checkpoint format {content['format']}, written by "
                          f"{content.get('versions')}; this version reads format {FORMAT}; load it with those "
@@ -74,7 +75,8 @@ def _read(path: Path) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise FileNotFoundError(
-            f"{path}: no such checkpoint; train that stage first, or name another") from None
+            f"{path}: no such checkpoint; train that stage first (its first validation writes best.pt), or "
+            "name another") from None
     except (PermissionError, IsADirectoryError):  # these name the file and say it all
         raise
     except Exception as error:  # a damaged file can provoke any exception

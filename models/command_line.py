@@ -9,7 +9,7 @@ from typing import Any
 
 from metadata_manager import METHODS, Experiment, RunConfig, experiment
 
-MISSPELT = {"batchsize": ["--betchsize"]}  # in circulation in copies of the authors' command
+MISSPELT = {"batchsize": ["--betchsize"]}  # accepted, not shown in --help
 ALIASES = {"methods": ["--method"]}
 
 

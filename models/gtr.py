@@ -35,8 +35,9 @@ class LowRankGaussian:
         antithetic: n / 2 deviations from the mean, then their negatives, which lowers the variance of Monte
         Carlo means; raises ValueError if n is odd. part: which rows of a larger batch these b Gaussians are.
         """
-        if antithetic and n % 2:
-            raise ValueError(f"antithetic sampling draws pairs: n must be even, not {n}")
+        if n < 1 or antithetic and n % 2:
+            raise ValueError(f"{n} samples: expected at least one, and an even number of antithetic ones "
+                             "(--mc_samples)")
         b, rank, h, w = self.cov_factor.shape
         draws = n // 2 if antithetic else n
         part = part or whole(b)

@@ -20,6 +20,7 @@ from models import checkpoint
 from models.atfm import grey
 from models.command_line import Settings
 from models.stages import output
+from models.systems import trained_size
 
 if TYPE_CHECKING:
     from models.testing import System
@@ -63,7 +64,7 @@ def trained_on(path: str, settings: Settings) -> tuple[int, int]:
     if settings.experiment.sampling.released_checkpoint:
         return metadata.crop or metadata.size, metadata.channels
     config = checkpoint.load(Path(path))["config"]
-    return config["crop"] or config["size"], config["channels"]
+    return trained_size(config), config["channels"]
 
 
 def unique_names(paths: Sequence[Path]) -> list[str]:

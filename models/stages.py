@@ -18,16 +18,29 @@ from data.augment import augment
 from metadata_manager import LoopConfig, Metadata, PriorConfig
 from metrics import evaluate
 from models import checkpoint, monte_carlo_nll
+from models.atfm import ready
 from models.command_line import Settings, parse
 from models.flow import one_expert
 from models.parallel import Part, Processes, joined
-from models.systems import Sampler, build_atfm, build_gtr, describe, flow_sampler, gtr_sampler, load_gtr
-from models.training import NonFiniteLoss, Validation, fit, place, seed_step
+from models.process import place, seed_step
+from models.systems import (
+    Sampler,
+    build_atfm,
+    build_gtr,
+    check_size,
+    describe,
+    flow_sampler,
+    gtr_sampler,
+    load_gtr,
+)
+from models.training import NonFiniteLoss, Validation, fit
 
-OUT_OF_MEMORY = (
-    "out of GPU memory. What helps, most first: --checkpoint True (the flow's activations to about a fifth), "
-    "--annotators_per_pass 1 (to one of the k annotators'), a smaller --batch_size or --batchsize (in "
-    "proportion)")
+OUT_OF_MEMORY = {  # what helps, most first
+    "train_gtr": "a smaller --batchsize (in proportion), fewer --mc_samples",
+    "train_prior": "--checkpoint True (the flow's activations to about a fifth), --annotators_per_pass 1 (to "
+                   "one of the k annotators'), a smaller --batch_size (in proportion)",
+    "test_prior": "a smaller --batch_size (in proportion), --amp True (to about a half)",
+}
 
 
 def reports_errors(stage: Callable[..., None]) -> Callable[..., None]:
@@ -38,7 +51,8 @@ def reports_errors(stage: Callable[..., None]) -> Callable[..., None]:
         try:
             stage(*arguments)
         except torch.cuda.OutOfMemoryError as error:
-            sys.exit(f"error: {OUT_OF_MEMORY} ({str(error).splitlines()[0]})")
+            helps = OUT_OF_MEMORY.get(stage.__name__, "a smaller picture")
+            sys.exit(f"error: out of GPU memory. What helps: {helps}. ({str(error).splitlines()[0]})")
         except (ValueError, OSError, NonFiniteLoss) as error:
             sys.exit(f"error: {error}")
 
@@ -96,7 +110,11 @@ def train_flow(settings: Settings, config: PriorConfig, folder: Path, device: to
     if config.dice_over == "batch" and processes.count > 1:
         raise ValueError(f"--dice_over batch: each of {processes.count} processes sees a part of the batch; "
                          "train with one process, or with --dice_over image")
-    gtr = load_gtr(gtr_path(settings, config.gtr), metadata)[0] if config.source == "gtr" else None
+    gtr = None
+    if config.source == "gtr":
+        path = gtr_path(settings, config.gtr)
+        gtr, content = load_gtr(path, metadata)
+        check_size(path, content, metadata)
     train, held_out = processes.first_first(lambda: load_pair(metadata, "train_prior"))
 
     seed_step(seed, -1)
@@ -106,10 +124,12 @@ def train_flow(settings: Settings, config: PriorConfig, folder: Path, device: to
     if config.compile:
         atfm.net.compile()
 
+    def validate_flow() -> Validation:
+        sample = flow_sampler(atfm, loop.val_steps, "euler", net=ready(atfm.net))
+        return validate(sample, held_out, loop, device)
+
     batches = Batches(train, config.batch_size, seed, device, augment if metadata.augment else None)
-    fit(atfm.net, atfm.losses, batches,
-        functools.partial(validate, flow_sampler(atfm, loop.val_steps, "euler"), held_out, loop, device),
-        folder=folder,
+    fit(atfm.net, atfm.losses, batches, validate_flow, folder=folder,
         content=describe(config.method, metadata, config, seed, gtr, train.ids, train.fingerprint),
         epochs=config.num_epochs, lr=config.lr, weight_decay=0.0, loop=loop, seed=seed, ema=config.ema,
         processes=processes)

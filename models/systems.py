@@ -61,6 +61,19 @@ def load_atfm(path: Path, method: str, gtr: GTR | None) -> tuple[ATFM, PriorConf
     return atfm.eval(), config, content
 
 
+def check_size(path: Path, content: dict[str, Any], metadata: Metadata) -> None:
+    """Raises ValueError if a checkpoint was trained on images of another size than a dataset's, cropped."""
+    theirs, ours = trained_size(content["config"]), metadata.crop or metadata.size
+    if theirs != ours:
+        raise ValueError(f"{path}: trained on {theirs} x {theirs} pixels, but images have {ours} x {ours} "
+                         "here; pass the same --crop to all stages")
+
+
+def trained_size(config: dict[str, Any]) -> int:
+    """Pixels per side of the images that a checkpoint's config says it was trained on."""
+    return config["crop"] or config["size"]
+
+
 def _restore(kind: type, content: dict[str, Any]) -> Any:
     """The stage's config, of dataclass `kind`, that a checkpoint was trained with."""
     known = {field.name for field in dataclasses.fields(kind)}

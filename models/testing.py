@@ -18,6 +18,7 @@ from tqdm import tqdm
 import data
 import fig
 from data import Slices
+from fig.canvas import whole_file
 from metadata_manager import METHODS, Metadata, PriorConfig, Reported, SamplingConfig, reported
 from metrics import Evaluation, evaluate, interleaved, paired_bootstrap
 from models import ATFM, GTR, checkpoint, load_released
@@ -25,6 +26,7 @@ from models.atfm import ready
 from models.command_line import Settings, parse
 from models.own_images import draw_own_images
 from models.parallel import Processes, joined
+from models.process import place
 from models.result_curves import matching_n, save_curves
 from models.solvers import EVALUATIONS_PER_STEP
 from models.stages import flow_folder, gtr_path, output, reports_errors
@@ -32,13 +34,13 @@ from models.systems import (
     Sampler,
     build_atfm,
     build_gtr,
+    check_size,
     flow_sampler,
     gtr_sampler,
     load_atfm,
     load_gtr,
     versions,
 )
-from models.training import place
 
 
 @dataclass(frozen=True)
@@ -62,9 +64,11 @@ def test_prior(what: str, argv: Sequence[str] | None = None) -> None:
     With --images draws samples for those instead, into <output_path>/images."""
     settings = parse(argv, what, ("metadata", "sampling"), "Test ATFM and what it is compared with.")
     metadata, config, device = settings.experiment.metadata, settings.experiment.sampling, place(settings.run)
-    if config.images:
-        return draw_own_images(settings, systems(settings, metadata, (), device), device)
     with joined(device) as processes:
+        if config.images:
+            if processes.first:
+                draw_own_images(settings, systems(settings, metadata, (), device), device)
+            return
         test = processes.first_first(lambda: data.load(metadata, "test"))
         rows = systems(settings, metadata, test.ids, device)
         results: dict[str, Evaluation] = {}
@@ -108,7 +112,9 @@ def write_results(settings: Settings, test: Slices, rows: Sequence[System], resu
 
 def systems(settings: Settings, metadata: Metadata, test_ids: Sequence[str],
             device: torch.device) -> list[System]:
-    """The systems that the flags name, loaded; raises ValueError if one was trained on test images."""
+    """The systems that the flags name, loaded.
+
+    Raises ValueError if one was trained on test images or on images of another size, if any."""
     config = settings.experiment.sampling
     flows = [method for method in config.methods if method != "act-gtr"]
     if config.prior is not None and (len(flows) > 1 or config.alphas):
@@ -147,6 +153,8 @@ def trained_gtr(settings: Settings, path: Path, test_ids: Sequence[str]) -> GTR:
         load_released(gtr, checkpoint.state_dict(path))
         return gtr.eval()
     gtr, content = load_gtr(path, metadata)
+    if test_ids:
+        check_size(path, content, metadata)
     refuse_overlap(path, content["training_ids"], test_ids, config.allow_overlap)
     return gtr
 
@@ -162,6 +170,8 @@ def trained_flow(settings: Settings, path: Path, method: str, gtr: GTR | None,
         load_released(atfm.net, checkpoint.state_dict(path))
         return atfm.eval(), settings.experiment.prior
     atfm, trained, content = load_atfm(path, method, gtr)
+    if test_ids:
+        check_size(path, content, settings.experiment.metadata)
     refuse_overlap(path, content["training_ids"], test_ids, config.allow_overlap)
     return atfm, trained
 
@@ -195,15 +205,16 @@ def columns(samples: Sequence[int]) -> list[str]:
 
 def scores_table(what: str, rows: Sequence[System], results: dict[str, Evaluation],
                  samples: Sequence[int]) -> str:
-    """Markdown: ours, mean +- std over seeds, and below each row what the paper reports for that system."""
+    """Markdown: ours, mean +- std over seeds, and below each method's rows what the paper reports for it."""
     names = columns(samples)
     lines = [f"| system | evaluations | {' | '.join(names)} |", "|---" * (len(names) + 2) + "|"]
-    for system in rows:
+    last = {system.method: number for number, system in enumerate(rows)}
+    for number, system in enumerate(rows):
         scores = results[system.label].mean_std()
         lines.append(_row(f"{system.label}, ours", str(system.evaluations), scores, names))
         paper = reported(what, system.method)
-        if paper is not None and system.label == system.method:
-            lines.append(_row(f"{system.label}, paper", "", paper, names))
+        if paper is not None and number == last[system.method]:
+            lines.append(_row(f"{system.method}, paper", "", paper, names))
     return "\n".join(lines) + "\n"
 
 
@@ -275,6 +286,5 @@ def draw(system: System, test: Slices, seed: int, folder: Path, device: torch.de
 
 def write(path: Path, text: str) -> None:
     """Writes a whole file or none."""
-    temporary = path.with_name(path.name + ".writing")
-    temporary.write_text(text)
-    os.replace(temporary, path)
+    with whole_file(path) as file:
+        file.write(text.encode())

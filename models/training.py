@@ -5,11 +5,7 @@ stopped anywhere and started again with the same command repeats the uninterrupt
 CPU.
 """
 
-import fcntl
-import hashlib
 import math
-import os
-import resource
 import signal
 import sys
 import time
@@ -25,13 +21,16 @@ from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from metadata_manager import LoopConfig, RunConfig
+from metadata_manager import LoopConfig
 from models import checkpoint
 from models.parallel import ALONE, Part, Processes
+from models.process import claimed, peak_memory, seed_step, stop_requests
 
 # Settings that may differ when a run goes on: none of them alters what a step computes, beyond rounding.
 MAY_CHANGE = {"data_path", "epochs", "num_epochs", "gtr", "alphas", "solver", "steps", "annotators_per_pass",
               "checkpoint", "channels_last", "compile"}
+
+FINGERPRINTS = {"gtr_weights": "over another GTR", "training_images": "on other images"}  # said in words
 
 Losses = Callable[[Tensor, Tensor, Part], Iterable[dict[str, Tensor]]]
 
@@ -76,34 +75,6 @@ class NonFiniteLoss(RuntimeError):
     """The loss or its gradient is not finite."""
 
 
-def seed_step(seed: int, step: int) -> None:
-    """Seeds torch on all devices for one step; step -1 is the initialization.
-
-    Hashed, because torch's CPU generator heeds the low 32 bits of a seed only."""
-    digest = hashlib.blake2b(f"{seed} {step}".encode(), digest_size=8).digest()
-    torch.manual_seed(int.from_bytes(digest, "little"))
-
-
-def place(run: RunConfig) -> torch.device:
-    """The device of --device: "auto" is CUDA if there is one; torchrun's n-th process takes the n-th GPU.
-
-    Raises ValueError for one that is not there."""
-    name = run.device
-    if run.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS needs a fixed one
-        torch.use_deterministic_algorithms(True)
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda":
-        name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"--device {name}: not available ({reason}); try auto or cpu") from error
-    return torch.device(name)
-
-
 def fit(model: nn.Module, losses: Losses, batches: Batches, validate: Callable[[], Validation], *,
         folder: Path, content: dict[str, Any], epochs: int, lr: float, weight_decay: float, loop: LoopConfig,
         seed: int, ema: float = 0.0, processes: Processes = ALONE) -> None:
@@ -114,9 +85,13 @@ def fit(model: nn.Module, losses: Losses, batches: Batches, validate: Callable[[
     content: what every checkpoint says about itself: stage, config, and whatever its reader needs.
     ema: decay of the moving average of the weights that is validated and saved; 0: the weights themselves.
     processes: those that train together, each on its part of every batch; they see the same folder.
-    Raises ValueError if the folder is in use or holds a run with another config, NonFiniteLoss naming the
-    batch, SystemExit with 128 + the signal's number after SIGINT or SIGTERM, the run saved.
+    Raises ValueError for a setting of the loop below 1, and if the folder is in use or holds a run with
+    another config; NonFiniteLoss naming the batch; SystemExit with 128 + the signal's number after SIGINT or
+    SIGTERM, the run saved.
     """
+    for name in ("save_model_step", "validate_every", "val_images", "val_samples", "val_steps"):
+        if getattr(loop, name) < 1:
+            raise ValueError(f"--{name} {getattr(loop, name)}: expected at least 1")
     folder.mkdir(parents=True, exist_ok=True)
     with claimed(folder, processes), stop_requests() as stop:
         optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=weight_decay)
@@ -127,7 +102,9 @@ def fit(model: nn.Module, losses: Losses, batches: Batches, validate: Callable[[
         if finished >= epochs:
             print(f"{folder}: already trained for {epochs} epochs; raise the number of epochs to go on")
             return
-        writer = SummaryWriter(str(folder), purge_step=run.state.step) if processes.first else nullcontext()
+        # What a lost epoch logged is hidden; a finished one's scalars carry the number of its last step.
+        unlogged = run.state.step + (0 if run.state.totals else 1)
+        writer = SummaryWriter(str(folder), purge_step=unlogged) if processes.first else nullcontext()
         with writer as run.board:
             for epoch in range(finished + 1, epochs + 1):
                 run.epoch(f"epoch {epoch}/{epochs}", epoch * len(batches))
@@ -265,7 +242,8 @@ class Run:
         self.save("last.pt")
         self.processes.any(False)  # the first to exit ends the others: wait until the checkpoint is written
         kept = "saved; the same command goes on from here" if self.loop.save_model else "nothing saved"
-        print(f"\n{signal.Signals(number).name} after step {self.state.step}: {kept}", file=sys.stderr)
+        if self.processes.first:
+            print(f"\n{signal.Signals(number).name} after step {self.state.step}: {kept}", file=sys.stderr)
         raise SystemExit(128 + number)
 
     def save(self, name: str) -> None:
@@ -300,7 +278,7 @@ class Run:
         found = checkpoint.load(path, self.content["stage"])
         theirs, ours = found["config"], self.content["config"]
         names = sorted((theirs.keys() | ours.keys()) - MAY_CHANGE)
-        different = [f"{name} {theirs.get(name)} there, {ours.get(name)} here"
+        different = [FINGERPRINTS.get(name) or f"{name} {theirs.get(name)} there, {ours.get(name)} here"
                      for name in names if theirs.get(name) != ours.get(name)]
         if different:
             raise ValueError(f"{path}: a run with other settings ({'; '.join(different)}); use those, "
@@ -326,43 +304,3 @@ class Run:
         print(line)
         with open(self.folder / "log.txt", "a") as file:
             file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
-
-
-def peak_memory() -> int:
-    """Bytes: the most that tensors held on the GPU, or without one the most that the process held, so far."""
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
-        return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-@contextmanager
-def claimed(folder: Path, processes: Processes) -> Iterator[None]:
-    """Holds a lock on the folder, which ends with the process; raises ValueError if another run holds it."""
-    with open(folder / "lock", "w") as file:
-        if processes.first:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise ValueError(f"{folder}: another run writes here; wait for it or use another "
-                                 "--output_path") from None
-        processes.any(False)  # nobody goes on before the folder is theirs
-        yield
-
-
-@contextmanager
-def stop_requests() -> Iterator[list[int]]:
-    """A list that receives SIGINT or SIGTERM instead of the process; a second signal acts at once."""
-    received: list[int] = []
-    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def receive(number: int, frame: object) -> None:
-        received.append(number)
-        signal.signal(number, previous[number])
-
-    for number in previous:
-        signal.signal(number, receive)
-    try:
-        yield received
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

@@ -110,9 +110,10 @@ def test_antithetic_samples_come_in_pairs_about_the_mean():
         assert not torch.equal(samples[:, m], samples[:, (m + 1) % 3])
 
 
-def test_an_odd_number_of_antithetic_samples_is_refused():
-    with pytest.raises(ValueError, match="must be even, not 5"):
-        gaussian().rsample(5, antithetic=True)
+@pytest.mark.parametrize("n, antithetic", [(5, True), (0, True), (0, False)])
+def test_no_samples_and_an_odd_number_of_antithetic_ones_are_refused(n, antithetic):
+    with pytest.raises(ValueError, match=f"{n} samples: expected at least one, and an even number"):
+        gaussian().rsample(n, antithetic)
 
 
 def test_the_same_generator_gives_the_same_samples():

@@ -334,3 +334,10 @@ def test_documented_commands_are_accepted(where, step, script, line):
 
 def test_commands_are_documented():
     assert len(DOCUMENTED) >= 10
+
+
+def test_stages_of_another_image_size_are_refused(lidc, lidc_runs, tmp_path):
+    where = ["--data_path", str(lidc), "--output_path", str(lidc_runs[0]), "--device", "cpu"]
+    for stage in (lambda: train_prior("LIDC", [*where, "--crop", "16"]), lambda: run_test("LIDC", where)):
+        with pytest.raises(SystemExit, match="trained on 8 x 8 pixels.*pass the same --crop to all stages"):
+            stage()

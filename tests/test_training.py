@@ -13,9 +13,10 @@ import pytest
 import torch
 from torch import nn
 
+import fig
 from data import Batches
 from metadata_manager import LoopConfig, RunConfig
-from models import checkpoint, stages, training
+from models import checkpoint, process, stages
 from models.training import Average, NonFiniteLoss, Validation, fit
 from tests import tiny
 
@@ -62,7 +63,7 @@ def at_call(number, action, losses):
 def train(folder, epochs=3, wrap=lambda losses: losses, settings=None, lr=0.01, seed=0, scores=None, ema=0.0,
           **loop):
     """Trains a convolution in `folder`: its weights, a vector. scores: of the validations, else its bias."""
-    training.seed_step(seed, -1)
+    process.seed_step(seed, -1)
     model = nn.Conv2d(1, 1, 3, padding=1)
     successive = iter(scores or (model.bias.item() for _ in count()))
     fit(model, wrap(squares(model)), Pairs(),
@@ -200,7 +201,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(tmp_path):
 
 def test_every_step_of_every_seed_draws_other_numbers():
     def draw(seed, step):
-        training.seed_step(seed, step)
+        process.seed_step(seed, step)
         return float(torch.rand(()))
 
     assert len({draw(seed, step) for seed in (-1, 0, 1, 2**32) for step in range(-1, 20)}) == 4 * 21
@@ -260,6 +261,22 @@ def test_no_checkpoint_is_written_if_none_is_wanted(tmp_path, capsys):
     with pytest.raises(SystemExit):
         train(tmp_path / "stopped", wrap=signal_at(1), save_model=False)
     assert "after step 2: nothing saved" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["save_model_step", "validate_every", "val_images"])
+def test_settings_below_one_are_refused_before_training(name, tmp_path):
+    with pytest.raises(ValueError, match=f"--{name} 0: expected at least 1"):
+        train(tmp_path, **{name: 0})
+
+
+@pytest.mark.parametrize("stop_at", [None, 2 * STEPS])
+def test_going_on_keeps_the_scalars_of_finished_epochs(stop_at, tmp_path):
+    train(tmp_path, epochs=2)
+    if stop_at is not None:
+        with pytest.raises(SystemExit):
+            train(tmp_path, epochs=4, wrap=signal_at(0))
+    train(tmp_path, epochs=4)
+    assert fig.read_scalars(tmp_path)["train/loss"][0].tolist() == [STEPS * epoch for epoch in (1, 2, 3, 4)]
 
 
 def test_the_last_epoch_is_validated_whatever_the_interval(tmp_path):
@@ -330,8 +347,8 @@ def test_batches_that_are_not_finite_are_left_out_and_counted_on_request(bad, tm
 
 def test_an_unavailable_device_is_named():
     with pytest.raises(ValueError, match="--device cuda:99.*auto or cpu"):
-        training.place(RunConfig(device="cuda:99"))
-    assert training.place(RunConfig(device="cpu")) == torch.device("cpu")
+        process.place(RunConfig(device="cuda:99"))
+    assert process.place(RunConfig(device="cpu")) == torch.device("cpu")
 
 
 # The stages themselves, on tiny data.
