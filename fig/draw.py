@@ -53,6 +53,7 @@ def main_picture(flags: argparse.Namespace) -> Figure:
         raise ValueError(f"--steps {steps}: expected at least {STATES - 1}, for {STATES} states of the path")
     path = euler_path(trained.atfm, image, SAMPLES, steps,
                       torch.Generator(trained.device).manual_seed(flags.seed))
+    assert trained.atfm.gtr is not None  # --method offers flows over GTR only
     with torch.no_grad():
         gaussian = trained.atfm.gtr(image)
     shown, masks_drawn = evenly_spaced(steps + 1, STATES), path[-1] >= 0.5

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -122,12 +123,12 @@ def systems(settings: Settings, metadata: Metadata, test_ids: Sequence[str],
                          f"{len(flows)}; leave --prior out, the folders of --output_path are taken")
     found: list[System] = []
     for method in config.methods:
-        gtr, gtr_name = None, ()
+        gtr, gtr_name = None, []
         if method == "act-gtr" or METHODS[method].get("source") != "normal":
             path = gtr_path(settings, config.gtr)
-            gtr, gtr_name = trained_gtr(settings, path, test_ids).to(device), (str(path),)
-        if method == "act-gtr":
-            found.append(System(method, method, gtr_sampler(gtr), 0, gtr_name))
+            gtr, gtr_name = trained_gtr(settings, path, test_ids).to(device), [str(path)]
+        if gtr is not None and method == "act-gtr":
+            found.append(System(method, method, gtr_sampler(gtr), 0, (*gtr_name,)))
             continue
         for alpha in config.alphas or (None,):
             path = checkpoint.find(config.prior or flow_folder(settings, method, alpha))
@@ -228,7 +229,7 @@ def _cell(mean: float, std: float | None) -> str:
 
 
 def differences_table(rows: Sequence[System], results: dict[str, Evaluation], samples: Sequence[int],
-                      groups: Sequence) -> str:
+                      groups: Sequence | np.ndarray) -> str:
     """Markdown: each system minus the reference (atfm, else the last row), with 95 % intervals.
 
     Of a paired bootstrap that resamples whole patients, as slices of one patient are not independent."""

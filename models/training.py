@@ -123,7 +123,7 @@ class Average:
         """Raises ValueError unless 0 < decay < 1."""
         if not 0 < decay < 1:
             raise ValueError(f"--ema {decay:g}: expected 0 (none), or a decay below 1 such as 0.999")
-        self.parameters = list(model.parameters())
+        self.parameters: list[Tensor] = list(model.parameters())
         self.values = [parameter.detach().clone() for parameter in self.parameters]
         self.decay = decay
 
@@ -189,7 +189,7 @@ class Run:
             (part.weight * piece["loss"]).backward()
             for name, value in piece.items():
                 terms[name] = terms.get(name, 0) + part.weight * value.detach()
-        gradients = [parameter.grad for parameter in self.model.parameters()]
+        gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
         self.processes.add([*terms.values(), *gradients])
         terms["gradient_norm"] = torch.nn.utils.get_total_norm(gradients)
         self.settle()
