@@ -68,7 +68,7 @@ def claimed(folder: Path, processes: Processes) -> Iterator[None]:
 def stop_requests() -> Iterator[list[int]]:
     """A list that receives SIGINT or SIGTERM instead of the process; a second signal acts at once."""
     received: list[int] = []
-    previous: dict[int, Any] = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    previous: dict[int, Any] = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
 
     def receive(number: int, frame: object) -> None:
         received.append(number)

@@ -3,7 +3,8 @@
 Straightforward: float32, a forward pass per annotator, one backward pass through them all. Ours:
 `ATFM.losses` with annotators_per_pass, recompute and amp on and off. On tensors with shapes and no data:
 
-    saved       what autograd keeps for a backward pass, the most of a step; storages once, weights left out
+    saved       what autograd keeps for a backward pass, the most of a step; storages once, without weights
+                and the batch itself
     recomputed  what recompute brings back beside it, a block at a time: the largest block
 
 Under amp CUDA's rules of what is cast hold. With a GPU also the allocator's peak, weights and Adam's moments
@@ -109,7 +110,8 @@ def counted(way: Way, sizes: Sizes) -> tuple[int, int]:
 
     with without_data("cuda" if way.amp else "cpu"):
         atfm, batch = way.build(sizes), sizes.batch()
-        saved = saved_bytes(lambda: next(iter(way.parts(atfm, *batch))), atfm.parameters())
+        inputs = [*atfm.parameters(), *batch]
+        saved = saved_bytes(lambda: next(iter(way.parts(atfm, *batch))), inputs)
         if way.recompute:
             for module in atfm.net.modules():
                 if isinstance(module, Recomputable):
