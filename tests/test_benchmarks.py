@@ -7,7 +7,12 @@ import torch
 from torch import nn
 
 from tests.benchmarks import (
-    benchmark_memory, benchmark_sampling, benchmark_scoring, benchmark_training, measure, straightforward,
+    benchmark_memory,
+    benchmark_sampling,
+    benchmark_scoring,
+    benchmark_training,
+    measure,
+    straightforward,
 )
 
 CPU = ["--device", "cpu", "--size", "16"]

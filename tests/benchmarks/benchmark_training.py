@@ -13,6 +13,7 @@ import argparse
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -120,7 +121,7 @@ def rows_of(stage: str, ways: dict[str, Step], batches: Batches, repeats: int, d
             ) -> Iterator[dict]:
     """A row per way, after the check."""
     def median(make: Callable[[int], object]) -> float:
-        return statistics.median(seconds(lambda: make(step), device) for step in range(20))
+        return statistics.median(seconds(partial(make, step), device) for step in range(20))
 
     require_same_losses(stage, ways)
     times = medians(ways, repeats, device)
