@@ -1,5 +1,6 @@
 """Samples for images of the user's own, `--images` of the test: no expert has marked them, so no scores."""
 
+import io
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -88,7 +89,8 @@ def read_image(path: Path) -> Tensor:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path, formats=FORMATS) as file:
+            # Read as a whole first: from a file, Pillow would reserve what a damaged chunk claims to hold.
+            with Image.open(io.BytesIO(path.read_bytes()), formats=FORMATS) as file:
                 # An MPO is a phone's JPEG with more behind it, such as a depth map: page 1 is the photo.
                 pages = 1 if file.format == "MPO" else getattr(file, "n_frames", 1)
                 if file.mode not in GREY_8 + GREY_16 + COLOUR or pages > 1:
