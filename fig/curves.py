@@ -148,7 +148,8 @@ def _draw_points(ax: Axes, name: str, points: Points, places: Sequence[float], n
     if not x.shape == y.shape == low.shape == high.shape or not ((low <= y) & (y <= high)).all():
         raise ValueError(f"points of {name!r}: found intervals {low} to {high} for scores {y} at {x}, "
                          "expected as many of each and low <= score <= high")
-    ax.errorbar(places, y, yerr=(y - low, high - y), label=name, color=COLOURS[number % len(COLOURS)],
+    ends = [(y - low).tolist(), (high - y).tolist()]  # lists: some matplotlib warns of arrays of one point
+    ax.errorbar(places, y, yerr=ends, label=name, color=COLOURS[number % len(COLOURS)],
                 marker=MARKERS[number % len(MARKERS)], markersize=5, linewidth=1.5, elinewidth=1, capsize=3)
 
 
