@@ -82,7 +82,7 @@ def tradeoff(panels: Panels) -> Figure:
         ax.set_xscale("symlog", linthresh=1, linscale=0.3)
         ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks], minor=False)
         ax.set_xticks([], minor=True)
-    axes[0].legend(fontsize=SMALL, frameon=False)
+    _legend_below(figure, axes[0])
     return figure
 
 
@@ -105,7 +105,7 @@ def sweep(panels: Panels, *, setting: str, paper: float | None = None) -> Figure
             ax.axvline(values.index(paper), color="0.4", linestyle="--", linewidth=1.5, zorder=1.5,
                        label="paper's default")
         ax.set_xticks(range(len(values)), [f"{value:g}" for value in values])
-    axes[0].legend(fontsize=SMALL, frameon=False)
+    _legend_below(figure, axes[0])
     return figure
 
 
@@ -140,6 +140,12 @@ def _score_panels(panels: Panels, x: str) -> tuple[Figure, list[Axes]]:
     for ax, score in zip(axes, panels, strict=True):
         _label(ax, x, score)
     return figure, axes
+
+
+def _legend_below(figure: Figure, ax: Axes) -> None:
+    """The lines of a panel named below all panels, where they hide nothing."""
+    handles, names = ax.get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=4, frameon=False, fontsize=SMALL)
 
 
 def _draw_points(ax: Axes, name: str, points: Points, places: Sequence[float], number: int) -> None:

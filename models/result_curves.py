@@ -95,7 +95,7 @@ def _panels(report: dict[str, Any], place: str, line: tuple[str, ...]) -> fig.Pa
     samples = report["sampling"]["samples"]
     resampled = "patients" if report["metadata"]["reader"] == "lidc" else "images"
     return {
-        f"{score} ({better} is better; 95 % interval over {resampled})": {
+        f"{score} ({better} is better)\n95 % interval over {resampled}": {
             name: _points(of_line, score, place, report["groups"]) for name, of_line in lines.items()}
         for score, better in ((f"GED{max(samples)}", "lower"), (f"HM-IoU{matching_n(samples)}", "higher"))
     }

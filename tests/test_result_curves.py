@@ -37,8 +37,8 @@ def lines(ax):
 
 def test_a_tradeoff_has_the_largest_n_and_points_in_order_of_cost():
     ged, hm_iou = result_curves.tradeoff(STEPS).axes
-    assert ged.get_ylabel() == "GED4 (lower is better; 95 % interval over patients)"
-    assert hm_iou.get_ylabel() == "HM-IoU4 (higher is better; 95 % interval over patients)"
+    assert ged.get_ylabel() == "GED4 (lower is better)\n95 % interval over patients"
+    assert hm_iou.get_ylabel() == "HM-IoU4 (higher is better)\n95 % interval over patients"
     assert lines(ged)["act-gtr"] == ([0], pytest.approx([0.4]))
     assert lines(ged)["atfm"] == ([1, 25], pytest.approx([0.4, 0.2]))
     assert lines(hm_iou)["atfm"] == ([1, 25], pytest.approx([0.7, 0.5]))
