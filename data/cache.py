@@ -49,7 +49,7 @@ class Cache:
 
         Raises ValueError, naming the file, if its data cannot be read."""
         try:
-            with h5py.File(self.path, "r") as file:
+            with h5py.File(self.path, "r", locking=False) as file:
                 images, masks = (_read_rows(file[name], rows) for name in ("images", "masks_packed"))
         except Exception as error:  # h5py raises nearly any type on a damaged file
             raise ValueError(f"{self.path}: damaged, rows cannot be read ({error}); restore it") from error
@@ -64,7 +64,8 @@ def open_cache(path: Path | str) -> Cache:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; expected an HDF5 file with images and masks_packed")
     try:
-        with h5py.File(path, "r") as file:
+        # No lock: caches are replaced whole, never changed, and their writer's lock outlasts the replacement.
+        with h5py.File(path, "r", locking=False) as file:
             return _open(file, path)
     except LayoutError:
         raise

@@ -1,5 +1,6 @@
 """The on-disk layout: written, opened, refused when wrong, converted once, never left half-written."""
 
+import fcntl
 import multiprocessing
 import os
 import random
@@ -311,6 +312,13 @@ def convert_together(source, barrier):
         barrier.wait(30)  # passes when both have found no cache and written their rows
 
     assert brightness(cached(source, sorted(source.iterdir()), convert_and_wait)) == [0, 1, 2]
+
+
+def test_a_cache_is_read_while_its_writer_still_holds_its_lock(source):
+    cached(source, sorted(source.iterdir()), convert)
+    with open(source.with_name("source.atfm.h5"), "rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert brightness(cached(source, sorted(source.iterdir()), None)) == [0, 1, 2]
 
 
 def test_processes_that_convert_at_once_do_not_meet(source):
