@@ -193,6 +193,7 @@ def write(path: Path, content: dict[str, np.ndarray], source: str) -> None:
 
 
 def main() -> None:
+    """Writes the file that the command line names."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("what", choices=sorted(SOURCE))
     parser.add_argument("--contours", type=Path,

