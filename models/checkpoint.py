@@ -63,10 +63,10 @@ def state_dict(path: Path) -> dict[str, torch.Tensor]:
     return weights
 
 
-def find(place: str | Path, name: str = "best.pt") -> Path:
+def find(place: str | Path) -> Path:
     """The checkpoint that a flag means: the file itself, or the best one of a run folder."""
     place = Path(place)
-    return place / name if place.is_dir() else place
+    return place / "best.pt" if place.is_dir() else place
 
 
 def _read(path: Path) -> Any:

@@ -17,8 +17,8 @@ import data
 from data.cache import Cache, Writer, cached, open_cache
 from data.slices import Slices
 from metadata_manager import Metadata
+from tests import tiny
 
-KILLS = int(os.environ.get("ATFM_KILLS", 3))
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
@@ -294,7 +294,7 @@ def test_a_conversion_killed_at_random_moments_leaves_no_half_cache(source):
     assert exit_code(in_child(convert_slowly, source)) == 0
     seconds, place = time.perf_counter() - begin, source.with_name("source.atfm.h5")
     moments = random.Random(0)
-    for _ in range(KILLS):
+    for _ in range(tiny.KILLS):
         place.unlink(missing_ok=True)
         process = in_child(convert_slowly, source)
         process.join(moments.uniform(0, seconds))

@@ -14,8 +14,7 @@ import torch
 from torch import nn
 
 from models import checkpoint
-
-KILLS = int(os.environ.get("ATFM_KILLS", 3))
+from tests import tiny
 
 
 def content(value=1.0):
@@ -88,7 +87,7 @@ def save_again_and_again(path):
 
 def test_a_process_killed_while_it_saves_leaves_a_whole_file(path):
     moments = random.Random(0)
-    for _ in range(KILLS):
+    for _ in range(tiny.KILLS):
         process = multiprocessing.get_context("fork").Process(target=save_again_and_again, args=(path,))
         process.start()
         process.join(moments.uniform(0, 0.3))

@@ -1,7 +1,6 @@
 """The training loop: a run that is stopped anywhere and started again ends as the uninterrupted one does."""
 
 import multiprocessing
-import os
 import random
 import re
 import signal
@@ -20,7 +19,6 @@ from models import checkpoint, process, stages
 from models.training import Average, NonFiniteLoss, Validation, fit
 from tests import tiny
 
-KILLS = int(os.environ.get("ATFM_KILLS", 3))  # per stage; more of them search for rarer moments
 STEPS = 3  # per epoch of the loop on its own
 
 
@@ -430,11 +428,11 @@ def test_a_stage_killed_at_random_moments_repeats_the_whole_one(stage, lidc, gtr
     start(tmp_path / "whole").join()
     seconds = time.perf_counter() - started
     kills, runs, moments = 0, 0, random.Random(0)
-    while kills < KILLS:
+    while kills < tiny.KILLS:
         folder = tmp_path / f"parts{runs}"
         while True:
             process = start(folder)
-            process.join(moments.uniform(0, seconds) if kills < KILLS else None)
+            process.join(moments.uniform(0, seconds) if kills < tiny.KILLS else None)
             process.kill()
             process.join()
             if process.exitcode == 0:

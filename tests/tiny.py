@@ -1,5 +1,6 @@
 """Data sets of a few images and settings of a few weights, on which every script runs in about a second."""
 
+import os
 import pickle
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from PIL import Image
 
 from data import Writer
 
+KILLS = int(os.environ.get("ATFM_KILLS", 3))  # of each kind of process; more search for rarer moments
 PATIENTS = 15  # 64/16/20 %: 10 to train, 2 to validate, 3 to test
 DATA = ["--crop", "8", "--limit", "6", "--device", "cpu"]
 LOOP = ["--val_images", "2", "--val_samples", "2", "--val_steps", "1"]
