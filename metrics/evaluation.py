@@ -2,8 +2,9 @@
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Protocol
 
 import numpy as np
@@ -16,6 +17,8 @@ from metrics.scores import diversity_from, ged_from, hm_iou_from, mdm_from
 
 PER_N = {"GED": ged_from, "HM-IoU": hm_iou_from, "MDM": mdm_from, "Diversity": diversity_from}
 AT_MAX_N = {"S_NCC": s_ncc, "Dice of means": dice_of_means, "ECE": calibration_error}
+
+SCORED_TOGETHER = 8  # sets of samples on a GPU, which waits for launches; on a CPU one at a time is faster
 
 # (image (b, c, h, w), n, generator) -> probabilities (b, n, h, w)
 Sampler = Callable[[Tensor, int, torch.Generator], Tensor]
@@ -86,6 +89,7 @@ def evaluate(
     seeds: Sequence[int] = (0,),
     device: torch.device | str = "cpu",
     progress: Callable[[Sequence[int]], Iterable[int]] = iter,
+    together: int | None = None,
 ) -> Evaluation:
     """Score `sample` on every image of `dataset`: its samples thresholded at >= 0.5 against all experts.
 
@@ -93,6 +97,8 @@ def evaluate(
     Per image and seed max(samples) are drawn once, and the first n of them are scored for each n of
     `samples`. The generator depends on seed and image id alone, so that images may be split over processes
     at will; CPU and CUDA draw different numbers. `progress` wraps the indices of images, as tqdm.tqdm does.
+    `together` sets of samples are scored at once, which changes nothing beyond the rounding of float64
+    (default: 8 on a GPU, 1 on a CPU).
     Raises ValueError for an empty or inconsistent dataset, masks other than 0/1, and samples that are not
     finite or not of the right shape, naming the image."""
     if not (samples and seeds) or min(samples) < 1:
@@ -100,16 +106,15 @@ def evaluate(
     if not 0 < len(dataset) == len(dataset.ids):
         raise ValueError(f"dataset of {len(dataset)} images with {len(dataset.ids)} ids: "
                          "expected at least one image, and an id for each")
+    together = together or (SCORED_TOGETHER if torch.device(device).type == "cuda" else 1)
     scores: dict[str, np.ndarray] = defaultdict(lambda: np.empty((len(seeds), len(dataset))))
-    for index in progress(range(len(dataset))):
-        image, masks = dataset[index]
-        name, image, masks = dataset.ids[index], image.to(device)[None], masks.to(device)[None]
-        if not ((masks == 0) | (masks == 1)).all():
-            raise ValueError(f"masks of image {name}: expected 0 and 1, found others; check its source file")
-        for run, seed in enumerate(seeds):
-            drawn = _draw(sample, image, max(samples), seed, name)
-            for key, value in score(drawn, masks.bool(), samples).items():
-                scores[key][run, index] = float(value)
+    sets = _sets(sample, dataset, max(samples), seeds, device, progress)
+    while block := list(islice(sets, together)):
+        runs, images, drawn, masks = zip(*block)
+        found = score(torch.cat(drawn), torch.cat(masks), samples)
+        values = torch.stack([value.double() for value in found.values()]).cpu().numpy()
+        for name, of_block in zip(found, values):
+            scores[name][runs, images] = of_block
     return Evaluation(tuple(dataset.ids), tuple(seeds), dict(scores))
 
 
@@ -140,6 +145,18 @@ def paired_bootstrap(
         means[draw] = totals[chosen].sum() / sizes[chosen].sum()
     low, high = np.quantile(means, (0.025, 0.975))
     return float(difference.mean()), float(low), float(high)
+
+
+def _sets(sample: Sampler, dataset: Images, n: int, seeds: Sequence[int], device: torch.device | str,
+          progress: Callable[[Sequence[int]], Iterable[int]]) -> Iterator[tuple[int, int, Tensor, Tensor]]:
+    """Number of the seed, number of the image, n samples (1, n, h, w) and masks (1, k, h, w), both bool."""
+    for index in progress(range(len(dataset))):
+        image, masks = dataset[index]
+        name, image, masks = dataset.ids[index], image.to(device)[None], masks.to(device)[None]
+        if not ((masks == 0) | (masks == 1)).all():
+            raise ValueError(f"masks of image {name}: expected 0 and 1, found others; check its source file")
+        for run, seed in enumerate(seeds):
+            yield run, index, _draw(sample, image, n, seed, name), masks.bool()
 
 
 def _draw(sample: Sampler, image: Tensor, n: int, seed: int, name: str) -> Tensor:

@@ -88,8 +88,10 @@ def score_together(system: System, test: Slices, config: SamplingConfig, device:
     mine = test.rows[processes.rank::processes.count]
     silent = None if processes.first else True  # None: where nobody sees it
     progress = functools.partial(tqdm, desc=system.label, leave=False, disable=silent)
-    found = None if len(mine) == 0 else evaluate(
-        system.sample, Slices(test.cache, mine, test.crop), config.samples, config.seeds, device, progress)
+    found = None
+    if len(mine):
+        images = Slices(test.cache, mine, test.crop).to(device)
+        found = evaluate(system.sample, images, config.samples, config.seeds, device, progress)
     return interleaved([part for part in processes.gather(found) if part is not None])
 
 

@@ -88,6 +88,15 @@ def test_splitting_images_over_processes_changes_nothing():
     assert not np.array_equal(whole.scores["GED4"][0], whole.scores["GED4"][1])  # seeds do differ
 
 
+@pytest.mark.parametrize("together", [2, 3, 100])
+def test_scoring_several_sets_together_changes_nothing_beyond_rounding(together):
+    images = dataset()
+    one_by_one = evaluate(noisy, images, samples=(2, 4), seeds=(0, 1))
+    found = evaluate(noisy, images, samples=(2, 4), seeds=(0, 1), together=together)
+    for name, values in one_by_one.scores.items():
+        np.testing.assert_allclose(found.scores[name], values, rtol=0, atol=1e-6)
+
+
 def test_image_seed_is_the_same_in_every_process():
     command = "from metrics.evaluation import image_seed; print(image_seed(3, 'a'))"
     root = Path(__file__).parent.parent
