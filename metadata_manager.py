@@ -142,7 +142,8 @@ class SamplingConfig:
     alphas: tuple[float, ...] = setting((), "flows trained with --alphas, a row each")
     samples: tuple[int, ...] = setting((16, 32, 100), "n of GED_n, HM-IoU_n, MDM_n (paper: 16, 32, 100)")
     seeds: tuple[int, ...] = setting((0, 1, 2, 3, 4), "one run of sampling per seed (paper: five runs)")
-    batch_size: int = setting(50, "states x_t integrated at once; bounds memory")
+    batch_size: int | None = setting(None, "states x_t integrated at once; bounds memory (default: as "
+                                           "many as a GPU's free memory holds, 8 on a CPU)")
     amp: bool = setting(False, "run ST-Net in bfloat16")
     channels_last: bool = setting(False, "run ST-Net in the layout that CUDA's convolutions are fastest in")
     compile: bool = setting(False, "torch.compile ST-Net: minutes at the start, faster from then on")

@@ -67,7 +67,7 @@ def prediction_picture(flags: argparse.Namespace) -> Figure:
     trained = load_run(flags)
     image, masks = test_images(trained, flags.image, 4)
     steps = trained.prior.steps if flags.steps is None else flags.steps
-    sample = flow_sampler(trained.atfm, steps, trained.prior.solver, batch_size=50)
+    sample = flow_sampler(trained.atfm, steps, trained.prior.solver)
     samples = sample(image, SAMPLES, torch.Generator(trained.device).manual_seed(flags.seed)) >= 0.5
     return fig.prediction_grid(image, masks, samples)
 

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import math
 from collections.abc import Callable, Iterator
 
 import torch
@@ -102,21 +103,22 @@ class ATFM(nn.Module):
                net: Field | None = None) -> Tensor:
         """n masks per image (b, c, h, w) as probabilities (b, n, h, w); a mask is where they are >= 0.5.
 
-        One pass of GTR, then the b * n states are integrated `batch_size` at a time (default: all at once),
-        which bounds memory and changes results by rounding only.
+        One pass of GTR, then the b * n states are integrated in equal parts of at most `batch_size` (default:
+        all at once), which bounds memory and changes results by rounding only.
         net: `ready(self.net)`, to make it once for many calls.
-        Raises ValueError for an unknown solver or no steps.
+        Raises ValueError for an unknown solver, no steps, no samples or an empty batch.
         """
-        if solver not in SOLVERS or steps < 1 or n < 1:
-            raise ValueError(f"solver={solver!r}, steps={steps}, n={n}: expected one of "
-                             f"{', '.join(SOLVERS)}, and at least one step and one sample")
+        at_once = len(image) * n if batch_size is None else batch_size
+        if solver not in SOLVERS or min(steps, n, at_once) < 1:
+            raise ValueError(f"solver={solver!r}, steps={steps}, n={n}, batch_size={batch_size}: expected "
+                             f"one of {', '.join(SOLVERS)}, and the numbers to be at least 1")
         conditions = grey(image).repeat_interleave(n, dim=0)  # (b * n, 1, h, w)
         x_0 = self.source(image, n, generator)  # (b, n, h, w)
         states = x_0.flatten(0, 1)[:, None]
         net = ready(self.net) if net is None else net
-        size = batch_size or len(states)
+        parts = math.ceil(len(states) / at_once)
         ends = [SOLVERS[solver](self._velocity(net, condition), state, steps)
-                for state, condition in zip(states.split(size), conditions.split(size))]
+                for state, condition in zip(states.tensor_split(parts), conditions.tensor_split(parts))]
         return self._probability(torch.cat(ends).view_as(x_0)).clamp(0, 1)
 
     def _velocity(self, net: Field, condition: Tensor) -> Velocity:

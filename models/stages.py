@@ -125,7 +125,7 @@ def train_flow(settings: Settings, config: PriorConfig, folder: Path, device: to
         atfm.net.compile()
 
     def validate_flow() -> Validation:
-        sample = flow_sampler(atfm, loop.val_steps, "euler", net=ready(atfm.net))
+        sample = flow_sampler(atfm, loop.val_steps, "euler", loop.val_samples, ready(atfm.net))
         return validate(sample, held_out, loop, device)
 
     batches = Batches(train, config.batch_size, seed, device, augment if metadata.augment else None)

@@ -17,6 +17,8 @@ from models.atfm import ATFM, Field
 from models.gtr import GTR
 from models.st_net import STNet
 
+STATES_ON_CPU = 8
+
 # (image (b, c, h, w), n, generator) -> (b, n, h, w)
 Sampler = Callable[[Tensor, int, torch.Generator], Tensor]
 
@@ -114,5 +116,35 @@ def gtr_sampler(gtr: GTR) -> Sampler:
 
 def flow_sampler(atfm: ATFM, steps: int, solver: str, batch_size: int | None = None,
                  net: Field | None = None) -> Sampler:
-    """Samples of the flow; net: see `ATFM.sample`."""
-    return lambda image, n, generator: atfm.sample(image, n, steps, solver, generator, batch_size, net)
+    """Samples of the flow; net: see `ATFM.sample`. batch_size: states at once (default: `states_at_once`)."""
+
+    def sample(image: Tensor, n: int, generator: torch.Generator) -> Tensor:
+        nonlocal batch_size
+        if batch_size is None:
+            batch_size = states_at_once(atfm, image)
+        return atfm.sample(image, n, steps, solver, generator, batch_size, net)
+
+    return sample
+
+
+def states_at_once(atfm: ATFM, image: Tensor) -> int:
+    """How many states x_t ST-Net should take at once, for images like this one (1, c, h, w).
+
+    On a GPU as many as `that_fit` in its free memory, by what two of them take; on a CPU 8: more leave its
+    caches and are slower."""
+    if image.device.type != "cuda":
+        return STATES_ON_CPU
+    torch.cuda.reset_peak_memory_stats(image.device)
+    before = torch.cuda.memory_allocated(image.device)
+    atfm.sample(image, 2, steps=1, net=atfm.net)
+    each = (torch.cuda.max_memory_allocated(image.device) - before) // 2
+    free, _ = torch.cuda.mem_get_info(image.device)
+    unused = torch.cuda.memory_reserved(image.device) - torch.cuda.memory_allocated(image.device)
+    return that_fit(each, free + unused)
+
+
+def that_fit(each: int, free: int) -> int:
+    """The largest power of two of things of `each` bytes in 70 % of `free` bytes, at least 1.
+
+    A power of two: a little more or less free memory then changes nothing, not even by rounding."""
+    return 1 << max(0, (free * 7 // (10 * each)).bit_length() - 1)

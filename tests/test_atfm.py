@@ -239,6 +239,13 @@ def test_samples_drawn_in_batches_are_those_drawn_at_once(batch_size):
     torch.testing.assert_close(in_batches, at_once, rtol=0, atol=1e-5)
 
 
+def test_batches_of_states_are_even():
+    atfm, (image, _), sizes = system(), batch(), []
+    atfm.net.register_forward_pre_hook(lambda net, inputs: sizes.append(len(inputs[0])))
+    atfm.sample(image, 5, steps=1, batch_size=8, net=atfm.net)
+    assert sizes == [5, 5]
+
+
 def test_the_same_generator_gives_the_same_samples():
     atfm, (image, _) = system(), batch()
     samples = atfm.sample(image, 3, steps=2, generator=seeded(5))
@@ -323,7 +330,7 @@ def test_an_image_of_an_odd_size_is_refused():
             system(source=source).sample(torch.zeros(1, 1, 9, 8), 1)
 
 
-@pytest.mark.parametrize("asked", [{"solver": "rk5"}, {"steps": 0}, {"n": 0}])
+@pytest.mark.parametrize("asked", [{"solver": "rk5"}, {"steps": 0}, {"n": 0}, {"batch_size": 0}])
 def test_an_impossible_way_of_sampling_is_refused(asked):
-    with pytest.raises(ValueError, match="one of euler, midpoint.* at least one step and one sample"):
+    with pytest.raises(ValueError, match="one of euler, midpoint.* and the numbers to be at least 1"):
         system().sample(batch()[0], **{"n": 1, **asked})
