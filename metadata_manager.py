@@ -99,6 +99,7 @@ class PriorConfig:
         "standard: divide by the standard deviation (arXiv 1903.10520); released: multiply by it; none",
         ("standard", "released", "none"))
     time_scale: float = setting(1000.0, "t times this goes into the sinusoidal embedding (released: 1)")
+    groups: int = setting(1, "groups of GroupNorm in ST-Net's residual blocks (released: 1)")
     method: str = setting("atfm", "the system to train, a row of METHODS; its fields below follow from it",
                           FLOWS)
     source: str = setting("gtr", "x_0: a sample of GTR, or standard normal noise", ("gtr", "normal"))

@@ -1,7 +1,8 @@
 """ST-Net, the velocity field v(x_t, t, image): a time-conditioned U-Net with linear attention (App. 6)."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import pairwise
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 HEADS, HEAD_WIDTH = 4, 32
+Block = Callable[[int, int], nn.Module]  # (in_channels, out_channels) -> a residual block
 
 
 def standardize(weight: Tensor, method: str) -> Tensor:
@@ -50,16 +52,18 @@ class Recomputable(nn.Module):
 class ResidualBlock(Recomputable):
     """(Standardized 3x3 conv, GroupNorm, scale-shift by time for the first, SiLU) twice, plus a 1x1 shortcut.
 
+    method: see `standardize`; groups: of GroupNorm.
     Takes x and, on the way up, the skip, joined to it here, so that recomputing need not keep the copy.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, time_channels: int, method: str) -> None:
+    def __init__(self, in_channels: int, out_channels: int, *, time_channels: int, method: str, groups: int
+                 ) -> None:
         super().__init__()
         self.time = nn.Linear(time_channels, 2 * out_channels)
         self.conv1 = StandardizedConv2d(in_channels, out_channels, method)
-        self.norm1 = nn.GroupNorm(1, out_channels)
+        self.norm1 = nn.GroupNorm(groups, out_channels)
         self.conv2 = StandardizedConv2d(out_channels, out_channels, method)
-        self.norm2 = nn.GroupNorm(1, out_channels)
+        self.norm2 = nn.GroupNorm(groups, out_channels)
         self.shortcut = (nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels
                          else nn.Identity())
 
@@ -137,11 +141,10 @@ class Upsample(nn.Module):
 class Down(nn.Module):
     """A level of the way down: two residual blocks, each leaving a skip, linear attention, downsampling."""
 
-    def __init__(self, in_channels: int, out_channels: int, time_channels: int, method: str,
-                 last: bool) -> None:
+    def __init__(self, in_channels: int, out_channels: int, block: Block, last: bool) -> None:
         super().__init__()
-        self.block1 = ResidualBlock(in_channels, in_channels, time_channels, method)
-        self.block2 = ResidualBlock(in_channels, in_channels, time_channels, method)
+        self.block1 = block(in_channels, in_channels)
+        self.block2 = block(in_channels, in_channels)
         self.attention = LinearAttention(in_channels)
         self.resample = Downsample(in_channels, out_channels, last)
 
@@ -154,11 +157,11 @@ class Down(nn.Module):
 class Middle(nn.Module):
     """Residual block, full attention, residual block, on the smallest map."""
 
-    def __init__(self, channels: int, time_channels: int, method: str) -> None:
+    def __init__(self, channels: int, block: Block) -> None:
         super().__init__()
-        self.block1 = ResidualBlock(channels, channels, time_channels, method)
+        self.block1 = block(channels, channels)
         self.attention = Attention(channels)
-        self.block2 = ResidualBlock(channels, channels, time_channels, method)
+        self.block2 = block(channels, channels)
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
         return self.block2(time, self.attention(self.block1(time, x)))
@@ -167,11 +170,10 @@ class Middle(nn.Module):
 class Up(nn.Module):
     """A level of the way up: two residual blocks, each with a skip, linear attention, upsampling."""
 
-    def __init__(self, in_channels: int, out_channels: int, time_channels: int, method: str,
-                 last: bool) -> None:
+    def __init__(self, in_channels: int, out_channels: int, block: Block, last: bool) -> None:
         super().__init__()
-        self.block1 = ResidualBlock(in_channels + out_channels, in_channels, time_channels, method)
-        self.block2 = ResidualBlock(in_channels + out_channels, in_channels, time_channels, method)
+        self.block1 = block(in_channels + out_channels, in_channels)
+        self.block2 = block(in_channels + out_channels, in_channels)
         self.attention = LinearAttention(in_channels)
         self.resample = Upsample(in_channels, out_channels, last)
 
@@ -188,11 +190,12 @@ class STNet(nn.Module):
     weight_standardization: see `standardize`.
     time_scale: t in [0, 1] is multiplied by it before the sinusoidal embedding, whose base 10000 is meant for
     steps counted to 1000; the released code leaves t as it is.
+    groups: of GroupNorm in the residual blocks, a divisor of dim.
     recompute: gradient checkpointing; in training keep only the inputs of residual blocks and attentions.
     """
 
     def __init__(self, dim: int = 128, dim_mults: Sequence[int] = (1, 2, 4),
-                 weight_standardization: str = "standard", time_scale: float = 1000.0,
+                 weight_standardization: str = "standard", time_scale: float = 1000.0, groups: int = 1,
                  recompute: bool = False) -> None:
         super().__init__()
         if weight_standardization not in ("standard", "released", "none"):
@@ -200,21 +203,25 @@ class STNet(nn.Module):
                              "released or none")
         if dim < 4 or dim % 2:
             raise ValueError(f"dim={dim}: expected an even number of at least 4")
+        if groups < 1 or dim % groups:
+            raise ValueError(f"groups={groups}: expected a divisor of dim={dim}")
         self.dim, self.dim_mults, self.time_scale = dim, tuple(dim_mults), time_scale
         self.weight_standardization = weight_standardization
-        time_channels, method = 4 * dim, weight_standardization
+        time_channels = 4 * dim
+        block = partial(ResidualBlock, time_channels=time_channels, method=weight_standardization,
+                        groups=groups)
         levels = list(pairwise([dim, *(dim * mult for mult in dim_mults)]))
         deepest = len(levels) - 1
 
         self.stem = nn.Conv2d(2, dim, 1)
         self.time_mlp = nn.Sequential(nn.Linear(dim, time_channels), nn.GELU(),
                                       nn.Linear(time_channels, time_channels))
-        self.downs = nn.ModuleList(Down(above, below, time_channels, method, last=i == deepest)
+        self.downs = nn.ModuleList(Down(above, below, block, last=i == deepest)
                                    for i, (above, below) in enumerate(levels))
-        self.middle = Middle(levels[-1][1], time_channels, method)
-        self.ups = nn.ModuleList(Up(below, above, time_channels, method, last=i == deepest)
+        self.middle = Middle(levels[-1][1], block)
+        self.ups = nn.ModuleList(Up(below, above, block, last=i == deepest)
                                  for i, (above, below) in enumerate(reversed(levels)))
-        self.final_block = ResidualBlock(2 * dim, dim, time_channels, method)
+        self.final_block = block(2 * dim, dim)
         self.final_conv = nn.Conv2d(dim, 1, 1)
         for module in self.modules():
             if isinstance(module, Recomputable):

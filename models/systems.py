@@ -31,7 +31,7 @@ def build_gtr(metadata: Metadata, config: GTRConfig) -> GTR:
 def build_atfm(config: PriorConfig, gtr: GTR | None) -> ATFM:
     """An untrained flow over a frozen GTR, as a config describes it."""
     net = STNet(config.dim, config.dim_mults, config.weight_standardization, config.time_scale,
-                config.checkpoint)
+                config.groups, config.checkpoint)
     return ATFM(gtr, net, source=config.source, alpha=config.alpha, dice=config.dice,
                 dice_over=config.dice_over, semantic_target=config.semantic_target, experts=config.experts,
                 signed=config.signed, condition_dropout=config.condition_dropout, guidance=config.guidance,

@@ -42,6 +42,18 @@ def test_there_are_15_residual_blocks():
     assert [conv.method for conv in released] == ["released"] * 30
 
 
+@pytest.mark.parametrize("groups, same", [(1, False), (2, True)])
+def test_the_size_of_a_group_of_channels_is_normalized_away(groups, same):
+    torch.manual_seed(0)
+    block = ResidualBlock(4, 4, time_channels=3, method="none", groups=groups)
+    x, time = torch.rand(2, 4, 5, 5), torch.rand(2, 3)
+    before = block(time, x)
+    with torch.no_grad():
+        for weight in block.conv1.parameters():
+            weight[2:] *= 10
+    assert torch.allclose(block(time, x), before, atol=1e-2) == same
+
+
 @pytest.mark.parametrize("dim_mults, size", [((1,), 5), ((1, 2), 6), ((1, 2, 4, 4), 16)])
 def test_other_widths_give_a_velocity_per_pixel(dim_mults, size):
     x_t, t, image = inputs(size=size)
@@ -114,6 +126,8 @@ def test_other_shapes_are_refused(x_t, t, image):
      "weight_standardization='weird': expected standard, released or none"),
     ({"dim": 7}, "dim=7: expected an even number"),
     ({"dim": 2}, "dim=2: expected an even number"),
+    ({"dim": 8, "groups": 3}, "groups=3: expected a divisor of dim=8"),
+    ({"groups": 0}, "groups=0: expected a divisor of dim=128"),
 ])
 def test_other_settings_are_refused(choices, expected):
     with pytest.raises(ValueError, match=expected):
