@@ -3,7 +3,17 @@
 They load no model and no data set, so that a test or a training loop calls them with the arrays it has."""
 
 from fig.canvas import figure_to_array, save
-from fig.curves import Panels, Points, learning_curves, read_scalars, sweep, tradeoff
+from fig.curves import (
+    Difference,
+    Differences,
+    Panels,
+    Points,
+    differences,
+    learning_curves,
+    read_scalars,
+    sweep,
+    tradeoff,
+)
 from fig.method import overview
 from fig.pictures import (
     augmentation_sheet,
@@ -14,7 +24,7 @@ from fig.pictures import (
 )
 
 __all__ = [
-    "Panels", "Points", "augmentation_sheet", "figure_to_array", "learning_curves", "overview",
-    "prediction_grid", "read_scalars", "samples_picture", "save", "sweep", "tradeoff", "validation_picture",
-    "variance_and_entropy",
+    "Difference", "Differences", "Panels", "Points", "augmentation_sheet", "differences", "figure_to_array",
+    "learning_curves", "overview", "prediction_grid", "read_scalars", "samples_picture", "save", "sweep",
+    "tradeoff", "validation_picture", "variance_and_entropy",
 ]

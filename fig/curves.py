@@ -1,5 +1,6 @@
-"""Curves: training, quality against cost, one setting swept; and TensorBoard's scalars to draw them from."""
+"""Scores as curves and intervals: training, cost, one setting swept, choices; TensorBoard's scalars read."""
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from itertools import chain, zip_longest
 from pathlib import Path
@@ -9,7 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import LogFormatter
+from matplotlib.ticker import LogFormatter, MaxNLocator
 
 from fig.canvas import COLOURS, DPI, NORMAL, SMALL, WIDTH
 
@@ -26,6 +27,15 @@ class Points(NamedTuple):
     high: Sequence[float]
 
 
+class Difference(NamedTuple):
+    """A choice's score minus another's: mean over runs, the ends of its interval, and that of each run."""
+
+    mean: float
+    low: float
+    high: float
+    runs: Sequence[float]
+
+
 class PlainNumbers(LogFormatter):
     """Ticks of a logarithmic axis as 200 rather than 2 x 10^2, those that LogFormatter finds room for."""
 
@@ -34,6 +44,8 @@ class PlainNumbers(LogFormatter):
 
 
 Panels = Mapping[str, Mapping[str, Points]]  # label of a score -> name of a method -> its results
+
+Differences = Mapping[str, Mapping[str, Difference]]  # title of a panel -> name of a choice -> its difference
 
 
 def learning_curves(histories: Mapping[str, Mapping[str, Series]], *,
@@ -106,6 +118,34 @@ def sweep(panels: Panels, *, setting: str, paper: float | None = None) -> Figure
                        label="paper's default")
         ax.set_xticks(range(len(values)), [f"{value:g}" for value in values])
     _legend_below(figure, axes[0])
+    return figure
+
+
+def differences(panels: Differences) -> Figure:
+    """Which choices matter: a panel per score, a row per choice with its interval and a dot per training run.
+
+    A choice is in the same row of every panel, and left out where a panel does not have it.
+    Raises ValueError where there is nothing to draw."""
+    names = list(dict.fromkeys(chain.from_iterable(panels.values())))
+    if not names:
+        raise ValueError(f"panels: found {dict(panels)}, expected a score, and a choice for one")
+    columns = min(2, len(panels))
+    rows = math.ceil(len(panels) / columns)
+    size = (WIDTH, rows * (0.8 + 0.16 * len(names)))
+    figure = Figure(figsize=size, dpi=DPI, layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False, sharey=True)
+    for ax, (title, choices) in zip(axes.flat, panels.items(), strict=False):
+        ax.axvline(0, color="0.4", linewidth=1)
+        for name, (mean, low, high, runs) in choices.items():
+            y, clear = names.index(name), low > 0 or high < 0
+            colour = COLOURS[5] if clear else "0.5"
+            ax.plot([low, high], [y, y], color=colour, linewidth=2)
+            ax.plot(runs, [y] * len(runs), ".", color="0.2", markersize=3)
+            ax.plot([mean], [y], "o", color=colour, markersize=5)
+        _label(ax, "", "", title)
+        ax.xaxis.set_major_locator(MaxNLocator(5))
+        ax.set_yticks(range(len(names)), names)
+    axes[0, 0].set_ylim(len(names) - 0.5, -0.5)  # from top to bottom, the same in all panels
     return figure
 
 

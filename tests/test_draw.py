@@ -287,6 +287,21 @@ def test_tradeoff_has_a_place_for_no_evaluations_and_draws_intervals_as_given():
         fig.tradeoff({})
 
 
+def test_differences_have_a_row_per_choice_in_every_panel_and_tell_zero_apart():
+    better = fig.Difference(-0.2, -0.3, -0.1, [-0.25, -0.15])
+    unclear = fig.Difference(0.1, -0.1, 0.2, [0.1])
+    ged, hm_iou = fig.differences({"GED": {"first": better, "other": unclear}, "HM": {"other": better}}).axes
+    assert [text.get_text() for text in ged.get_yticklabels()] == ["first", "other"]
+    zero, interval, runs, mean = ged.lines[:4]
+    drawn = [list(line.get_xdata()) for line in (interval, runs, mean)]
+    assert drawn == [[-0.3, -0.1], [-0.25, -0.15], [-0.2]]
+    assert interval.get_color() != ged.lines[4].get_color()  # zero lies within the other's interval
+    assert [list(ax.lines[1].get_ydata()) for ax in (ged, hm_iou)] == [[0, 0], [1, 1]]
+    assert ged.get_ylim() == hm_iou.get_ylim() == (1.5, -0.5)  # the first choice at the top
+    with pytest.raises(ValueError, match="panels: found {}, expected a score"):
+        fig.differences({})
+
+
 def test_sweep_spaces_values_evenly_and_marks_the_paper_s_default():
     method = fig.Points([0, 1e-4, 1e-3], [0.3, 0.2, 0.25], [0.29, 0.19, 0.24], [0.31, 0.21, 0.26])
     other = fig.Points([1e-3], [0.5], [0.4], [0.6])

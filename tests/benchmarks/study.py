@@ -1,10 +1,12 @@
 """Which choices matter: one change at a time from the preset `paper`, on the same patients.
 
-Every row is trained with the same budget and seed and scored on the same test images; its difference from
-the first row has a 95 % interval of a paired bootstrap over patients. Rows that are done already are not
-repeated, and a GTR that a row shares with the first one is trained once. About 5 minutes a row on one core:
+Every row is trained with the same budget and seeds, unless it says otherwise, and scored on the same test
+images. Differences are means over training runs, with 95 % intervals of a paired bootstrap over patients,
+which do not say how runs vary; the dots of study.png do. What is done already is not repeated, and a GTR that
+a row shares with the first one is trained once; the table and the picture show all that lies in
+--output_path. About 5 minutes a row and seed on one core:
 
-    python -m tests.benchmarks.study --data_path <lidc .h5 file or pickle folder>
+    python -m tests.benchmarks.study --data_path <lidc .h5 file or pickle folder> --seeds 0 1
 """
 
 import argparse
@@ -16,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+import fig
 from metrics import paired_bootstrap
 from models.stages import train_gtr, train_prior
 from models.testing import test_prior
@@ -23,7 +26,8 @@ from models.testing import test_prior
 GTR = "--epochs 20 --batchsize 32 --lr 1e-3 --num_filters 16 32 64".split()
 FLOW = "--num_epochs 1 --batch_size 8 --lr 1e-3 --dim 16 --amp True --validate_every 1".split()
 TEST = "--samples 16 --steps 10 --seeds 0 --batch_size 8 --amp True --limit 80".split()
-SCORES = ("GED16", "HM-IoU16")
+SCORES = {"GED16": "lower", "HM-IoU16": "higher"}  # which is better
+SYSTEMS = {"act-gtr": "Act. GTR", "atfm": "ATFM"}
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,10 @@ class Variant:
     @property
     def own_gtr(self) -> bool:
         return bool(self.every) or self.gtr is not None
+
+    @property
+    def folder(self) -> str:
+        return self.name.replace(" ", "_").replace(",", "")
 
 
 VARIANTS = (
@@ -56,60 +64,103 @@ VARIANTS = (
     Variant("all experts per step in GTR", gtr="--experts all"),
     Variant("GTR of the released layout", gtr="--convs 3 --pool avg --up bilinear"),
     Variant("split released", every="--split released"),
+    Variant("8 groups in GroupNorm", flow="--groups 8"),
+    Variant("flow trained 4 times as long", flow="--num_epochs 4"),
 )
+Found = dict[str, dict[int, dict[str, Any]]]  # row -> seed -> content of its results.json
 
 
-def run(variant: Variant, first: Path, folder: Path, common: Sequence[str]) -> dict[str, Any]:
-    """Trains and tests a row in `folder`, as far as that is not done yet: the content of its results.json."""
-    shared = [*common, *variant.every.split(), "--output_path", str(folder)]
-    gtr = str((folder if variant.own_gtr else first) / "GTR")
-    results = folder / "test" / "results.json"
-    if not results.exists():
-        if variant.own_gtr:
-            train_gtr("LIDC", [*GTR, *shared, *(variant.gtr or "").split()])
-        train_prior("LIDC", [*FLOW, *shared, *variant.flow.split(), "--gtr", gtr])
-        leaks = str("--split released" in variant.every)
-        test_prior("LIDC", [*TEST, *shared, "--gtr", gtr, "--allow_overlap", leaks])
-    return json.loads(results.read_text())
+def run(variant: Variant, folder: Path, common: Sequence[str]) -> None:
+    """Trains and tests a row in a folder of `folder`, beside the first row's, as far as that is not done."""
+    own = folder / variant.folder
+    shared = [*common, *variant.every.split(), "--output_path", str(own)]
+    gtr = str((own if variant.own_gtr else folder / VARIANTS[0].folder) / "GTR")
+    if (own / "test" / "results.json").exists():
+        return
+    if variant.own_gtr:
+        train_gtr("LIDC", [*GTR, *shared, *(variant.gtr or "").split()])
+    train_prior("LIDC", [*FLOW, *shared, *variant.flow.split(), "--gtr", gtr])
+    leaks = str("--split released" in variant.every)
+    test_prior("LIDC", [*TEST, *shared, "--gtr", gtr, "--allow_overlap", leaks])
 
 
-def row(name: str, found: dict[str, Any], reference: dict[str, Any]) -> str:
-    """A line of the table: scores of GTR alone and of ATFM, and ATFM's difference from the first row's."""
-    cells = [name]
-    for system in ("act-gtr", "atfm"):
-        cells += [f"{np.mean(found['systems'][system]['scores'][score]):.3f}" for score in SCORES]
-    ours, theirs = found["systems"]["atfm"], reference["systems"]["atfm"]
-    for score in SCORES:
-        if ours["ids"] != theirs["ids"]:
-            cells.append("other images")
-            continue
-        a, b = np.asarray(ours["scores"][score]), np.asarray(theirs["scores"][score])
-        difference, low, high = paired_bootstrap(a, b, groups=found["groups"])
-        cells.append(f"{difference:+.3f} [{low:+.3f}, {high:+.3f}]")
-    return f"| {' | '.join(cells)} |"
+def finished(root: Path) -> Found:
+    """The results of all rows and seeds that are done, in the order of VARIANTS."""
+    found: Found = {}
+    for variant in VARIANTS:
+        for path in sorted(root.glob(f"seed*/{variant.folder}/test/results.json")):
+            seed = int(path.parts[-4].removeprefix("seed"))
+            found.setdefault(variant.name, {})[seed] = json.loads(path.read_text())
+    return found
 
 
-def main() -> None:
+def scores(runs: dict[int, dict[str, Any]], system: str, score: str) -> np.ndarray:
+    """Of a row's training runs, (runs, images)."""
+    return np.array([content["systems"][system]["scores"][score][0] for content in runs.values()])
+
+
+def difference(ours: dict[int, dict[str, Any]], theirs: dict[int, dict[str, Any]],
+               systems: tuple[str, str], score: str) -> fig.Difference:
+    """systems[0] of one row minus systems[1] of another, over the seeds of both."""
+    common = sorted(ours.keys() & theirs.keys())
+    a, b = (scores({seed: runs[seed] for seed in common}, system, score)
+            for runs, system in zip((ours, theirs), systems))
+    return fig.Difference(*paired_bootstrap(a, b, groups=ours[common[0]]["groups"]), (a - b).mean(1))
+
+
+def same_images(ours: dict[int, dict[str, Any]], theirs: dict[int, dict[str, Any]]) -> bool:
+    """Whether two rows were tested on the same images, and with a seed that both have."""
+    return ({content["test_images"] for content in ours.values()}
+            == {content["test_images"] for content in theirs.values()} and bool(ours.keys() & theirs.keys()))
+
+
+def differences(found: Found) -> fig.Differences:
+    """Title of a panel -> row -> how ATFM differs from its own Act. GTR, or from the first row's ATFM."""
+    first = VARIANTS[0].name
+    panels: dict[str, dict[str, fig.Difference]] = {}
+    for score, better in SCORES.items():
+        for what, other in (("Act. GTR", "act-gtr"), (first, "atfm")):
+            panel = panels.setdefault(f"{score} minus {what}\n({better} is better)", {})
+            for name, runs in found.items():
+                if other == "act-gtr":
+                    panel[name] = difference(runs, runs, ("atfm", other), score)
+                elif name != first and same_images(runs, found[first]):
+                    panel[name] = difference(runs, found[first], ("atfm", other), score)
+    return panels
+
+
+def table(found: Found) -> str:
+    """Markdown: a row per choice, mean scores and the differences."""
+    panels = differences(found)
+    names = [f"{name} {score}" for name in SYSTEMS.values() for score in SCORES]
+    names += [title.split("\n")[0] for title in panels]
+    lines = [f"| row | runs | {' | '.join(names)} |", "|---" * (2 + len(names)) + "|"]
+    for name, runs in found.items():
+        cells = [f"{scores(runs, system, score).mean():.3f}" for system in SYSTEMS for score in SCORES]
+        cells += [f"{panel[name].mean:+.3f} [{panel[name].low:+.3f}, {panel[name].high:+.3f}]"
+                  if name in panel else "-" for panel in panels.values()]
+        lines.append(f"| {name} | {len(runs)} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def main(flags: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data_path", required=True, help="LIDC: an .h5 file or the folder of pickles")
-    parser.add_argument("--output_path", default="runs/study", help="a folder per row, and table.md")
+    parser.add_argument("--output_path", type=Path, default=Path("runs/study"),
+                        help="a folder per seed and row, table.md, study.png")
     parser.add_argument("--crop", default="32", help="centre crop, pixels per side")
-    parser.add_argument("--seed", default="0", help="of initialization and training")
-    parser.add_argument("--rows", type=int, nargs="+", default=list(range(len(VARIANTS))),
-                        help="which rows, from 0")
-    flags = parser.parse_args()
-    root = Path(flags.output_path)
-    common = ["--data_path", flags.data_path, "--crop", flags.crop, "--seed", flags.seed]
-    names = [f"GTR {score}" for score in SCORES] + [f"ATFM {score}" for score in SCORES]
-    lines = [f"| row | {' | '.join(names)} | {' | '.join(f'{score} minus row 1' for score in SCORES)} |"]
-    lines.append("|---" * (1 + 3 * len(SCORES)) + "|")
-    first = root / VARIANTS[0].name
-    reference = run(VARIANTS[0], first, first, common)
-    for variant in (VARIANTS[number] for number in flags.rows):
-        folder = root / variant.name.replace(" ", "_").replace(",", "")
-        lines.append(row(variant.name, run(variant, first, folder, common), reference))
-        (root / "table.md").write_text("\n".join(lines) + "\n")
-    print("\n".join(lines))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of initialization and training")
+    parser.add_argument("--rows", type=int, nargs="+", default=range(len(VARIANTS)), help="which, from 0")
+    arguments = parser.parse_args(flags)
+    root = arguments.output_path
+    for seed in arguments.seeds:
+        common = ["--data_path", arguments.data_path, "--crop", arguments.crop, "--seed", str(seed)]
+        for number in sorted({0, *arguments.rows}):
+            run(VARIANTS[number], root / f"seed{seed}", common)
+            found = finished(root)
+            (root / "table.md").write_text(table(found))
+            fig.save(fig.differences(differences(found)), root / "study.png")
+    print(table(finished(root)))
 
 
 if __name__ == "__main__":

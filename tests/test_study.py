@@ -1,0 +1,75 @@
+"""The study trains what it says, once, and computes its table and picture from what is there."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.benchmarks import study
+
+ROWS = {study.VARIANTS[number].name: str(number) for number in (0, 3, 12, 14)}
+PAPER, PLAIN, ALL_EXPERTS, LEAK = ROWS
+
+
+@pytest.fixture
+def trained(monkeypatch, tmp_path):
+    """Stages that only say what they were asked for: the list of (stage, folder, flags); results are made up.
+
+    ATFM's GED is 0.4 in the first row, 0.3 without weight standardization, higher by 0.02 per seed."""
+    asked = []
+
+    def stage(name):
+        def run(what, argv):
+            flags = " ".join(argv)
+            folder = Path(argv[argv.index("--output_path") + 1])
+            asked.append((name, str(folder.relative_to(tmp_path)), flags))
+            if name == "test":
+                seed, row = int(argv[argv.index("--seed") + 1]), folder.name
+                ged = (0.3 if "none" in row else 0.4) + 0.02 * seed
+                scores = {"act-gtr": {"GED16": [[0.5, 0.7, 0.6]], "HM-IoU16": [[0.5, 0.5, 0.5]]},
+                          "atfm": {"GED16": [[ged, ged, ged]], "HM-IoU16": [[0.4, 0.5, 0.9]]}}
+                results = {"test_images": "other" if "split" in row else "these", "groups": ["a", "a", "b"],
+                           "systems": {system: {"scores": of} for system, of in scores.items()}}
+                (folder / "test").mkdir(parents=True)
+                (folder / "test" / "results.json").write_text(json.dumps(results))
+        return run
+
+    for name in ("train_gtr", "train_prior", "test_prior"):
+        monkeypatch.setattr(study, name, stage(name.split("_")[0] if name == "test_prior" else name))
+    return asked
+
+
+def run(folder, rows, seeds=("0",)):
+    study.main(["--data_path", "lidc.h5", "--output_path", str(folder), "--rows", *rows, "--seeds", *seeds])
+
+
+def test_a_row_trains_its_own_gtr_only_where_it_differs_and_nothing_twice(trained, tmp_path):
+    run(tmp_path, [ROWS[PLAIN], ROWS[ALL_EXPERTS]], ["0", "2"])
+    gtrs = [folder for stage, folder, _ in trained if stage == "train_gtr"]
+    own = "all_experts_per_step_in_GTR"
+    assert gtrs == ["seed0/paper", f"seed0/{own}", "seed2/paper", f"seed2/{own}"]
+    flows = {folder: flags for stage, folder, flags in trained if stage == "train_prior"}
+    assert "--weight_standardization none" in flows["seed2/weight_standardization_none"]
+    assert f"--gtr {tmp_path}/seed2/paper/GTR" in flows["seed2/weight_standardization_none"]
+    assert "--seed 2" in flows["seed2/weight_standardization_none"]
+    after = [flags for stage, folder, flags in trained if folder == f"seed0/{own}" and stage != "train_gtr"]
+    assert len(after) == 2 and all(f"--gtr {tmp_path}/seed0/{own}/GTR" in flags for flags in after)
+    done = len(trained)
+    run(tmp_path, [ROWS[PLAIN]], ["0"])
+    assert len(trained) == done
+
+
+def test_the_table_compares_runs_of_the_same_seeds_on_the_same_images(trained, tmp_path, capsys):
+    run(tmp_path, [ROWS[PAPER]], ["0", "1"])
+    run(tmp_path, [ROWS[PLAIN], ROWS[LEAK]], ["1"])
+    table = (tmp_path / "table.md").read_text()
+    assert table in capsys.readouterr().out
+    rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[2:])
+    cells = {name: of_row for name, *of_row in rows}
+    assert cells[PAPER][:5] == ["2", "0.600", "0.500", "0.410", "0.600"]
+    assert cells[PAPER][6] == "-"
+    assert cells[PLAIN][0] == "1"
+    assert cells[PLAIN][6] == "-0.100 [-0.100, -0.100]"  # seed 1 of both
+    assert cells[LEAK][6] == cells[LEAK][8] == "-"
+    assert cells[PAPER][7].startswith("+0.100 [-0.050, +0.400]")  # patients a (two images) and b
+    assert (tmp_path / "study.png").read_bytes().startswith(b"\x89PNG")
