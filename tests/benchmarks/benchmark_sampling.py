@@ -182,7 +182,8 @@ def main(flags: Sequence[str] | None = None) -> None:
     size, dim = arguments.size or size, arguments.dim or dim
 
     metadata = experiment(arguments.what).metadata
-    image, masks = data.load(replace(metadata, crop=None), "test").batch([0], device)
+    cropped = replace(metadata, crop=min(size, metadata.size))  # as in training; larger ones are stretched
+    image, masks = data.load(cropped, "test").batch([0], device)
     image, masks = resized(image, size), resized(masks, size) >= 0.5
     atfm = random_flow(metadata.channels, dim).to(device)
     if arguments.prior is not None:
