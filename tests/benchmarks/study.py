@@ -66,6 +66,8 @@ VARIANTS = (
     Variant("split released", every="--split released"),
     Variant("8 groups in GroupNorm", flow="--groups 8"),
     Variant("flow trained 4 times as long", flow="--num_epochs 4"),
+    Variant("one expert per step, as many paths", flow="--experts one --num_epochs 4"),
+    Variant("time scale 10", flow="--time_scale 10"),
 )
 Found = dict[str, dict[int, dict[str, Any]]]  # row -> seed -> content of its results.json
 
