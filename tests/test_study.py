@@ -1,6 +1,7 @@
 """The study trains what it says, once, and computes its table and picture from what is there."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,7 @@ def test_the_table_compares_runs_of_the_same_seeds_on_the_same_images(trained, t
     assert cells[PAPER][6] == "-"
     assert cells[PLAIN][0] == "1"
     assert cells[PLAIN][6] == "-0.100 [-0.100, -0.100]"  # seed 1 of both
-    assert cells[LEAK][6] == cells[LEAK][8] == "-"
+    spread = math.hypot(0.15, 0.3)  # each 0.6 [0.45, 0.9], of other images: not paired
+    assert cells[LEAK][8] == f"+0.000 [{-spread:+.3f}, {spread:+.3f}]"
     assert cells[PAPER][7].startswith("+0.100 [-0.050, +0.400]")  # patients a (two images) and b
     assert (tmp_path / "study.png").read_bytes().startswith(b"\x89PNG")

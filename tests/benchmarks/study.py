@@ -2,15 +2,17 @@
 
 Every row is trained with the same budget and seeds, unless it says otherwise, and scored on the same test
 images. Differences are means over training runs, with 95 % intervals of a paired bootstrap over patients,
-which do not say how runs vary; the dots of study.png do. What is done already is not repeated, and a GTR that
-a row shares with the first one is trained once; the table and the picture show all that lies in
---output_path. About 5 minutes a row and seed on one core:
+which do not say how runs vary; the dots of study.png do. The released split has other test images, so there
+it is unpaired. What is done already is not repeated, and a GTR that a row shares with the first one is
+trained once; the table and the picture show all that lies in --output_path. About 5 minutes a row and seed on
+one core:
 
     python -m tests.benchmarks.study --data_path <lidc .h5 file or pickle folder> --seeds 0 1
 """
 
 import argparse
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,7 +71,8 @@ VARIANTS = (
     Variant("one expert per step, as many paths", flow="--experts one --num_epochs 4"),
     Variant("time scale 10", flow="--time_scale 10"),
 )
-Found = dict[str, dict[int, dict[str, Any]]]  # row -> seed -> content of its results.json
+Runs = dict[int, dict[str, Any]]  # seed -> content of a run's results.json
+Found = dict[str, Runs]  # by row
 
 
 def run(variant: Variant, folder: Path, common: Sequence[str]) -> None:
@@ -96,24 +99,27 @@ def finished(root: Path) -> Found:
     return found
 
 
-def scores(runs: dict[int, dict[str, Any]], system: str, score: str) -> np.ndarray:
+def scores(runs: Runs, system: str, score: str) -> np.ndarray:
     """Of a row's training runs, (runs, images)."""
     return np.array([content["systems"][system]["scores"][score][0] for content in runs.values()])
 
 
-def difference(ours: dict[int, dict[str, Any]], theirs: dict[int, dict[str, Any]],
-               systems: tuple[str, str], score: str) -> fig.Difference:
-    """systems[0] of one row minus systems[1] of another, over the seeds of both."""
+def difference(ours: Runs, theirs: Runs, systems: tuple[str, str], score: str) -> fig.Difference:
+    """systems[0] of one row minus systems[1] of another, over the seeds of both.
+
+    Paired by image; where the rows were tested on other images, means of which each has its own interval."""
     common = sorted(ours.keys() & theirs.keys())
     a, b = (scores({seed: runs[seed] for seed in common}, system, score)
             for runs, system in zip((ours, theirs), systems))
-    return fig.Difference(*paired_bootstrap(a, b, groups=ours[common[0]]["groups"]), (a - b).mean(1))
-
-
-def same_images(ours: dict[int, dict[str, Any]], theirs: dict[int, dict[str, Any]]) -> bool:
-    """Whether two rows were tested on the same images, and with a seed that both have."""
-    return ({content["test_images"] for content in ours.values()}
-            == {content["test_images"] for content in theirs.values()} and bool(ours.keys() & theirs.keys()))
+    one, other = ours[common[0]], theirs[common[0]]
+    of_runs = a.mean(1) - b.mean(1)
+    if one["test_images"] == other["test_images"]:
+        return fig.Difference(*paired_bootstrap(a, b, groups=one["groups"]), of_runs)
+    mean, low, high = paired_bootstrap(a, np.zeros_like(a), groups=one["groups"])
+    its_mean, its_low, its_high = paired_bootstrap(b, np.zeros_like(b), groups=other["groups"])
+    difference = mean - its_mean
+    return fig.Difference(difference, difference - math.hypot(mean - low, its_high - its_mean),
+                          difference + math.hypot(high - mean, its_mean - its_low), of_runs)
 
 
 def differences(found: Found) -> fig.Differences:
@@ -126,7 +132,7 @@ def differences(found: Found) -> fig.Differences:
             for name, runs in found.items():
                 if other == "act-gtr":
                     panel[name] = difference(runs, runs, ("atfm", other), score)
-                elif name != first and same_images(runs, found[first]):
+                elif name != first:
                     panel[name] = difference(runs, found[first], ("atfm", other), score)
     return panels
 
