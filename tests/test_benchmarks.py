@@ -6,11 +6,13 @@ import pytest
 import torch
 from torch import nn
 
+from models import ATFM, GTR, STNet
 from tests.benchmarks import (
     benchmark_memory,
     benchmark_sampling,
     benchmark_scoring,
     benchmark_training,
+    diagnose,
     measure,
     straightforward,
 )
@@ -105,3 +107,42 @@ def test_medians_take_turns():
     ways = {name: lambda name=name: calls.append(name) for name in "ab"}
     assert set(measure.medians(ways, 2, torch.device("cpu"))) == {"a", "b"}
     assert calls == ["a", "b"] * 3  # the first turn warms up
+
+
+class MeanVelocity(nn.Module):
+    """v = share * (mean mask - x_t): at t = 0 and share 1 the best that a flow can do."""
+
+    def __init__(self, masks, share):
+        super().__init__()
+        self.mean, self.share = masks.mean(1, keepdim=True), share
+
+    def forward(self, x_t, t, image):
+        return self.share * (self.mean.repeat_interleave(len(x_t) // len(self.mean), dim=0) - x_t)
+
+
+def test_diagnosis_of_a_flow_that_learned_nothing_and_of_the_best_at_the_start():
+    torch.manual_seed(0)
+    image, masks = torch.rand(3, 1, 8, 8), (torch.rand(3, 4, 8, 8) < 0.5).float()
+    nothing, best = (diagnose.errors(ATFM(None, MeanVelocity(masks, share), source="normal"), image, masks)
+                     for share in (0.0, 1.0))
+    assert all(nothing[f"t = {t:g}"] == pytest.approx(nothing["v = 0"]) for t in diagnose.TIMES)
+    assert best["t = 0"] == pytest.approx(best["least at t = 0"])
+    assert best["t = 0"] < nothing["t = 0"]
+
+
+class Still(STNet):
+    """v = 0."""
+
+    def forward(self, x_t, t, image):
+        return torch.zeros_like(x_t)
+
+
+def test_diagnosis_of_samples_that_stay_where_they_start():
+    torch.manual_seed(0)
+    gtr, masks = GTR(1, (4,), 2), torch.ones(2, 3, 8, 8)
+    masks[:, 0] = 0
+    found = diagnose.of_samples(ATFM(gtr, Still(4)), torch.rand(2, 1, 8, 8), masks)
+    assert found["IoU with own x_0"] == 1 > found["with others"]
+    assert found["diversity of x_0"] == found["diversity of x_1"]
+    assert found["undecided in x_0"] == found["undecided in x_1"]
+    assert found["diversity of experts"] == pytest.approx(4 / 9)  # one empty mask, two full ones
