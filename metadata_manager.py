@@ -63,6 +63,7 @@ class GTRConfig:
     batchsize: int = setting(256, "images per step (paper, LIDC: 256; ISIC3: 8)")
     lr: float = setting(1e-4, "learning rate (paper, App. 6)")
     weight_decay: float = setting(0.0, "of AdamW; at 0 (paper) it is Adam; released: 1e-4")
+    ema: float = setting(0.0, "decay of the moving average of weights that is validated and used; 0: none")
     num_filters: tuple[int, ...] = setting((32, 64, 128, 192), "filters per U-Net level (paper, App. 6)")
     rank: int = setting(10, "columns of the covariance factor D, r (paper, App. 6)")
     convs: int = setting(2, "convolutions per block (paper: 2; released: 3)")

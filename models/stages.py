@@ -83,7 +83,7 @@ def train_gtr(what: str, argv: Sequence[str] | None = None) -> None:
             folder=output(settings) / "GTR",
             content=describe("GTR", metadata, config, seed, None, train.ids, train.fingerprint),
             epochs=config.epochs, lr=config.lr, weight_decay=config.weight_decay, loop=loop, seed=seed,
-            processes=processes)
+            ema=config.ema, processes=processes)
 
 
 @reports_errors
