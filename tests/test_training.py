@@ -372,6 +372,14 @@ def arguments(stage, lidc, gtr, folder, epochs):
             "--save_model_step", "2", "--validate_every", "2"]
 
 
+@pytest.mark.parametrize("stage", STAGES)
+def test_each_stage_can_average_its_weights(stage, lidc, gtr, tmp_path):
+    STAGES[stage][0]("LIDC", [*arguments(stage, lidc, gtr, tmp_path, 1), "--ema", "0.9"])
+    found = checkpoint.load(tmp_path / stage / "last.pt", stage)
+    pairs = list(zip(found["model"].values(), found["unaveraged"], strict=True))
+    assert any(not torch.equal(averaged, weight) for averaged, weight in pairs)
+
+
 def assert_same_runs(ours, theirs):
     """The same checkpoints with the same weights, optimizer states and best scores, bit for bit."""
     assert checkpoints(ours) == checkpoints(theirs)
