@@ -85,7 +85,7 @@ def test_booleans_are_read_as_they_read(text, value):
     ("--solver eular", "argument --solver: invalid choice: 'eular'"),
     ("--method ATFM", "argument --method: invalid choice: 'ATFM'"),
     ("--what lidc", "--what lidc: unknown dataset; expected one of LIDC, isic3_style_concat"),
-    ("--preset paper2", "--preset paper2: unknown; expected paper or released"),
+    ("--preset paper2", "--preset paper2: unknown; expected one of paper, released, best"),
 ])
 def test_mistakes_are_refused_by_name(line, message, capsys):
     assert message in refused(line, capsys)

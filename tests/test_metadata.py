@@ -75,6 +75,13 @@ def test_the_released_preset_changes_these_values_and_no_other(column, what):
     assert released == paper
 
 
+@pytest.mark.parametrize("what, epochs", [("LIDC", 800), ("isic3_style_concat", 360)])
+def test_the_best_preset_changes_the_flow_s_training_at_the_same_cost(what, epochs):
+    paper, best = (experiment(what, preset) for preset in ("paper", "best"))
+    changed = {"experts": "one", "weight_standardization": "none", "num_epochs": epochs}
+    assert best == dataclasses.replace(paper, prior=dataclasses.replace(paper.prior, **changed))
+
+
 # The defaults that the paper states (section 5 and App. 6), in order: LIDC, ISIC3.
 PAPER = {
     ("gtr", "epochs"): (1000, 400),
@@ -147,7 +154,7 @@ def test_settings_cannot_be_changed_in_place():
 def test_unknown_names_are_refused():
     with pytest.raises(ValueError, match="--what lidc: unknown .* expected one of LIDC, isic3_style_concat"):
         experiment("lidc")
-    with pytest.raises(ValueError, match="--preset paper2: unknown; expected paper or released"):
+    with pytest.raises(ValueError, match="--preset paper2: unknown; expected one of paper, released, best"):
         experiment("LIDC", "paper2")
 
 

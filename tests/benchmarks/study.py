@@ -76,6 +76,7 @@ VARIANTS = (
     Variant("the same, average of weights, none standardized, time scale 10", flow=FAST),
     Variant("moving average of GTR's weights", gtr="--ema 0.99"),
     Variant("the two before together", gtr="--ema 0.99", flow=FAST),
+    Variant("preset best", flow="--preset best --num_epochs 4"),
 )
 Runs = dict[int, dict[str, Any]]  # seed -> content of a run's results.json
 Found = dict[str, Runs]  # by row
