@@ -28,8 +28,6 @@ from models.testing import test_prior
 GTR = "--epochs 20 --batchsize 32 --lr 1e-3 --num_filters 16 32 64".split()
 FLOW = "--num_epochs 1 --batch_size 8 --lr 1e-3 --dim 16 --amp True --validate_every 1".split()
 TEST = "--samples 16 --steps 10 --seeds 0 --batch_size 8 --amp True --limit 80".split()
-LONG = "--experts one --num_epochs 12 --validate_every 3"
-FAST = f"{LONG} --ema 0.999 --weight_standardization none --time_scale 10"
 SCORES = {"GED16": "lower", "HM-IoU16": "higher"}  # which is better
 SYSTEMS = {"act-gtr": "Act. GTR", "atfm": "ATFM"}
 
@@ -72,11 +70,15 @@ VARIANTS = (
     Variant("flow trained 4 times as long", flow="--num_epochs 4"),
     Variant("one expert per step, as many paths", flow="--experts one --num_epochs 4"),
     Variant("time scale 10", flow="--time_scale 10"),
-    Variant("one expert per step, 3 times as many paths", flow=LONG),
-    Variant("the same, average of weights, none standardized, time scale 10", flow=FAST),
+    Variant("one expert per step, 3 times as many paths",
+            flow="--experts one --num_epochs 12 --validate_every 3"),
+    Variant("preset best in the flow alone, 3 times as many paths",
+            flow="--preset best --num_epochs 12 --validate_every 3"),
     Variant("moving average of GTR's weights", gtr="--ema 0.99"),
-    Variant("the two before together", gtr="--ema 0.99", flow=FAST),
-    Variant("preset best", flow="--preset best --num_epochs 4"),
+    Variant("preset best, 3 times as many paths", gtr="--preset best",
+            flow="--preset best --num_epochs 12 --validate_every 3"),
+    Variant("one expert per step, as many paths, none standardized",
+            flow="--experts one --num_epochs 4 --weight_standardization none"),
 )
 Runs = dict[int, dict[str, Any]]  # seed -> content of a run's results.json
 Found = dict[str, Runs]  # by row
