@@ -200,7 +200,7 @@ def test_tradeoff_and_sweep_are_of_the_runs_test(drawn, run):
     ("main --image 6", r"--image 6: LIDC has test images 0 to 5"),
     ("main --image 0 --steps 3", "--steps 3: expected at least 4, for 5 states of the path"),
     ("main --image 0 --steps 0", "--steps 0: expected at least 4"),
-    ("pred --image 0 --steps 0", "steps=0.*at least one step"),
+    ("pred --image 0 --steps 0", "steps=0.*to be at least 1"),
     ("pred --image -1", "--image -1: LIDC has test images 0 to 5"),
     ("pred --method cfm", "cfm.*: no such checkpoint; train that stage first"),
     ("pred", "3 patients have a test image .* expected 4; choose with --image"),
