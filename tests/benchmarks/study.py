@@ -146,9 +146,8 @@ def differences(found: Found) -> fig.Differences:
     return panels
 
 
-def table(found: Found) -> str:
+def table(found: Found, panels: fig.Differences) -> str:
     """Markdown: a row per choice, mean scores and the differences."""
-    panels = differences(found)
     names = [f"{name} {score}" for name in SYSTEMS.values() for score in SCORES]
     names += [title.split("\n")[0] for title in panels]
     lines = [f"| row | runs | {' | '.join(names)} |", "|---" * (2 + len(names)) + "|"]
@@ -175,9 +174,11 @@ def main(flags: Sequence[str] | None = None) -> None:
         for number in sorted({0, *arguments.rows}):
             run(VARIANTS[number], root / f"seed{seed}", common)
             found = finished(root)
-            (root / "table.md").write_text(table(found))
-            fig.save(fig.differences(differences(found)), root / "study.png")
-    print(table(finished(root)))
+            panels = differences(found)
+            text = table(found, panels)
+            (root / "table.md").write_text(text)
+            fig.save(fig.differences(panels), root / "study.png")
+    print(text)
 
 
 if __name__ == "__main__":
