@@ -6,7 +6,67 @@ python test_prior_ISIC.py --methods act-gtr atfm --steps 10 25 --samples 16 32 1
 The paper's row stands below ours in the table that it prints. All flags: --help.
 """
 
-from models.testing import test_prior
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import fig
+from data import load
+from metadata_manager import EvaluationConfig, Metadata, RunConfig, parse
+from metrics import Row, differences_table, evaluate, interleaved, results, scores_table, write_text
+from models import load_systems
+from models.checkpoint import versions
+from models.processes import join, one_line_errors
+
+MEMORY = "a smaller --batch_size (in proportion), --amp True (to about a half)"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    # Settings: metadata_manager's defaults, then --preset, then flags.
+    run, metadata, config = parse(argv, "isic3_style_concat", __doc__, RunConfig, Metadata, EvaluationConfig)
+    output = Path(run.output_path)
+
+    with join(run) as processes:
+        device = processes.device
+        if config.images:  # no expert has marked them: samples instead of scores
+            systems = load_systems(config, metadata, run, device)
+            drawn = next((system for system in systems if system.evaluations > 0), systems[0])  # a flow
+            fig.draw_own_images(drawn, config.images, max(config.samples), config.seeds[0],
+                                output / "images", device)
+            return
+
+        # Data: the 20 % of the images that no system was trained on.
+        test = processes.in_turn(lambda: load(metadata, "test"))
+
+        # Systems: each a function sample(image, n, generator) -> n masks as probabilities.
+        systems = load_systems(config, metadata, run, device, test.ids)
+
+        # Scores of each on every test image (App. 7); each process draws and scores every m-th image.
+        mine = range(processes.rank, len(test), processes.count)
+        rows = []
+        for system in systems:
+            started = time.perf_counter()
+            found = evaluate(system.sample, test.to(device), config.samples, config.seeds, device, mine,
+                             title=system.label if processes.first else None)
+            rows.append(Row(system, interleaved(processes.gather(found)), time.perf_counter() - started))
+
+    if not processes.first:
+        return
+    # Report: ours beside the paper's rows, and each system's difference from atfm, over patients.
+    table = scores_table(metadata.what, rows, config.samples)
+    table += differences_table(rows, test.patients, config.samples)
+    report = results(rows, test.patients, test.fingerprint, versions(), device,
+                     run=run, metadata=metadata, sampling=config)
+    print(table)
+    write_text(output / "test" / "table.md", table)
+    write_text(output / "test" / "results.json", report)
+    for system in systems:
+        fig.draw_samples(system.sample, test, output / "test", system.label, config.seeds[0], device)
+    curves = fig.results_curves(report, output / "test")
+    files = ", ".join(["table.md, results.json", *curves])
+    print(f"{output / 'test'}: {files} and pictures of each system's samples")
+
 
 if __name__ == "__main__":
-    test_prior("isic3_style_concat")
+    with one_line_errors(MEMORY):
+        main()

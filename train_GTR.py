@@ -6,7 +6,59 @@ ISIC3:  python train_GTR.py --what isic3_style_concat --epochs 400 --batchsize 8
 The same command goes on where it was stopped. Watch with `tensorboard --logdir runs`. All flags: --help.
 """
 
-from models.stages import train_gtr
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+import fig
+from data import Loader, augment, load
+from metadata_manager import GTRConfig, LoopConfig, Metadata, RunConfig, parse
+from metrics import evaluate
+from models import GTR, Validation, describe, monte_carlo_nll, train_loop
+from models.flow import one_expert
+from models.processes import join, one_line_errors, seed_step
+
+MEMORY = "a smaller --batchsize (in proportion), fewer --mc_samples"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    # Settings: metadata_manager's defaults, then --preset, then flags.
+    run, metadata, config, loop = parse(argv, "LIDC", __doc__, RunConfig, Metadata, GTRConfig, LoopConfig)
+
+    with join(run) as processes:
+        # Data: 64 % of the patients (LIDC) or images (ISIC3) to train on, 16 % to validate on.
+        device = processes.device
+        train = processes.in_turn(lambda: load(metadata, "train"))
+        held_out = load(metadata, "val").spread(loop.val_images)
+        batches = Loader(train, config.batchsize, run.seed, device, augment if metadata.augment else None,
+                         processes.rank, processes.count)
+
+        # Network: a U-Net that gives a low-rank Gaussian over logit maps (Eq. 3-4, App. 6).
+        seed_step(run.seed, -1)
+        gtr = GTR.of(config, metadata.channels).to(device)
+        optimizer = torch.optim.AdamW(gtr.parameters(), lr=config.lr, weight_decay=config.weight_decay)
+
+        # Loss: the Monte Carlo likelihood of an expert's mask under antithetic samples (Eq. 5).
+        def losses(image: Tensor, masks: Tensor) -> Iterator[dict[str, Tensor]]:
+            if config.experts == "one":
+                masks = one_expert(masks)
+            logits = gtr(image).rsample(config.mc_samples, antithetic=True)  # (b, m, h, w)
+            yield {"loss": monte_carlo_nll(logits, masks)}
+
+        # Validation: the samples themselves, without a flow, against all experts.
+        def validate(model: GTR) -> Validation:
+            found = evaluate(model.sample, held_out, (loop.val_samples,), device=device)
+            return Validation(found.means(loop.val_samples, "GED", "HM-IoU", "Diversity"),
+                              fig.validation_picture(model.sample, held_out, device))
+
+        train_loop(gtr, losses, optimizer, batches, validate,
+                   folder=Path(run.output_path) / "GTR", epochs=config.epochs, config=loop, seed=run.seed,
+                   about=describe("GTR", metadata, config, run.seed, train), ema=config.ema,
+                   processes=processes)
+
 
 if __name__ == "__main__":
-    train_gtr("LIDC")
+    with one_line_errors(MEMORY):
+        main()

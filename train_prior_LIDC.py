@@ -5,7 +5,66 @@ python train_prior_LIDC.py
 The same command goes on where it was stopped. Watch with `tensorboard --logdir runs`. All flags: --help.
 """
 
-from models.stages import train_prior
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import torch
+
+import fig
+from data import Loader, augment, load
+from metadata_manager import FlowConfig, LoopConfig, Metadata, RunConfig, parse
+from metrics import evaluate
+from models import ATFM, STNet, Validation, checkpoint, describe, load_gtr, train_loop
+from models.processes import FLOW_MEMORY, Processes, join, one_line_errors, seed_step
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    # Settings: metadata_manager's defaults, then --preset, then --method, then flags.
+    run, metadata, config, loop = parse(argv, "LIDC", __doc__, RunConfig, Metadata, FlowConfig, LoopConfig)
+    with join(run) as processes:
+        for one in config.per_alpha():
+            train_flow(run, metadata, one, loop, processes)
+
+
+def train_flow(run: RunConfig, metadata: Metadata, config: FlowConfig, loop: LoopConfig, processes: Processes
+               ) -> None:
+    """Trains one flow into <output_path>/<method>."""
+    # Data: the patients that GTR was trained on, with all four experts' masks; 16 % to validate on.
+    output, device = Path(run.output_path), processes.device
+    train = processes.in_turn(lambda: load(metadata, "train_prior"))
+    held_out = load(metadata, "val").spread(loop.val_images)
+    batches = Loader(train, config.batch_size, run.seed, device, augment if metadata.augment else None,
+                     processes.rank, processes.count)
+
+    # Networks: x_0 = sigmoid of a sample of the frozen GTR (Eq. 3); v(x_t, t, image) is ST-Net (App. 6).
+    gtr = None
+    if config.source == "gtr":
+        gtr = load_gtr(checkpoint.find(config.gtr or output / "GTR", "GTR"), metadata).to(device)
+    seed_step(run.seed, -1)
+    net = STNet.of(config).to(device)
+    if config.channels_last:
+        net.to(memory_format=torch.channels_last)
+    if config.compile:
+        net.compile()
+
+    # Objective: L = L_FM + alpha L_SF on the paths from x_0 to the experts' masks (Algorithm 1).
+    atfm = ATFM(gtr, net, config, annotators_per_pass=config.annotators_per_pass, amp=config.amp)
+    optimizer = torch.optim.Adam(net.parameters(), lr=config.lr)
+
+    # Validation: a few Euler steps on held-out images, against all experts.
+    def validate(model: STNet) -> Validation:
+        sample = partial(ATFM(gtr, model, config).for_sampling(config.amp).sample, steps=loop.val_steps)
+        found = evaluate(sample, held_out, (loop.val_samples,), device=device)
+        return Validation(found.means(loop.val_samples, "GED", "HM-IoU", "Diversity"),
+                          fig.validation_picture(sample, held_out, device))
+
+    train_loop(net, atfm.losses, optimizer, batches, validate,
+               folder=output / config.folder, epochs=config.num_epochs, config=loop, seed=run.seed,
+               about=describe(config.method, metadata, config, run.seed, train, gtr), ema=config.ema,
+               processes=processes)
+
 
 if __name__ == "__main__":
-    train_prior("LIDC")
+    with one_line_errors(FLOW_MEMORY):
+        main()

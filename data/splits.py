@@ -1,6 +1,6 @@
 """Which rows train, validate and test.
 
-`by_group` is ours: no patient (LIDC) or image (ISIC3) on two sides. `released` and `released_isic` are the
+`by_patient` is ours: no patient (LIDC) or image (ISIC3) on two sides. `released` and `released_isic` are the
 authors' lists, whose test images are mostly in their training lists; they repeat the paper's protocol.
 NumPy's legacy generator is used throughout: its stream is frozen, so a split is the same everywhere.
 """
@@ -10,12 +10,12 @@ import numpy as np
 SPLITS = ("train", "val", "test", "train_prior")
 
 
-def by_group(groups: np.ndarray, seed: int) -> dict[str, np.ndarray]:
-    """64 / 16 / 20 % of the distinct groups; rows shuffled, so that the first N are of many groups.
+def by_patient(patient: np.ndarray, seed: int) -> dict[str, np.ndarray]:
+    """64 / 16 / 20 % of the patients, (N,) one per row; rows shuffled, so that the first N are of many.
 
     `train_prior`, for the flow, is `train`.
-    Raises ValueError for fewer than three groups, which cannot fill three splits."""
-    unique, group_of_row = np.unique(groups, return_inverse=True)
+    Raises ValueError for fewer than three patients, who cannot fill three splits."""
+    unique, number = np.unique(patient, return_inverse=True)
     count = len(unique)
     if count < 3:
         raise ValueError(f"{count} patients (LIDC) or images (ISIC3): too few to split; expected at least 3, "
@@ -24,7 +24,7 @@ def by_group(groups: np.ndarray, seed: int) -> dict[str, np.ndarray]:
     random = np.random.RandomState(seed)
     order = random.permutation(count)
     parts = dict(zip(("test", "val", "train"), np.split(order, (test, test + val))))
-    rows = {name: random.permutation(np.flatnonzero(np.isin(group_of_row, members)))
+    rows = {name: random.permutation(np.flatnonzero(np.isin(number, members)))
             for name, members in parts.items()}
     return rows | {"train_prior": rows["train"]}
 

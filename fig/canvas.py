@@ -1,226 +1,156 @@
-"""What all pictures share: sizes, colours, panels, contours, and writing a file whole or not at all.
+"""What all pictures share: checked arrays, panels, contours, rendering. Nothing here is of pyplot."""
 
-Figures are built with matplotlib's object interface: nothing here touches pyplot or its global state.
-"""
-
-import os
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 import torch
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
-Array = np.ndarray | torch.Tensor
-Edges = tuple[float, float, float, float]  # left, right, top, bottom of a part of an image, in pixels
+from metrics.files import whole_file
+
+Array = np.ndarray | torch.Tensor | Sequence[float]
 
 WIDTH = 8.3  # inches: README shows pictures about 830 pixels wide, so 8 points are 11 pixels there
 DPI = 200  # twice README's width, for dense screens
 SMALL, NORMAL = 8, 9  # points
-GAP = 0.05  # inches between neighbouring panels
-WIDE_GAP = 0.14  # inches between groups of panels
+GAP, WIDE_GAP = 0.05, 0.14  # inches between neighbouring panels, and between groups of them
 BAR = 0.5  # inches for a colour bar and its numbers
-
+VARIANCE_MAX = 0.25  # largest variance of a variable in [0, 1]; as a fixed scale it makes maps comparable
 # Okabe and Ito's colours that tell apart on grey images for every common colour blindness, black left out.
 COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#CC79A7", "#D55E00", "#0072B2", "#F0E442")
-VARIANCE_MAX = 0.25  # largest variance of a variable in [0, 1]; as a fixed scale it makes maps comparable
 
 
-def as_array(name: str, value: Array, shape: Sequence[int | str], unit: bool = True) -> np.ndarray:
-    """A float32 copy on the host of array `name`, checked: numbers in `shape` must match, letters are free.
+def checked(unbounded: Collection[str] = (), **arrays: tuple[Array, str]) -> list[np.ndarray]:
+    """Float32 copies on the host of arrays given as masks=(masks, "m k h w"); a letter is one length in all.
 
-    unit: values must lie in [0, 1], as images, masks and probabilities do.
-    Raises ValueError for another shape or for values outside [0, 1] or not finite."""
-    if isinstance(value, torch.Tensor):
-        value = value.detach().cpu().float().numpy()
-    found = np.asarray(value, np.float32)
-    fits = found.ndim == len(shape) and all(
-        isinstance(want, str) or want == got for want, got in zip(shape, found.shape, strict=True))
-    if not fits or found.size == 0:
-        expected = ", ".join(map(str, shape))
-        raise ValueError(f"{name}: found shape {found.shape}, expected ({expected}) with no side of 0")
-    if not np.isfinite(found).all():
-        raise ValueError(f"{name}: found values that are not finite; draw finite values only")
-    if unit and (found.min() < -1e-3 or found.max() > 1 + 1e-3):  # resampling rounds to just outside
-        raise ValueError(f"{name}: found values from {found.min():.3g} to {found.max():.3g}, expected [0, 1]"
-                         "; pass logits through a sigmoid and rescale images first")
-    return found
+    Values must be finite, and in [0, 1], as in images, masks and probabilities, unless named in `unbounded`.
+    Raises ValueError for another shape, a side of 0 and other values."""
+    lengths: dict[str, int] = {}
+    copies = []
+    for name, (value, shape) in arrays.items():
+        if isinstance(value, torch.Tensor):
+            value = value.detach().cpu().float().numpy()
+        found, sides = np.asarray(value, np.float32), shape.split()
+        expected = [lengths.get(side, side) for side in sides]
+        if found.size == 0 or found.ndim != len(sides) or any(
+                want not in (side, length) for want, side, length in zip(expected, sides, found.shape)):
+            raise ValueError(f"{name}: found shape {found.shape}, expected "
+                             f"({', '.join(map(str, expected))}) with no side of 0")
+        if not np.isfinite(found).all():
+            raise ValueError(f"{name}: found values that are not finite; draw finite values only")
+        if name not in unbounded and not -1e-3 <= found.min() <= found.max() <= 1.001:  # resampling rounds
+            raise ValueError(f"{name}: found values from {found.min():.3g} to {found.max():.3g}, expected "
+                             "[0, 1]; pass logits through a sigmoid and rescale images first")
+        lengths |= zip(sides, found.shape)
+        copies.append(found)
+    return copies
 
 
-def evenly_spaced(n: int, count: int) -> np.ndarray:
+def colour(i: int) -> str:
+    """Of expert, run or method i."""
+    return COLOURS[i % len(COLOURS)]
+
+
+def evenly_spaced(n: int, count: int) -> list[int]:
     """Indices of min(n, count) of n things: the first, the last where two or more fit, and between them."""
-    return np.linspace(0, n - 1, min(n, count)).round().astype(int)
+    return np.linspace(0, n - 1, min(n, count)).round().astype(int).tolist()
 
 
-def add_row(figure: Figure, top: float, left: float, gaps: Sequence[float],
-            side: tuple[float, float]) -> list[Axes]:
-    """A row of equal panels without ticks. All in inches: `top` and `left` from the figure's top left corner,
-    gaps[j] the white before panel j, side = (width, height) of a panel."""
-    width, height = figure.get_size_inches()
-    axes = []
-    for gap in gaps:
-        left += gap
-        ax = figure.add_axes((left / width, 1 - (top + side[1]) / height, side[0] / width, side[1] / height))
-        ax.set(xticks=[], yticks=[])
-        for spine in ax.spines.values():
-            spine.set(linewidth=0.5, color="0.5")
-        axes.append(ax)
-        left += side[0]
-    return axes
+def panel_grid(gaps: Sequence[Sequence[float]], h_over_w: float, titles: Sequence[str] = (),
+               names: Sequence[str] = (), experts: int = 0, top: float = 0.25, bottom: float = 0.0,
+               left: float = 0.05, right: float = 0.05, between: float = GAP, width: float = WIDTH,
+               dpi: int = DPI) -> tuple[Figure, np.ndarray]:
+    """A figure of exactly `width` inches and its panels (rows, columns), equal, without ticks, that fill it.
 
-
-def panel_grid(rows: int, gaps: Sequence[float], h_over_w: float, top: float = 0.25, bottom: float = 0.1,
-               left: float = 0.05, right: float = 0.05, width: float = WIDTH, dpi: int = DPI,
-               ) -> tuple[Figure, np.ndarray]:
-    """A figure of exactly `width` inches and its panels (rows, len(gaps)), sized so that they fill it.
-
-    gaps and the four margins are in inches, gaps[j] before column j; h_over_w is a panel's height over its
-    width."""
-    side = (width - left - right - sum(gaps)) / len(gaps)
-    height = top + rows * side * h_over_w + (rows - 1) * GAP + bottom
+    gaps[i][j]: inches before panel j of row i, of the same sum in each row; the margins and what is `between`
+    rows are in inches too. h_over_w: of a panel. titles are above the first row's panels, names left of rows;
+    experts: how many a legend at the foot names by the colours of their contours."""
+    side = (width - left - right - sum(gaps[0])) / len(gaps[0])
+    tall = side * h_over_w
+    bottom += 0.3 if experts else 0
+    height = top + len(gaps) * tall + (len(gaps) - 1) * between + bottom
     figure = Figure(figsize=(width, height), dpi=dpi)
-    axes = [add_row(figure, top + i * (side * h_over_w + GAP), left, gaps, (side, side * h_over_w))
-            for i in range(rows)]
-    return figure, np.array(axes, dtype=object)
+    for i, row in enumerate(gaps):
+        x, y = left, top + i * (tall + between)
+        for gap in row:
+            x += gap
+            place = (x / width, 1 - (y + tall) / height, side / width, tall / height)
+            figure.add_axes(place, xticks=[], yticks=[]).spines[:].set(linewidth=0.5, color="0.5")
+            x += side
+    axes = np.array(figure.axes, object).reshape(len(gaps), -1)
+    for ax, title in zip(axes[0], titles):
+        ax.set_title(title, fontsize=SMALL, pad=3)
+    for ax, name in zip(axes[:, 0], names):
+        ax.set_ylabel(name, fontsize=NORMAL)
+    if experts:
+        figure.legend(handles=[Line2D([], [], color=colour(i), linewidth=2, label=f"expert {i + 1}")
+                               for i in range(experts)],
+                      loc="lower center", ncols=experts, frameon=False, fontsize=SMALL, borderaxespad=0.2)
+    return figure, axes
 
 
-def show_image(ax: Axes, image: np.ndarray) -> None:
-    """An image (c, h, w) in [0, 1] as it is: c = 1 grey, c = 3 RGB. Raises ValueError for another c."""
-    if image.shape[0] not in (1, 3):
-        raise ValueError(f"image: found {image.shape[0]} channels, expected 1 (grey) or 3 (RGB)")
-    ax.imshow(image.transpose(1, 2, 0) if image.shape[0] == 3 else image[0], cmap="gray", vmin=0, vmax=1)
+def show(ax: Axes, values: np.ndarray, cmap: str = "gray", low: float = 0, high: float = 1) -> AxesImage:
+    """An image (c, h, w) in [0, 1], c = 1 grey or 3 RGB, or a map (h, w) in `cmap` over [low, high].
+
+    Raises ValueError for another c."""
+    if values.ndim == 2:  # nearest: the reader should see a mask's pixels, not a smoothed border
+        return ax.imshow(values, cmap=cmap, vmin=low, vmax=high, interpolation="nearest")
+    if len(values) not in (1, 3):
+        raise ValueError(f"image: found {len(values)} channels, expected 1 (grey) or 3 (RGB)")
+    return ax.imshow(values.transpose(1, 2, 0), cmap="gray", vmin=0, vmax=1)
 
 
-def show_map(ax: Axes, values: np.ndarray, cmap: str = "gray", low: float = 0.0,
-             high: float = 1.0) -> ScalarMappable:
-    """A map (h, w) in `cmap` over [low, high]; with the defaults a mask or a map of probabilities.
-
-    Nearest neighbours: the reader should see the mask's pixels, not a smoothed border."""
-    return ax.imshow(values, cmap=cmap, vmin=low, vmax=high, interpolation="nearest")
-
-
-def show_experts(axes: Sequence[Axes], masks: np.ndarray) -> None:
-    """The experts' masks (k, h, w), each framed in the colour of its contour."""
-    for i, (ax, mask) in enumerate(zip(axes, masks, strict=True)):
-        show_map(ax, mask)
-        for spine in ax.spines.values():
-            spine.set(linewidth=1.5, color=COLOURS[i % len(COLOURS)])
-
-
-def draw_contours(ax: Axes, masks: np.ndarray, colours: Sequence[str] = COLOURS) -> None:
+def draw_contours(ax: Axes, masks: np.ndarray, alike: bool = False) -> None:
     """The borders of masks (k, h, w) at level 0.5, along the pixels' edges. An empty mask draws nothing.
 
-    Where there are several colours earlier masks are drawn thicker, so that a border on which experts agree
-    shows the colours of all of them."""
-    thicker = 0.4 if len(colours) > 1 else 0.0
+    Earlier masks are drawn thicker, so that a border on which experts agree shows the colours of all of them;
+    alike: in one colour and width, for samples."""
     h, w = masks.shape[1:]
     for i, mask in enumerate(masks):
         if (mask > 0.5).any():
             # One ring of zeros closes the contour of a mask that touches the image's edge.
             ax.contour(np.arange(-1, w + 1), np.arange(-1, h + 1), np.pad(mask, 1), levels=[0.5],
-                       colors=[colours[i % len(colours)]], linewidths=[0.7 + thicker * (len(masks) - 1 - i)])
-    zoom([ax], (-0.5, w - 0.5, -0.5, h - 0.5))
+                       colors=[COLOURS[-1] if alike else colour(i)],
+                       linewidths=[0.7 + (0 if alike else 0.4 * (len(masks) - 1 - i))])
+    ax.set(xlim=(-0.5, w - 0.5), ylim=(h - 0.5, -0.5))
 
 
-def window(marks: np.ndarray) -> Edges:
-    """Where to look: edges of a part of the image, of its proportions, that holds all that is marked.
+def zoom(axes: Iterable[Axes], *marks: np.ndarray, framed: Axes | None = None) -> None:
+    """Show only the part of the image, of its proportions, that holds all marks (n, h, w) above 0.5.
 
-    marks (n, h, w), marked where above 0.5. The part is half as large again as the marked box and at least a
-    quarter of the image's side; it is the whole image where nothing is marked."""
-    h, w = marks.shape[1:]
-    rows, columns = np.nonzero((marks > 0.5).any(axis=0))
-    if len(rows) == 0:
-        return -0.5, w - 0.5, -0.5, h - 0.5
-    part = min(1.0, max(0.25, 1.5 * np.ptp(rows) / h, 1.5 * np.ptp(columns) / w))
-
-    def side(found: np.ndarray, length: int) -> tuple[float, float]:
-        centred = float(found.min() + found.max() - part * length) / 2
-        start = min(max(centred, -0.5), (1 - part) * length - 0.5)
-        return start, start + part * length
-
-    return *side(columns, w), *side(rows, h)
-
-
-def zoom(axes: Iterable[Axes], edges: Edges) -> None:
-    """Show only what lies within `edges`."""
-    left, right, top, bottom = edges
+    It is half as large again as the marked box and at least a quarter of the image's side; the whole image
+    where nothing is marked. framed: a panel of the whole image, to show which part it is by a thin box."""
+    marked = np.argwhere((np.concatenate(marks) > 0.5).any(axis=0))[:, ::-1]  # x, y
+    whole = np.array(marks[0].shape[:0:-1])  # w, h
+    first, last = (marked.min(axis=0), marked.max(axis=0)) if len(marked) else (0 * whole, whole)
+    part = whole * (1.5 * (last - first) / whole).max().clip(0.25, 1)
+    left, top = ((first + last - part) / 2).clip(-0.5, whole - part - 0.5)
     for ax in axes:
-        ax.set(xlim=(left, right), ylim=(bottom, top))
+        ax.set(xlim=(left, left + part[0]), ylim=(top + part[1], top))
+    if framed is not None and part[0] < whole[0]:
+        framed.add_patch(Rectangle((left, top), *part, fill=False, color=COLOURS[-1], linewidth=0.8))
 
 
-def frame(ax: Axes, edges: Edges) -> None:
-    """A thin box that says which part of the image the other panels show; none where they show all of it."""
-    left, right, top, bottom = edges
-    if right - left < abs(np.subtract(*ax.get_xlim())):
-        ax.add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, color=COLOURS[-1],
-                               linewidth=0.8))
-
-
-def expert_legend(figure: Figure, k: int) -> None:
-    """A line at the figure's foot that names the contours' colours; takes 0.3 inches."""
-    handles = [Line2D([], [], color=COLOURS[i % len(COLOURS)], linewidth=2, label=f"expert {i + 1}")
-               for i in range(k)]
-    figure.legend(handles=handles, loc="lower center", ncols=k, frameon=False, fontsize=SMALL,
-                  borderaxespad=0.2)
-
-
-def title_panels(axes: Sequence[Axes], titles: Sequence[str]) -> None:
-    """A title above each panel."""
-    for ax, title in zip(axes, titles, strict=True):
-        ax.set_title(title, fontsize=SMALL, pad=3)
-
-
-def colour_bar(figure: Figure, drawn: ScalarMappable, axes: Sequence[Axes] | np.ndarray,
-               ticks: Sequence[float]) -> None:
+def colour_bar(figure: Figure, drawn: AxesImage, axes: Sequence[Axes] | np.ndarray) -> None:
     """A thin colour bar right of a column of panels, as high as they are together; takes BAR inches."""
-    above, below = axes[0].get_position(), axes[-1].get_position()
-    width = figure.get_size_inches()[0]
-    bar = figure.add_axes((above.x1 + 0.05 / width, below.y0, 0.07 / width, above.y1 - below.y0))
-    figure.colorbar(drawn, cax=bar, ticks=list(ticks))
-    bar.set_yticklabels([f"{tick:g}" for tick in ticks], fontsize=SMALL)
-    bar.tick_params(length=2, pad=2)
-
-
-def figure_to_array(figure: Figure) -> np.ndarray:
-    """The rendered figure (h, w, 3) uint8; TensorBoard's `add_image` takes it with `dataformats="HWC"`."""
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+    above, below, inch = axes[0].get_position(), axes[-1].get_position(), 1 / figure.get_size_inches()[0]
+    bar = figure.add_axes((above.x1 + 0.05 * inch, below.y0, 0.07 * inch, above.y1 - below.y0))
+    figure.colorbar(drawn, cax=bar, ticks=drawn.get_clim(), format="{x:g}")
+    bar.tick_params(length=2, pad=2, labelsize=SMALL)
 
 
 def save(figure: Figure, path: str | Path) -> None:
-    """Write the figure in the format of the suffix (.png, .pdf, .svg), making folders where needed.
+    """Write the figure in the format of the suffix (.png, .pdf, .svg), whole or not at all; makes folders.
 
-    Written under a temporary name and renamed: `path` is either as before or whole.
-    Raises ValueError for a suffix that matplotlib cannot write."""
-    path = Path(path)
+    Raises ValueError for a suffix that matplotlib cannot write, OSError as `whole_file`."""
+    path, known = Path(path), figure.canvas.get_supported_filetypes()
     kind = path.suffix.lstrip(".").lower()
-    known = figure.canvas.get_supported_filetypes()
     if kind not in known:
         raise ValueError(f"{path}: found suffix {path.suffix!r}, expected one of {', '.join(sorted(known))}")
     with whole_file(path) as file:
         figure.savefig(file, format=kind)
-
-
-@contextmanager
-def whole_file(path: Path) -> Iterator[BinaryIO]:
-    """A file to write within the block, which then takes the place of `path`.
-
-    An exception leaves `path` as it was. Makes folders where needed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -1,187 +1,164 @@
-"""Pictures of images, experts' masks and samples: qualitative results, uncertainty maps, augmentation."""
+"""Pictures of images, experts' masks and samples: in training, in testing, of a user's own images.
 
-from collections.abc import Iterable
+image (c, h, w) in [0, 1], c = 1 or 3; masks (k, h, w) of 0/1; samples (n, h, w), of 0/1 or probabilities; the
+plural `images` and what goes with it have m images in front. Arrays or tensors on any device; other shapes
+and values raise ValueError. A system to draw is sample(images, n, generator=None) -> (m, n, h, w) in [0, 1];
+a data set has dataset.batch(indices, device) -> (images, masks).
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from PIL import Image
+from torch import Tensor
+from torch.nn.functional import interpolate
 
-from fig.canvas import (
-    BAR,
-    COLOURS,
-    GAP,
-    NORMAL,
-    VARIANCE_MAX,
-    WIDE_GAP,
-    Array,
-    as_array,
-    colour_bar,
-    draw_contours,
-    evenly_spaced,
-    expert_legend,
-    frame,
-    panel_grid,
-    show_experts,
-    show_image,
-    show_map,
-    title_panels,
-    window,
-    zoom,
-)
+from fig import canvas
+from fig.canvas import BAR, GAP, VARIANCE_MAX, WIDE_GAP, Array, checked, draw_contours, panel_grid, show
+from metrics.files import whole_file
+
+CONTOURS = 8  # of samples on one image
+PICTURE_SIDE = 512  # pixels; a larger image is drawn smaller in picture.png, as contours take long
 
 
-def prediction_grid(images: Array, masks: Array, samples: Array, variance: Array | None = None, *,
-                    columns: int = 10, zoomed: bool = True) -> Figure:
+@torch.no_grad()
+def validation_picture(sample: Callable[..., Tensor], dataset: Any, device: torch.device | str = "cpu"
+                       ) -> np.ndarray:
+    """For TensorBoard, (h, w, 3) uint8: contours, experts' masks and 4 samples of the first 4 images."""
+    images, masks = dataset.batch(range(min(4, len(dataset))), device)
+    samples = sample(images, 4, generator=torch.Generator(device).manual_seed(0)) >= 0.5
+    agg = FigureCanvasAgg(prediction_grid(images, masks, samples, small=True))
+    agg.draw()
+    return np.array(agg.buffer_rgba())[..., :3]
+
+
+@torch.no_grad()
+def draw_samples(sample: Callable[..., Tensor], dataset: Any, folder: Path, name: str, seed: int,
+                 device: torch.device | str = "cpu") -> None:
+    """Write <name>.png, 16 samples on each of four images, and <name>_uncertainty.png of the first of them.
+
+    The images are evenly spaced over the data set. In file names ", " and " " become "_"."""
+    images, masks = dataset.batch(canvas.evenly_spaced(len(dataset), 4), device)
+    samples = sample(images, 16, generator=torch.Generator(device).manual_seed(seed)) >= 0.5
+    name = name.replace(", ", "_").replace(" ", "_")
+    canvas.save(prediction_grid(images, masks, samples), folder / f"{name}.png")
+    canvas.save(variance_and_entropy(images[0], masks[0], samples[0]), folder / f"{name}_uncertainty.png")
+
+
+def write_samples(folder: Path, image: Tensor, masks: Tensor) -> None:
+    """Write masks (n, side, side), bool, of an image (c, h, w) as PNGs of its size, enlarged by nearest.
+
+    sample_00.png, ...: 0 and 255. mean.png: 255 is a mean of 1. variance.png: 255 is 1/4, the largest
+    possible. picture.png: the image, contours, mean and variance. Samples of an earlier run are removed."""
+    h, w = image.shape[1:]
+    digits = max(2, len(str(len(masks) - 1)))
+    maps = {f"sample_{i:0{digits}}.png": mask for i, mask in enumerate(masks)}
+    maps["mean.png"] = masks.float().mean(0)
+    maps["variance.png"] = masks.double().var(0, correction=0) / VARIANCE_MAX
+    for name, values in maps.items():
+        pixels = interpolate(values[None, None].float(), (h, w), mode="nearest-exact")[0, 0]
+        with whole_file(folder / name) as file:
+            Image.fromarray((255 * pixels).round().byte().numpy()).save(file, format="PNG")
+    size = [max(1, round(side * min(1, PICTURE_SIDE / max(h, w)))) for side in (h, w)]
+    smaller = interpolate(image[None], size, mode="bilinear", antialias=True)[0]
+    drawn = interpolate(masks[None].float(), size, mode="nearest-exact")[0]
+    canvas.save(samples_picture(smaller, drawn), folder / "picture.png")
+    for old in set(folder.glob("sample_*.png")) - {folder / name for name in maps}:
+        old.unlink()
+
+
+def prediction_grid(images: Array, masks: Array, samples: Array, small: bool = False) -> Figure:
     """Qualitative results, as in the paper's figures: experts, samples and their variance, a row per image.
 
-    images (m, c, h, w) in [0, 1], c = 1 or 3; masks (m, k, h, w) 0/1; samples (m, n, h, w) 0/1 or
-    probabilities. variance (m, h, w): pixel-wise population variance; None: of `samples`.
-    At most `columns` panels a row, unless k leaves no room for one of the n samples; those shown are evenly
-    spaced over them.
-    zoomed: all panels but the first show a part of the image, framed there, that holds every mask shown.
-    Raises ValueError for shapes that do not fit together and for values outside [0, 1]."""
-    images, masks, samples = _batch(images, masks, samples)
-    m, n, h, w = samples.shape
-    variance = samples.var(axis=1) if variance is None else as_array("variance", variance, (m, h, w))
-    k = masks.shape[1]
-    shown = evenly_spaced(n, max(1, columns - 3 - k))
-    gaps = [0, GAP, WIDE_GAP, *[GAP] * (k - 1), WIDE_GAP, *[GAP] * (len(shown) - 1), WIDE_GAP]
-    figure, axes = panel_grid(m, gaps, h / w, bottom=0.3, right=BAR)
-    samples = samples[:, shown]
-    for row, image, experts, drawn, spread in zip(axes, images, masks, samples, variance, strict=True):
-        show_image(row[0], image)
-        show_image(row[1], image)
-        draw_contours(row[1], experts)
-        show_experts(row[2:2 + k], experts)
-        for ax, sample in zip(row[2 + k:-1], drawn, strict=True):
-            show_map(ax, sample)
-        last = show_map(row[-1], spread, "magma", 0, VARIANCE_MAX)
-        if zoomed:
-            edges = window(np.concatenate([experts, drawn]))
-            frame(row[0], edges)
-            zoom(row[1:], edges)
-    colour_bar(figure, last, axes[:, -1], (0, VARIANCE_MAX))
-    titles = [*_numbered("expert", range(k)), *_numbered("sample", shown)]
-    title_panels(axes[0], ["image", "experts", *titles, "variance"])
-    expert_legend(figure, k)
+    As many samples as fit are shown, evenly spaced. All panels but the first show the part of the image,
+    framed there, that holds every mask shown. small: 600 pixels wide, the whole image with contours, experts
+    and 4 samples only."""
+    images, masks, samples = checked(
+        images=(images, "m c h w"), masks=(masks, "m k h w"), samples=(samples, "m n h w"))
+    m, k, h, w = masks.shape
+    shown = canvas.evenly_spaced(samples.shape[1], 4 if small else max(1, 7 - k))  # ten panels, if k <= 6
+    gaps = [WIDE_GAP, *[GAP] * (k - 1), WIDE_GAP, *[GAP] * (len(shown) - 1)]
+    titles = ["experts", *[f"expert {i + 1}" for i in range(k)], *[f"sample {i + 1}" for i in shown]]
+    if small:
+        figure, axes = panel_grid([[0, *gaps]] * m, h / w, titles, bottom=0.1, width=6, dpi=100)
+    else:
+        titles = ["image", *titles, "variance"]
+        figure, axes = panel_grid([[0, GAP, *gaps, WIDE_GAP]] * m, h / w, titles, experts=k, right=BAR)
+    for row, image, experts, of_image in zip(axes, images, masks, samples, strict=True):
+        contours, *others = row if small else row[1:-1]
+        show(contours, image)
+        draw_contours(contours, experts)
+        for ax, mask in zip(others, [*experts, *of_image[shown]], strict=True):
+            show(ax, mask)
+        for i, ax in enumerate(others[:k]):
+            ax.spines[:].set(linewidth=1.5, color=canvas.colour(i))
+        if not small:
+            show(row[0], image)
+            variance = show(row[-1], of_image.var(axis=0), "magma", high=VARIANCE_MAX)
+            canvas.zoom(row[1:], experts, of_image[shown], framed=row[0])
+    if not small:
+        canvas.colour_bar(figure, variance, axes[:, -1])
     return figure
 
 
-def validation_picture(images: Array, masks: Array, samples: Array, *, shown: int = 4) -> Figure:
-    """A small `prediction_grid` for TensorBoard, 600 pixels wide: contours, experts' masks, `shown` samples.
-
-    Shapes, ranges and errors as there; `figure_to_array` renders it."""
-    images, masks, samples = _batch(images, masks, samples)
-    m, n, h, w = samples.shape
-    k, chosen = masks.shape[1], evenly_spaced(n, shown)
-    gaps = [0, WIDE_GAP, *[GAP] * (k - 1), WIDE_GAP, *[GAP] * (len(chosen) - 1)]
-    figure, axes = panel_grid(m, gaps, h / w, width=6, dpi=100)
-    for row, image, experts, drawn in zip(axes, images, masks, samples[:, chosen], strict=True):
-        show_image(row[0], image)
-        draw_contours(row[0], experts)
-        show_experts(row[1:1 + k], experts)
-        for ax, sample in zip(row[1 + k:], drawn, strict=True):
-            show_map(ax, sample)
-    title_panels(axes[0], ["experts", *_numbered("expert", range(k)), *_numbered("sample", chosen)])
-    return figure
-
-
-def variance_and_entropy(image: Array, masks: Array, samples: Array, *, contours: int = 8,
-                         zoomed: bool = True) -> Figure:
+def variance_and_entropy(image: Array, masks: Array, samples: Array) -> Figure:
     """Uncertainty of one image: mean, variance and entropy per pixel, of experts above, of samples below.
 
-    image (c, h, w) in [0, 1]; masks (k, h, w) 0/1; samples (n, h, w) 0/1 or probabilities.
-    Entropy is of the mean p, -p log2 p - (1 - p) log2 (1 - p), in bits, so at most 1. The first panel has all
-    experts' contours above, those of `contours` samples below.
-    zoomed: show the part of the image that holds the contours.
-    Raises ValueError for shapes that do not fit and for values outside [0, 1]."""
-    image = as_array("image", image, ("c", "h", "w"))
-    h, w = image.shape[1:]
-    masks, samples = as_array("masks", masks, ("k", h, w)), as_array("samples", samples, ("n", h, w))
-    figure, axes = panel_grid(2, [0, GAP, GAP, BAR], h / w, left=0.3, right=BAR, width=6.6, bottom=0.3)
-    drawn = samples[evenly_spaced(len(samples), contours)]
+    Entropy is of the mean p, -p log2 p - (1 - p) log2 (1 - p), in bits, so at most 1. The panels show the
+    part of the image that holds the contours of the first: all experts' above, CONTOURS samples' below."""
+    image, masks, samples = checked(
+        image=(image, "c h w"), masks=(masks, "k h w"), samples=(samples, "n h w"))
+    k, h, w = masks.shape
+    figure, axes = panel_grid(
+        [[0, GAP, GAP, BAR]] * 2, h / w, ["contours", "mean", "variance", "entropy (bits)"],
+        ["experts", "samples"], experts=k, left=0.3, right=BAR, width=6.6)
     for row, members in zip(axes, (masks, samples), strict=True):
-        show_image(row[0], image)
+        show(row[0], image)
         p = members.mean(axis=0)
-        show_map(row[1], p)
-        variance = show_map(row[2], members.var(axis=0), "magma", 0, VARIANCE_MAX)
-        entropy = show_map(row[3], binary_entropy(p), "magma")
+        show(row[1], p)
+        variance = show(row[2], members.var(axis=0), "magma", high=VARIANCE_MAX)
+        entropy = show(row[3], -sum(q * np.log2(np.where(q > 0, q, 1)) for q in (p, 1 - p)), "magma")
+    drawn = samples[canvas.evenly_spaced(len(samples), CONTOURS)]
     draw_contours(axes[0, 0], masks)
-    draw_contours(axes[1, 0], drawn, COLOURS[-1:])
-    axes[0, 0].set_ylabel("experts", fontsize=NORMAL)
-    axes[1, 0].set_ylabel("samples", fontsize=NORMAL)
-    if zoomed:
-        zoom(axes.flat, window(np.concatenate([masks, drawn])))
-    colour_bar(figure, variance, axes[:, 2], (0, VARIANCE_MAX))
-    colour_bar(figure, entropy, axes[:, 3], (0, 1))
-    title_panels(axes[0], ["contours", "mean", "variance", "entropy (bits)"])
-    expert_legend(figure, len(masks))
+    draw_contours(axes[1, 0], drawn, alike=True)
+    canvas.zoom(axes.flat, masks, drawn)
+    canvas.colour_bar(figure, variance, axes[:, 2])
+    canvas.colour_bar(figure, entropy, axes[:, 3])
     return figure
 
 
-def samples_picture(image: Array, samples: Array, *, contours: int = 8, zoomed: bool = True) -> Figure:
-    """Samples for one image that no expert has marked: contours of some of them, mean and variance per pixel.
+def samples_picture(image: Array, samples: Array) -> Figure:
+    """Samples for one image that no expert has marked: contours of CONTOURS of them, mean and variance.
 
-    image (c, h, w) in [0, 1], c = 1 or 3; samples (n, h, w) 0/1 or probabilities. The contours are of at most
-    `contours` samples, evenly spaced over the n.
-    zoomed: all panels but the first show the part of the image, framed there, that holds the contours.
-    Raises ValueError for shapes that do not fit and for values outside [0, 1]."""
-    image = as_array("image", image, ("c", "h", "w"))
-    h, w = image.shape[1:]
-    samples = as_array("samples", samples, ("n", h, w))
-    drawn = samples[evenly_spaced(len(samples), contours)]
-    figure, axes = panel_grid(1, [0, GAP, GAP, BAR], h / w, right=BAR)
-    row = axes[0]
-    show_image(row[0], image)
-    show_image(row[1], image)
-    draw_contours(row[1], drawn, COLOURS[-1:])
-    mean = show_map(row[2], samples.mean(axis=0))
-    variance = show_map(row[3], samples.var(axis=0), "magma", 0, VARIANCE_MAX)
-    if zoomed:
-        edges = window(drawn)
-        frame(row[0], edges)
-        zoom(row[1:], edges)
-    colour_bar(figure, mean, row[2:3], (0, 1))
-    colour_bar(figure, variance, row[3:], (0, VARIANCE_MAX))
-    title_panels(row, ["image", f"{len(drawn)} of {len(samples)} samples", "mean", "variance"])
+    All panels but the first show the part of the image, framed there, that holds the contours."""
+    image, samples = checked(image=(image, "c h w"), samples=(samples, "n h w"))
+    n, h, w = samples.shape
+    drawn = samples[canvas.evenly_spaced(n, CONTOURS)]
+    titles = ["image", f"{len(drawn)} of {n} samples", "mean", "variance"]
+    figure, (row,) = panel_grid([[0, GAP, GAP, BAR]], h / w, titles, bottom=0.1, right=BAR)
+    show(row[0], image)
+    show(row[1], image)
+    draw_contours(row[1], drawn, alike=True)
+    canvas.colour_bar(figure, show(row[2], samples.mean(axis=0)), row[2:3])
+    canvas.colour_bar(figure, show(row[3], samples.var(axis=0), "magma", high=VARIANCE_MAX), row[3:])
+    canvas.zoom(row[1:], drawn, framed=row[0])
     return figure
 
 
-def binary_entropy(p: np.ndarray) -> np.ndarray:
-    """Entropy in bits of Bernoulli(p), 0 for p = 0 and p = 1; same shape as p."""
-    certain = (p <= 0) | (p >= 1)
-    q = np.where(certain, 0.5, p)
-    return np.where(certain, 0.0, -q * np.log2(q) - (1 - q) * np.log2(1 - q))
-
-
-def augmentation_sheet(images: Array, masks: Array, augmented_images: Array,
-                       augmented_masks: Array) -> Figure:
-    """Images before (above) and after (below) augmentation with their contours: do both move together?
-
-    images, augmented_images (m, c, h, w) in [0, 1]; masks, augmented_masks (m, k, h, w) in [0, 1].
-    Raises ValueError for shapes that do not fit together and for values outside [0, 1]."""
-    images = as_array("images", images, ("m", "c", "h", "w"))
-    m, _, h, w = images.shape
-    masks = as_array("masks", masks, (m, "k", h, w))
-    augmented_images = as_array("augmented_images", augmented_images, images.shape)
-    augmented_masks = as_array("augmented_masks", augmented_masks, masks.shape)
-    figure, axes = panel_grid(2, [0, *[GAP] * (m - 1)], h / w, top=0.05, left=0.3, bottom=0.3)
-    pairs = (("before", images, masks), ("after", augmented_images, augmented_masks))
-    for row, (name, some_images, some_masks) in zip(axes, pairs, strict=True):
-        row[0].set_ylabel(name, fontsize=NORMAL)
-        for ax, image, experts in zip(row, some_images, some_masks, strict=True):
-            show_image(ax, image)
-            draw_contours(ax, experts)
-    expert_legend(figure, masks.shape[1])
+def augmentation_sheet(images: Array, masks: Array, moved_images: Array, moved_masks: Array) -> Figure:
+    """Images before (above) and after (below) augmentation with their contours: do both move together?"""
+    images, masks, moved_images, moved_masks = checked(
+        images=(images, "m c h w"), masks=(masks, "m k h w"), moved_images=(moved_images, "m c h w"),
+        moved_masks=(moved_masks, "m k h w"))
+    m, k, h, w = masks.shape
+    figure, axes = panel_grid([[0, *[GAP] * (m - 1)]] * 2, h / w, names=["before", "after"], experts=k,
+                              top=0.05, left=0.3)
+    for ax, image, experts in zip(axes.flat, [*images, *moved_images], [*masks, *moved_masks], strict=True):
+        show(ax, image)
+        draw_contours(ax, experts)
     return figure
-
-
-def _batch(images: Array, masks: Array, samples: Array) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Checked images (m, c, h, w), masks (m, k, h, w) and samples (m, n, h, w)."""
-    images = as_array("images", images, ("m", "c", "h", "w"))
-    m, _, h, w = images.shape
-    return images, as_array("masks", masks, (m, "k", h, w)), as_array("samples", samples, (m, "n", h, w))
-
-
-def _numbered(name: str, indices: Iterable[int]) -> list[str]:
-    """Titles counted from 1."""
-    return [f"{name} {i + 1}" for i in indices]

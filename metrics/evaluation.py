@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from metrics.maps import calibration_error, dice_of_means, s_ncc
 from metrics.overlap import Overlaps
@@ -20,8 +21,8 @@ AT_MAX_N = {"S_NCC": s_ncc, "Dice of means": dice_of_means, "ECE": calibration_e
 
 SCORED_TOGETHER = 8  # sets of samples on a GPU, which waits for launches; on a CPU one at a time is faster
 
-# (image (b, c, h, w), n, generator) -> probabilities (b, n, h, w)
-Sampler = Callable[[Tensor, int, torch.Generator], Tensor]
+# (image (b, c, h, w), n, generator=...) -> probabilities (b, n, h, w)
+SampleFunction = Callable[..., Tensor]
 
 
 class Images(Protocol):
@@ -52,16 +53,22 @@ class Evaluation:
         return {name: (float(run.mean()), float(run.std(ddof=1)) if len(run) > 1 else None)
                 for name, run in runs.items()}
 
+    def means(self, n: int, *names: str) -> dict[str, float]:
+        """Mean over images and seeds of the scores of n samples, by name."""
+        return {name: float(self.scores[f"{name}{n}"].mean()) for name in names}
+
     def as_dict(self) -> dict[str, Any]:
         """Lists, strings and numbers only, for JSON."""
         scores = {name: values.tolist() for name, values in self.scores.items()}
-        return {
-            "ids": list(self.ids), "seeds": list(self.seeds), "scores": scores, "mean_std": self.mean_std()
-        }
+        return {"ids": list(self.ids), "seeds": list(self.seeds), "scores": scores,
+                "mean_std": self.mean_std()}
 
 
 def interleaved(parts: Sequence[Evaluation]) -> Evaluation:
-    """One evaluation out of m with the same seeds and scores: of images 0, m, ..., of 1, m + 1, ..., etc."""
+    """One evaluation out of m with the same seeds and scores: of images 0, m, ..., of 1, m + 1, ..., etc.
+
+    Parts without an image are left out."""
+    parts = [part for part in parts if part.ids]
     count = sum(len(part.ids) for part in parts)
     ids = np.empty(count, object)
     scores = {name: np.empty((len(parts[0].seeds), count)) for name in parts[0].scores}
@@ -83,22 +90,24 @@ def score(samples: Tensor, masks: Tensor, prefixes: Sequence[int]) -> dict[str, 
 
 @torch.no_grad()
 def evaluate(
-    sample: Sampler,
+    sample: SampleFunction,
     dataset: Images,
     samples: Sequence[int] = (16, 32, 100),
     seeds: Sequence[int] = (0,),
     device: torch.device | str = "cpu",
-    progress: Callable[[Sequence[int]], Iterable[int]] = iter,
+    indices: Sequence[int] | None = None,
+    title: str | None = None,
     together: int | None = None,
 ) -> Evaluation:
-    """Score `sample` on every image of `dataset`: its samples thresholded at >= 0.5 against all experts.
+    """Score `sample` on the images of `dataset`: its samples thresholded at >= 0.5 against all experts.
 
-    sample(image (1, c, h, w), n, generator) -> (1, n, h, w) probabilities, image and generator on `device`.
+    sample(image (1, c, h, w), n, generator=...) -> (1, n, h, w) probabilities, all of it on `device`.
     Per image and seed max(samples) are drawn once, and the first n of them are scored for each n of
     `samples`. The generator depends on seed and image id alone, so that images may be split over processes
-    at will; CPU and CUDA draw different numbers. `progress` wraps the indices of images, as tqdm.tqdm does.
-    `together` sets of samples are scored at once, which changes nothing beyond the rounding of float64
-    (default: 8 on a GPU, 1 on a CPU).
+    at will; CPU and CUDA draw different numbers.
+    indices: of the images to score (default: all). title: of a progress bar, None for no bar.
+    together: how many sets of samples are scored at once, which changes nothing beyond the rounding of
+    float64 (default: 8 on a GPU, 1 on a CPU).
     Raises ValueError for an empty or inconsistent dataset, masks other than 0/1, and samples that are not
     finite or not of the right shape, naming the image."""
     if not (samples and seeds) or min(samples) < 1:
@@ -106,63 +115,35 @@ def evaluate(
     if not 0 < len(dataset) == len(dataset.ids):
         raise ValueError(f"dataset of {len(dataset)} images with {len(dataset.ids)} ids: "
                          "expected at least one image, and an id for each")
+    indices = range(len(dataset)) if indices is None else indices
     together = together or (SCORED_TOGETHER if torch.device(device).type == "cuda" else 1)
-    scores: dict[str, np.ndarray] = defaultdict(lambda: np.empty((len(seeds), len(dataset))))
+    scores: dict[str, np.ndarray] = defaultdict(lambda: np.empty((len(seeds), len(indices))))
+    progress = tqdm(indices, title, leave=False, disable=True if title is None else None)
     sets = _sets(sample, dataset, max(samples), seeds, device, progress)
     while block := list(islice(sets, together)):
-        runs, images, drawn, masks = zip(*block)
+        runs, places, drawn, masks = zip(*block)
         found = score(torch.cat(drawn), torch.cat(masks), samples)
         values = torch.stack([value.double() for value in found.values()]).cpu().numpy()
         for name, of_block in zip(found, values):
-            scores[name][runs, images] = of_block
-    return Evaluation(tuple(dataset.ids), tuple(seeds), dict(scores))
+            scores[name][runs, places] = of_block
+    return Evaluation(tuple(dataset.ids[index] for index in indices), tuple(seeds), dict(scores))
 
 
-def paired_bootstrap(
-    a: np.ndarray, b: np.ndarray, draws: int = 10_000, seed: int = 0,
-    groups: Sequence | np.ndarray | None = None
-) -> tuple[float, float, float]:
-    """Difference of two methods on the same images: mean of a - b and its 95 % percentile interval.
-
-    a, b: per-image scores (images,), or (seeds, images), averaged over seeds first. With `groups` (images,),
-    such as patients, whole groups are resampled: slices of one patient are not independent, and images alone
-    would make the interval too narrow.
-    Raises ValueError for different numbers of images, and for scores that are not finite."""
-    a, b = np.atleast_2d(a).mean(0), np.atleast_2d(b).mean(0)
-    of_image = np.arange(len(a)) if groups is None else np.asarray(groups)
-    if not a.shape == b.shape == of_image.shape or not len(a):
-        raise ValueError(f"{len(a)} and {len(b)} images with {len(of_image)} groups: "
-                         "expected scores of the same images, and a group for each")
-    difference = a - b
-    if not np.isfinite(difference).all():
-        raise ValueError(f"scores of image {int(np.argmin(np.isfinite(difference)))} are not finite")
-    _, group = np.unique(of_image, return_inverse=True)
-    totals, sizes = np.bincount(group, difference), np.bincount(group)
-    random = np.random.default_rng(seed)
-    means = np.empty(draws)
-    for draw in range(draws):
-        chosen = random.integers(len(totals), size=len(totals))
-        means[draw] = totals[chosen].sum() / sizes[chosen].sum()
-    low, high = np.quantile(means, (0.025, 0.975))
-    return float(difference.mean()), float(low), float(high)
-
-
-def _sets(sample: Sampler, dataset: Images, n: int, seeds: Sequence[int], device: torch.device | str,
-          progress: Callable[[Sequence[int]], Iterable[int]]) -> Iterator[tuple[int, int, Tensor, Tensor]]:
-    """Number of the seed, number of the image, n samples (1, n, h, w) and masks (1, k, h, w), both bool."""
-    for index in progress(range(len(dataset))):
+def _sets(sample: SampleFunction, dataset: Images, n: int, seeds: Sequence[int], device: torch.device | str,
+          indices: Iterable[int]) -> Iterator[tuple[int, int, Tensor, Tensor]]:
+    """Number of the seed, place among `indices`, n samples (1, n, h, w) and masks (1, k, h, w), both bool."""
+    for place, index in enumerate(indices):
         image, masks = dataset[index]
         name, image, masks = dataset.ids[index], image.to(device)[None], masks.to(device)[None]
         if not ((masks == 0) | (masks == 1)).all():
-            raise ValueError(f"masks of image {name}: expected 0 and 1, found others; check its source file")
+            raise ValueError(f"masks of image {name}: expected 0 and 1, found others; check its file")
         for run, seed in enumerate(seeds):
-            yield run, index, _draw(sample, image, n, seed, name), masks.bool()
+            yield run, place, _draw(sample, image, n, seed, name), masks.bool()
 
 
-def _draw(sample: Sampler, image: Tensor, n: int, seed: int, name: str) -> Tensor:
+def _draw(sample: SampleFunction, image: Tensor, n: int, seed: int, name: str) -> Tensor:
     """n binary samples (1, n, h, w) of one image, checked."""
-    generator = torch.Generator(image.device).manual_seed(image_seed(seed, name))
-    drawn = sample(image, n, generator)
+    drawn = sample(image, n, generator=torch.Generator(image.device).manual_seed(image_seed(seed, name)))
     expected = (1, n, *image.shape[2:])
     if drawn.shape != expected:
         raise ValueError(f"samples of image {name}: shape {tuple(drawn.shape)}, "

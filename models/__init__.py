@@ -11,9 +11,13 @@ mu, D, L   mean, covariance factor and covariance diagonal of the truncation dis
 alpha  weight of the semantic term L_SF
 """
 
+from models import checkpoint
 from models.atfm import ATFM
 from models.gtr import GTR, LowRankGaussian, monte_carlo_nll
+from models.loading import describe, load_flow, load_gtr, load_systems
 from models.released import load_released
 from models.st_net import STNet
+from models.training import Validation, train_loop
 
-__all__ = ["ATFM", "GTR", "LowRankGaussian", "STNet", "load_released", "monte_carlo_nll"]
+__all__ = ["ATFM", "GTR", "LowRankGaussian", "STNet", "Validation", "checkpoint", "describe", "load_flow",
+           "load_gtr", "load_released", "load_systems", "monte_carlo_nll", "train_loop"]

@@ -1,33 +1,28 @@
 """Checkpoints: dictionaries of tensors, numbers and strings, never half-written, loaded without any code."""
 
-import os
+import hashlib
+import sys
 import zipfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
+
+from metrics.files import whole_file
 
 FORMAT = 1  # raised when the meaning of a key changes
 PARTS = {"format": int, "stage": str, "config": dict, "model": dict}  # that every checkpoint has
 
 
 def save(path: Path, content: dict[str, Any]) -> None:
-    """Writes under a temporary name, flushes to disk, renames: `path` is the old file or the whole new one.
-
-    Raises OSError naming the file, for example when the disk is full; the previous checkpoint is then intact.
-    """
-    temporary = path.with_name(path.name + ".writing")
-    try:
-        with open(temporary, "wb") as file:
+    """Writes a whole checkpoint or, raising OSError, none: then the previous one is intact."""
+    with whole_file(path) as file:
+        try:
             torch.save({"format": FORMAT, **content}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:  # torch reports a failed write as RuntimeError
-        temporary.unlink(missing_ok=True)
-        raise OSError(f"{path}: could not write the checkpoint ({error}); the previous one is intact. "
-                      "Free some space and run the same command again to go on") from error
+        except RuntimeError as error:  # how torch reports a failed write
+            raise OSError(str(error)) from error
 
 
 def load(path: Path, stage: str | None = None) -> dict[str, Any]:
@@ -63,10 +58,15 @@ def state_dict(path: Path) -> dict[str, torch.Tensor]:
     return weights
 
 
-def find(place: str | Path) -> Path:
-    """The checkpoint that a flag means: the file itself, or the best one of a run folder."""
+def find(place: str | Path, stage: str) -> Path:
+    """The checkpoint that a flag means: that file, or the best one of a folder or of its sub-folder `stage`.
+
+    So --gtr and --prior take a run's top folder, the folder of one step, or a file."""
     place = Path(place)
-    return place / "best.pt" if place.is_dir() else place
+    if not place.is_dir():
+        return place
+    inner = place / stage / "best.pt"
+    return inner if inner.exists() and not (place / "best.pt").exists() else place / "best.pt"
 
 
 def _read(path: Path) -> Any:
@@ -104,3 +104,18 @@ def fill(module: nn.Module, content: dict[str, Any], path: Path) -> None:
     except RuntimeError as error:
         raise ValueError(
             f"{path}: its weights do not fit the model that its config describes: {error}") from error
+
+
+def fingerprint(module: nn.Module | None) -> str | None:
+    """16 hex digits that change with any weight."""
+    if module is None:
+        return None
+    digest = hashlib.blake2b(digest_size=8)
+    for name, weight in module.state_dict().items():
+        digest.update(name.encode() + weight.cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def versions() -> dict[str, str]:
+    """Of what computes the results."""
+    return {"python": sys.version.split()[0], "torch": str(torch.__version__), "numpy": np.__version__}

@@ -1,11 +1,10 @@
-"""SFM, Segmentation Flow Matching (paper, Algorithm 1): the path, and the losses on it, as pure functions."""
+"""SFM, Segmentation Flow Matching (paper, Algorithm 1): path, losses on it, and ODE solvers, as functions."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-
-from models.parallel import Part, whole
 
 TIMES = 1000  # t is drawn from {0, 1/1000, ..., 999/1000}: the paper's lambda = 1e-3
 
@@ -23,11 +22,10 @@ def draw_time(b: int, device: torch.device) -> Tensor:
     return torch.randint(TIMES, (b,), device=device) / TIMES
 
 
-def one_expert(masks: Tensor, part: Part | None = None) -> Tensor:
-    """A random expert's mask for each image, (b, 1, h, w) of (b, k, h, w). part: see `models.parallel`."""
+def one_expert(masks: Tensor) -> Tensor:
+    """A random expert's mask for each image, (b, 1, h, w) of (b, k, h, w)."""
     b, k = masks.shape[:2]
-    part = part or whole(b)
-    return masks[torch.arange(b), part.cut(torch.randint(k, (part.b,)))][:, None]
+    return masks[torch.arange(b), torch.randint(k, (b,))][:, None]
 
 
 def linear_path(x_0: Tensor, x_1: Tensor, t: Tensor) -> Path:
@@ -52,16 +50,78 @@ def dice(predicted: Tensor, mask: Tensor, over: str) -> Tensor:
     return (2 * overlap + 1) / (total + 1)
 
 
-def semantic_loss(x_1t: Tensor, own: Tensor, every: Tensor, method: str, over: str, target: str) -> Tensor:
+def semantic_loss(x_1t: Tensor, own: Tensor, every: Tensor, form: str, over: str, target: str) -> Tensor:
     """L_SF, the mean of 1 - Dice(x_1^t, y), a scalar (Algorithm 1).
 
     x_1t (b, j, h, w): the predictions on the paths to the annotators `own` (b, j, h, w), out of `every`
     (b, k, h, w).
-    method: "soft" keeps the gradient; "thresholded" cuts it, as the released code does. over: see `dice`.
+    form: "soft" keeps the gradient; "thresholded" cuts it, as the released code does. over: see `dice`.
     target: each path's prediction is compared with its "own" annotator or with "all".
     """
-    predicted = x_1t.clamp(0, 1) if method == "soft" else (x_1t.detach() >= 0.5).to(own.dtype)
+    predicted = x_1t.clamp(0, 1) if form == "soft" else (x_1t.detach() >= 0.5).to(own.dtype)
     if target == "own":
         return 1 - dice(predicted, own, over).mean()
     each = [dice(predicted, y[:, None].expand_as(predicted), over).mean() for y in every.unbind(1)]
     return 1 - torch.stack(each).mean()
+
+
+# Solvers of dx/dt = v(x, t) from t = 0 to t = 1 in equal steps (paper: Euler, 25 steps). Each takes
+# velocity(x, t) with t a float, the start x_0 and the number of steps, and returns x at t = 1.
+
+Velocity = Callable[[Tensor, float], Tensor]
+
+
+def euler(velocity: Velocity, x_0: Tensor, steps: int) -> Tensor:
+    """First order, one evaluation per step."""
+    x = x_0
+    for i in range(steps):
+        x = x + velocity(x, i / steps) / steps
+    return x
+
+
+def midpoint(velocity: Velocity, x_0: Tensor, steps: int) -> Tensor:
+    """Second order, two evaluations per step: the slope in the middle of the step."""
+    x = x_0
+    for i in range(steps):
+        middle = x + velocity(x, i / steps) / (2 * steps)
+        x = x + velocity(middle, (i + 0.5) / steps) / steps
+    return x
+
+
+def heun(velocity: Velocity, x_0: Tensor, steps: int) -> Tensor:
+    """Second order, two evaluations per step: the mean of the slopes at both ends."""
+    x = x_0
+    for i in range(steps):
+        start = velocity(x, i / steps)
+        end = velocity(x + start / steps, (i + 1) / steps)
+        x = x + (start + end) / (2 * steps)
+    return x
+
+
+def rk4(velocity: Velocity, x_0: Tensor, steps: int) -> Tensor:
+    """Fourth order, four evaluations per step: the classical Runge-Kutta method."""
+    x = x_0
+    for i in range(steps):
+        k1 = velocity(x, i / steps)
+        k2 = velocity(x + k1 / (2 * steps), (i + 0.5) / steps)
+        k3 = velocity(x + k2 / (2 * steps), (i + 0.5) / steps)
+        k4 = velocity(x + k3 / steps, (i + 1) / steps)
+        x = x + (k1 + 2 * k2 + 2 * k3 + k4) / (6 * steps)
+    return x
+
+
+def ab2(velocity: Velocity, x_0: Tensor, steps: int) -> Tensor:
+    """Second order, one evaluation per step: two-step Adams-Bashforth, its first step Euler's."""
+    before = velocity(x_0, 0.0)
+    x = x_0 + before / steps
+    for i in range(1, steps):
+        now = velocity(x, i / steps)
+        x = x + (3 * now - before) / (2 * steps)
+        before = now
+    return x
+
+
+SOLVERS: dict[str, Callable[[Velocity, Tensor, int], Tensor]] = {
+    "euler": euler, "midpoint": midpoint, "heun": heun, "rk4": rk4, "ab2": ab2,
+}
+EVALUATIONS_PER_STEP = {"euler": 1, "midpoint": 2, "heun": 2, "rk4": 4, "ab2": 1}

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributions import LowRankMultivariateNormal
 
-from models.parallel import Part, whole
+from metadata_manager import GTRConfig
 from models.unet import UNet
 
 MIN_VARIANCE = 2e-5  # added to the diagonal by the released code
@@ -28,22 +28,19 @@ class LowRankGaussian:
     cov_factor: Tensor
     cov_diag: Tensor
 
-    def rsample(self, n: int, antithetic: bool = False, generator: torch.Generator | None = None,
-                part: Part | None = None) -> Tensor:
+    def rsample(self, n: int, antithetic: bool = False, generator: torch.Generator | None = None) -> Tensor:
         """n logit maps mu + D e + sqrt(L) w with e, w standard normal: (b, n, h, w), differentiable.
 
         antithetic: n / 2 deviations from the mean, then their negatives, which lowers the variance of Monte
-        Carlo means; raises ValueError if n is odd. part: which rows of a larger batch these b Gaussians are.
+        Carlo means; raises ValueError if n is odd.
         """
         if n < 1 or antithetic and n % 2:
             raise ValueError(f"{n} samples: expected at least one, and an even number of antithetic ones "
                              "(--mc_samples)")
         b, rank, h, w = self.cov_factor.shape
         draws = n // 2 if antithetic else n
-        part = part or whole(b)
         like: dict[str, Any] = {"device": self.mean.device, "dtype": self.mean.dtype, "generator": generator}
-        e = part.cut(torch.randn(part.b, draws, rank, **like))
-        noise = part.cut(torch.randn(part.b, draws, h, w, **like))
+        e, noise = torch.randn(b, draws, rank, **like), torch.randn(b, draws, h, w, **like)
         correlated = torch.bmm(e, self.cov_factor.flatten(2)).view(b, draws, h, w)
         deviation = correlated + self.cov_diag.sqrt()[:, None] * noise
         if antithetic:
@@ -51,9 +48,9 @@ class LowRankGaussian:
         return self.mean[:, None] + deviation
 
     @torch.no_grad()
-    def sample(self, n: int, generator: torch.Generator | None = None, part: Part | None = None) -> Tensor:
+    def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         """n logit maps without gradient: (b, n, h, w)."""
-        return self.rsample(n, generator=generator, part=part)
+        return self.rsample(n, generator=generator)
 
     def distribution(self) -> LowRankMultivariateNormal:
         """The same Gaussian over h * w pixels for log_prob and entropy.
@@ -64,11 +61,22 @@ class LowRankGaussian:
         return LowRankMultivariateNormal(self.mean.flatten(1), factor, self.cov_diag.flatten(1))
 
 
+@dataclass(frozen=True)
+class TrainedOn:
+    """The images that a model was trained on: pixels per side, channels, ids."""
+
+    side: int
+    channels: int
+    ids: tuple[str, ...]
+
+
 class GTR(nn.Module):
     """Image -> truncation distribution: a U-Net, three 1x1 convolutions for mu, log L and D (Eq. 3, App. 6).
 
     The defaults are the paper's layout; convs=3, pool="avg", up="bilinear" is the released one.
     """
+
+    trained_on: TrainedOn  # set where a checkpoint is loaded
 
     def __init__(self, in_channels: int = 1, num_filters: Sequence[int] = (32, 64, 128, 192), rank: int = 10,
                  convs: int = 2, pool: str = "max", up: str = "transposed") -> None:
@@ -78,6 +86,11 @@ class GTR(nn.Module):
         self.mean = nn.Conv2d(num_filters[0], 1, 1)
         self.log_cov_diag = nn.Conv2d(num_filters[0], 1, 1)
         self.cov_factor = nn.Conv2d(num_filters[0], rank, 1)
+
+    @classmethod
+    def of(cls, config: GTRConfig, channels: int) -> "GTR":
+        """An untrained GTR of a config's layout, for images of `channels` channels."""
+        return cls(channels, config.num_filters, config.rank, config.convs, config.pool, config.up)
 
     def forward(self, image: Tensor) -> LowRankGaussian:
         """image (b, c, h, w) in [0, 1]; raises ValueError for other channels or an indivisible size."""
@@ -89,6 +102,13 @@ class GTR(nn.Module):
             features = features.float()
             cov_diag = self.log_cov_diag(features).exp() + MIN_VARIANCE
             return LowRankGaussian(self.mean(features)[:, 0], self.cov_factor(features), cov_diag[:, 0])
+
+    @torch.no_grad()
+    def sample(self, image: Tensor, n: int, generator: torch.Generator | None = None) -> Tensor:
+        """x_0, the source of the flow: n sigmoids of logit maps per image (b, c, h, w), (b, n, h, w).
+
+        Thresholded at 0.5, without a flow, they are what the paper calls Act. GTR (Table 4)."""
+        return self(image).sample(n, generator).sigmoid()
 
 
 def monte_carlo_nll(logits: Tensor, mask: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
 """ST-Net, the velocity field v(x_t, t, image): a time-conditioned U-Net with linear attention (App. 6)."""
 
+import copy
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
 
@@ -9,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+
+from metadata_manager import FlowConfig
 
 HEADS, HEAD_WIDTH = 4, 32
 Block = Callable[[int, int], nn.Module]  # (in_channels, out_channels) -> a residual block
@@ -227,6 +230,12 @@ class STNet(nn.Module):
             if isinstance(module, Recomputable):
                 module.recompute = recompute
 
+    @classmethod
+    def of(cls, config: FlowConfig) -> "STNet":
+        """An untrained ST-Net as a config describes it."""
+        return cls(config.dim, config.dim_mults, config.weight_standardization, config.time_scale,
+                   config.groups, config.recompute)
+
     def forward(self, x_t: Tensor, t: Tensor, image: Tensor) -> Tensor:
         """x_t (b, 1, h, w), t (b,) in [0, 1], image (b, 1, h, w) -> v (b, 1, h, w).
 
@@ -248,9 +257,15 @@ class STNet(nn.Module):
             x = up(x, time, *skips.pop())
         return self.final_conv(self.final_block(time, x, stem))
 
-    def standardized(self) -> Iterator[StandardizedConv2d]:
-        """The convolutions whose weights are standardized."""
-        return (module for module in self.modules() if isinstance(module, StandardizedConv2d))
+    @torch.no_grad()
+    def with_fixed_weights(self) -> "STNet":
+        """A copy for sampling, whose weights are standardized once instead of at every call."""
+        net = copy.deepcopy(self).requires_grad_(False)
+        for module in net.modules():
+            if isinstance(module, StandardizedConv2d):
+                module.weight.copy_(standardize(module.weight, module.method))
+                module.method = "none"
+        return net
 
 
 def time_embedding(t: Tensor, dim: int) -> Tensor:

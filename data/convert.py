@@ -1,0 +1,74 @@
+"""Originals (pickles, PNGs, PHiSeg's file) are converted once, each into a store beside it."""
+
+import hashlib
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from data.store import Store, Writer, open_store
+
+VERSION = 2  # raise it when a reader of originals changes: all are converted again
+
+
+def converted(original: Path, files: Sequence[Path], convert: Callable[[Sequence[Path], Writer], None]
+              ) -> Store:
+    """The store of `original`, made by `convert(files, writer)` on first use and again when a file changes.
+
+    It lies beside the original or, if that folder is read-only, in $XDG_CACHE_HOME/atfm or ~/.cache/atfm.
+    Raises OSError where neither is writable, and what `convert` raises."""
+    original = original.resolve()
+    digest = _digest(original, files)
+    reason = "converting once"
+    for place in _places(original):
+        if not place.is_file():
+            continue
+        try:
+            store = open_store(place)
+        except ValueError as error:
+            reason = f"the store is unusable ({error}); converting again"
+            continue
+        if store.digest == digest:
+            return store
+        reason = f"its files changed since {place} was made, or its reader did; converting again"
+    with _writer(original, digest) as writer:
+        print(f"{original}: {reason}, into {writer.path}", flush=True)
+        convert(files, writer)
+    return open_store(writer.path)
+
+
+def files_in(folder: Path, *suffixes: str, pattern: str = "*") -> list[Path]:
+    """Files of a folder by name, those with one of `suffixes` in any case if there are any.
+
+    What macOS and Windows leave in folders is passed over. pattern "**/*": at any depth."""
+    return sorted(path for path in folder.glob(pattern)
+                  if not path.name.startswith(".") and path.name.lower() not in ("thumbs.db", "desktop.ini")
+                  and (not suffixes or path.suffix.lower() in suffixes))
+
+
+def _digest(original: Path, files: Sequence[Path]) -> str:
+    """Of the version, and of names, sizes and modification times of the original's files."""
+    lines = [f"{VERSION}"]
+    for file in files:
+        status = file.stat()
+        lines.append(f"{os.path.relpath(file.resolve(), original)} {status.st_size} {status.st_mtime_ns}")
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def _places(original: Path) -> tuple[Path, Path]:
+    """Where the store of `original` may lie, best first."""
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "atfm"
+    name = hashlib.sha256(str(original).encode()).hexdigest()[:12]
+    return original.with_name(f"{original.name}.atfm.h5"), home / f"{original.name}-{name}.h5"
+
+
+def _writer(original: Path, digest: str) -> Writer:
+    """A writer of the store at the first place that is writable."""
+    refusals = []
+    for place in _places(original):
+        try:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            return Writer(place, f"converted from {original}", digest)
+        except OSError as error:
+            refusals.append(f"{place.parent} ({error})")
+    raise OSError(f"{original}: no folder for its store is writable: {'; '.join(refusals)}; "
+                  "set XDG_CACHE_HOME")

@@ -1,0 +1,260 @@
+"""What training, validation and testing draw from: the images of one split, in batches by step number."""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import functional
+
+from data import isic3, lidc, phiseg, splits
+from data.convert import converted
+from data.store import Store, open_store
+from metadata_manager import Metadata, experiment
+
+DEGREES = 15.0  # rotation, scale and shear of the augmentation of ISIC3 (App. 6)
+SCALE = (0.9, 1.1)
+SHEAR = 5.0  # degrees; the sources only say "small"
+
+Augment = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+def load(what: str | Metadata, split: str) -> "ExpertDataset":
+    """The images of one split ("train", "val", "test", or "train_prior": what the flow trains on).
+
+    `train_prior` differs from `train` only under the released split. Converts the original on first use.
+    Raises FileNotFoundError or ValueError naming the file or flag that is wrong."""
+    metadata = experiment(what).metadata if isinstance(what, str) else what
+    if split not in splits.SPLITS:
+        raise ValueError(f"split {split!r}: unknown; expected one of {', '.join(splits.SPLITS)}")
+    if metadata.limit is not None and metadata.limit < 1:
+        raise ValueError(f"--limit {metadata.limit}: expected at least 1 image")
+    store = _store_of(metadata)
+    try:
+        rows = _split_rows(metadata, store)
+    except ValueError as error:
+        raise ValueError(f"{store.path}: {error}") from error
+    if metadata.split == "released" and split == "test":
+        both, total = splits.overlap(rows["train_prior"], rows["test"])
+        print(f"{metadata.what}: split released: {both} of {total} test images ({both / total:.1%}) are in "
+              "the training list; use --split group for a clean test", flush=True)
+    return ExpertDataset(store, rows[split][:metadata.limit], metadata.crop)
+
+
+def _store_of(metadata: Metadata) -> Store:
+    path = Path(metadata.data_path).expanduser()
+    if not metadata.data_path or not path.exists():
+        raise FileNotFoundError(
+            f"{metadata.what}: data_path '{metadata.data_path}' does not exist; edit PATHS in "
+            f"metadata_manager.py, set ATFM_{metadata.what.upper()}_PATH or pass --data_path")
+    if path.suffix.lower() in (".h5", ".hdf5"):
+        store = converted(path, [path], phiseg.convert) if phiseg.is_phiseg(path) else open_store(path)
+    else:
+        reader = {"lidc": lidc, "isic3": isic3}[metadata.reader]
+        store = converted(path, reader.files_of(path), reader.convert)
+    for name, found, expected in (("annotators", store.annotators, metadata.annotators),
+                                  ("image channels", store.shape[3], metadata.channels),
+                                  ("pixels per side", store.shape[1:3], (metadata.size, metadata.size))):
+        if found != expected:
+            raise ValueError(f"{path}: {found} {name}, expected {expected} for {metadata.what}; "
+                             "is it the right file?")
+    return store
+
+
+def _split_rows(metadata: Metadata, store: Store) -> dict[str, np.ndarray]:
+    if metadata.split == "group":
+        return splits.by_patient(store.patient, metadata.split_seed)
+    if metadata.split == "file":
+        return phiseg.folds(store.ids)
+    if metadata.split != "released":
+        raise ValueError(f"--split {metadata.split}: unknown; expected group, released or file")
+    if metadata.reader != "isic3":
+        return splits.released(len(store))
+    if store.style is None:
+        raise ValueError("has no style; --split released needs it, use --split group")
+    return splits.released_isic(store.style)
+
+
+class ExpertDataset(Dataset):
+    """Images and their k expert masks x_1: (image (c, h, w) in [0, 1], masks (k, h, w) of 0/1), float32.
+
+    Pixels are read on first use and kept as integers (8 or 16 bits per pixel, 1 bit per mask pixel)."""
+
+    def __init__(self, store: Store, rows: np.ndarray, crop: int | None = None):
+        """Items are `rows` of `store`, which may repeat; `crop` keeps the central crop x crop pixels.
+
+        Raises ValueError if there are no rows or the crop is larger than the image."""
+        height, width = store.shape[1:3]
+        if len(rows) == 0:
+            raise ValueError(f"{store.path}: no image in this split; expected at least one")
+        if crop is not None and not 1 <= crop <= min(height, width):
+            raise ValueError(f"--crop {crop}: {store.path} has images of {height} x {width} pixels; "
+                             f"choose 1 to {min(height, width)}")
+        self.store, self.rows, self.crop = store, np.asarray(rows), crop
+        self._images: Tensor | None = None  # (m, h, w, c) of the m distinct rows
+        self._masks: Tensor | None = None  # (m, bytes)
+        self._position = np.unique(self.rows, return_inverse=True)[1]  # of each item in the two above
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        image, masks = self.batch([index])
+        return image[0], masks[0]
+
+    def batch(self, indices: Sequence[int] | np.ndarray, device: torch.device | str | None = None
+              ) -> tuple[Tensor, Tensor]:
+        """Items as (image (b, c, h, w), masks (b, k, h, w)), on `device` or where the pixels are.
+
+        b may be 0. Raises ValueError, naming the file, if its pixels cannot be read."""
+        images, packed = self._pixels()
+        position = torch.from_numpy(self._position[np.asarray(indices, np.int64)]).to(images.device)
+        image = _unit_range(images[position]).permute(0, 3, 1, 2)
+        masks = _unpacked(packed[position], self.store.annotators, *self.store.shape[1:3])
+        return self._window(image).contiguous().to(device), self._window(masks).contiguous().to(device)
+
+    def to(self, device: torch.device | str) -> "ExpertDataset":
+        """This dataset, its compact pixels moved to a device, where batches are assembled from then on."""
+        self._images, self._masks = (pixels.to(device) for pixels in self._pixels())
+        return self
+
+    def subset(self, indices: Sequence[int] | np.ndarray) -> "ExpertDataset":
+        """The items `indices`, in this order. Raises ValueError if there are none."""
+        return ExpertDataset(self.store, self.rows[np.asarray(indices, np.int64)], self.crop)
+
+    def spread(self, count: int) -> "ExpertDataset":
+        """`count` items evenly spaced from first to last, or all if there are fewer."""
+        spaced = np.linspace(0, len(self) - 1, min(count, len(self)))
+        return self.subset(np.unique(spaced.round().astype(int)))
+
+    @property
+    def ids(self) -> list[str]:
+        """How to name each item in a message."""
+        return [self.store.ids[row] for row in self.rows]
+
+    @property
+    def patients(self) -> np.ndarray:
+        """The patient (LIDC) or image id (ISIC3) of each item, (len,)."""
+        return self.store.patient[self.rows]
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits that change with the rows, the crop or any pixel of them, not with the path."""
+        images, masks = self._pixels()
+        digest = hashlib.blake2b(digest_size=8)
+        layout = (tuple(images.shape), str(images.dtype), self.store.annotators, self.crop)
+        digest.update(repr(layout).encode())
+        for array in (self.rows.astype("<i8"), images.cpu().numpy(), masks.cpu().numpy()):
+            digest.update(np.ascontiguousarray(array).data)
+        return digest.hexdigest()
+
+    def _pixels(self) -> tuple[Tensor, Tensor]:
+        if self._images is None or self._masks is None:
+            images, masks = self.store.read(np.unique(self.rows))
+            if images.dtype == np.uint16:
+                images = images.view(np.int16)  # torch indexes int16 on every device, uint16 not
+            self._images, self._masks = torch.from_numpy(images), torch.from_numpy(masks)
+        return self._images, self._masks
+
+    def _window(self, pixels: Tensor) -> Tensor:
+        if self.crop is None:
+            return pixels
+        top, left = ((side - self.crop) // 2 for side in pixels.shape[-2:])
+        return pixels[..., top:top + self.crop, left:left + self.crop]
+
+
+def _unit_range(images: Tensor) -> Tensor:
+    """uint8, or uint16 seen as int16, to float32 in [0, 1]."""
+    if images.dtype == torch.int16:
+        return (images.int() & 0xFFFF).float() / 65535
+    return images.float() / 255
+
+
+def _unpacked(packed: Tensor, annotators: int, height: int, width: int) -> Tensor:
+    """The inverse of np.packbits: (b, bytes) uint8 to (b, k, h, w) float32 of 0/1."""
+    shifts = torch.arange(7, -1, -1, dtype=torch.uint8, device=packed.device)
+    bits = ((packed[:, :, None] >> shifts) & 1).flatten(1)[:, :annotators * height * width]
+    return bits.unflatten(1, (annotators, height, width)).float()
+
+
+class Loader:
+    """Batches by step number, so that a resumed run sees the images the uninterrupted one would have.
+
+    loader(step) -> (image (b, c, h, w), masks (b, k, h, w)); `len(loader)` steps make an epoch, which visits
+    every image once, in an order that depends on (seed, epoch) alone; its last batch may be smaller."""
+
+    def __init__(self, dataset: ExpertDataset, batch_size: int, seed: int, device: torch.device | str = "cpu",
+                 augment: Augment | None = None, rank: int = 0, ranks: int = 1):
+        """Of several processes, number `rank` of `ranks` gets every ranks-th image of a batch.
+
+        One for which there is no image gets the first, of which its share is 0: all take part in every step.
+        `augment(image, masks)` draws from torch's global generator, which the training loop seeds by step.
+        Raises ValueError for a batch size below 1."""
+        if batch_size < 1:
+            raise ValueError(f"batch size {batch_size}: expected at least 1")
+        self.dataset = dataset.to(device)
+        self.batch_size, self.seed, self.augment = batch_size, seed, augment
+        self.rank, self.ranks = rank, ranks
+        self._epoch, self._order = -1, np.empty(0, np.int64)
+
+    def __len__(self) -> int:
+        return -(-len(self.dataset) // self.batch_size)
+
+    def __call__(self, step: int) -> tuple[Tensor, Tensor]:
+        """This process's images of the batch of global step 0, 1, ..."""
+        whole = self.indices(step)
+        own = whole[self.rank::self.ranks]
+        image, masks = self.dataset.batch(own if len(own) else whole[:1])
+        return (image, masks) if self.augment is None else self.augment(image, masks)
+
+    def indices(self, step: int) -> np.ndarray:
+        """Items of the dataset in the whole batch of a step: a pure function of (seed, step)."""
+        epoch, within = divmod(step, len(self))
+        if epoch != self._epoch:
+            generator = np.random.RandomState((self.seed, epoch))
+            self._epoch, self._order = epoch, generator.permutation(len(self.dataset))
+        return self._order[within * self.batch_size:(within + 1) * self.batch_size]
+
+    def share(self, step: int) -> float:
+        """The part of the whole batch of a step that this process's images are, in [0, 1]."""
+        return len(self.indices(step)[self.rank::self.ranks]) / self.size(step)
+
+    def size(self, step: int) -> int:
+        """Images in the whole batch of a step."""
+        return len(self.indices(step))
+
+    def ids(self, step: int) -> list[str]:
+        """Names of the images in the whole batch of a step, for a message about a bad one."""
+        return self.dataset.subset(self.indices(step)).ids
+
+
+def augment(image: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
+    """Flip, rotate, scale and shear every image of a batch at random, each its own way, with its masks.
+
+    image (b, c, h, w) in [0, 1], masks (b, k, h, w) of 0/1 -> the same shapes and ranges; outside is 0.
+    Draws from torch's global CPU generator, whatever the device."""
+    if len(image) == 0:
+        return image, masks
+    moved = [_move(one, its_masks, *torch.rand(5).tolist()) for one, its_masks in zip(image, masks)]
+    images, moved_masks = zip(*moved)
+    return torch.stack(images), torch.stack(moved_masks)
+
+
+def _move(image: Tensor, masks: Tensor, side: float, end: float, turn: float, grow: float, slant: float
+          ) -> tuple[Tensor, Tensor]:
+    """One image and its masks by five numbers in [0, 1): two flips, rotation, scale, shear."""
+    for flip, chance in ((functional.horizontal_flip, side), (functional.vertical_flip, end)):
+        if chance < 0.5:
+            image, masks = flip(image), flip(masks)
+    affine = {
+        "angle": DEGREES * (2 * turn - 1),
+        "translate": [0, 0],
+        "scale": SCALE[0] + (SCALE[1] - SCALE[0]) * grow,
+        "shear": [SHEAR * (2 * slant - 1), 0.0],
+    }
+    image = functional.affine(image, interpolation=InterpolationMode.BILINEAR, **affine).clamp(0, 1)
+    return image, functional.affine(masks, interpolation=InterpolationMode.NEAREST, **affine)

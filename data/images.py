@@ -1,0 +1,75 @@
+"""Image files: one decoder for those of ISIC3 and for a user's own, of which samples are to be drawn."""
+
+import io
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+from torchvision.transforms.v2.functional import resize
+
+FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
+GREY_8, GREY_16 = ("1", "L", "LA"), ("I;16", "I;16L", "I;16B")  # Pillow's modes
+COLOUR = ("P", "RGB", "RGBA", "CMYK")
+GREY = (0.299, 0.587, 0.114)  # of R, G and B in the grey image (released code)
+
+
+def decoded(path: Path, formats: tuple[str, ...], modes: tuple[str, ...]) -> Image.Image:
+    """The one image of a file, turned as its EXIF says, in one of Pillow's `modes`.
+
+    Raises ValueError, naming the file, for anything else, and for what is too large to decode safely."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            # Read as a whole first: from a file, Pillow would reserve what a damaged chunk claims to hold.
+            with Image.open(io.BytesIO(path.read_bytes()), formats=formats) as file:
+                # An MPO is a phone's JPEG with more behind it, such as a depth map: page 1 is the photo.
+                pages = 1 if file.format == "MPO" else getattr(file, "n_frames", 1)
+                if file.mode not in modes or pages > 1:
+                    raise ValueError(f"colour mode {file.mode}, {pages} pages")
+                return ImageOps.exif_transpose(file)
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+        raise ValueError(f"{path}: too large to be decoded safely ({error}); make it smaller") from error
+    except Exception as error:  # Pillow's decoders raise anything on damaged files, OSError to SyntaxError
+        raise ValueError(f"{path}: not an image that can be read ({error}); expected one image of mode "
+                         f"{', '.join(modes)} as {', '.join(formats)}; convert or restore it") from error
+
+
+def read_image(path: Path) -> Tensor:
+    """A user's PNG, JPEG, TIFF or BMP file as (c, h, w) in [0, 1], c = 1 if it is grey, 3 otherwise.
+
+    8 bits per channel are divided by 255, 16 by 65535; transparency is left out. Turned as EXIF says.
+    Raises FileNotFoundError, or ValueError for what is not one such image or too large to decode safely."""
+    if not path.exists():
+        raise FileNotFoundError(f"--images {path}: no such file")
+    try:
+        image = decoded(path, FORMATS, GREY_8 + GREY_16 + COLOUR)
+    except ValueError as error:
+        raise ValueError(f"--images {error}") from error
+    if image.mode in GREY_16:
+        return torch.from_numpy(np.asarray(image).astype(np.float32) / 65535)[None]
+    pixels = np.asarray(image.convert("L" if image.mode in GREY_8 else "RGB"), np.float32) / 255
+    return torch.from_numpy(np.atleast_3d(pixels)).permute(2, 0, 1)
+
+
+def fitted(image: Tensor, channels: int, side: int) -> Tensor:
+    """An image (c, h, w) as a model takes it: (1, channels, side, side), antialiased.
+
+    Its proportions are not kept. RGB becomes grey as in ST-Net's input; grey is repeated to RGB."""
+    if channels == 1 and len(image) == 3:
+        image = torch.einsum("chw,c->hw", image, image.new_tensor(GREY))[None]
+    return resize(image.expand(channels, -1, -1)[None], [side, side], antialias=True)
+
+
+def unique_names(paths: Sequence[Path]) -> list[str]:
+    """A folder name for each file: its stem, or stem_2, stem_3, ... where an earlier file has taken it."""
+    names: list[str] = []
+    for path in paths:
+        name, number = path.stem, 2
+        while name.casefold() in map(str.casefold, names):  # some file systems ignore case
+            name, number = f"{path.stem}_{number}", number + 1
+        names.append(name)
+    return names

@@ -1,0 +1,111 @@
+"""Curves from a test's results.json: scores against cost or alpha, as in the paper's ablations.
+
+A report is the content of that file; report["systems"][label] is what a system scored, and how it sampled."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from fig.canvas import DPI, SMALL, WIDTH, colour, save
+from fig.curves import label
+from metadata_manager import experiment
+from metrics.report import bootstrap_interval, matching_n
+
+Report = dict[str, Any]
+PARTS = {"systems", "groups", "sampling", "metadata"}  # of a report
+FIELDS = {"method", "alpha", "solver", "steps", "evaluations", "scores"}  # of a system in it
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+DRAWS = 2000  # of the bootstrap, per point: enough for an interval that is read off a picture
+
+
+def results_curves(report: Report, folder: Path) -> list[str]:
+    """Write the curves that a test gives rise to into `folder`; returns the names of the files.
+
+    tradeoff.png if a flow was tested at several --steps or with several --solver; sweep.png at several
+    --alphas."""
+    sampling, written = report["sampling"], []
+    if max(len(sampling["steps"]), len(sampling["solver"])) > 1 and len(_values(report, "evaluations")) > 1:
+        written.append("tradeoff.png")
+        save(tradeoff(report), folder / written[-1])
+    if len(_values(report, "alpha")) > 1:
+        written.append("sweep.png")
+        save(sweep(report), folder / written[-1])
+    return written
+
+
+def read_report(path: Path) -> Report:
+    """The content of a results.json. Raises FileNotFoundError, or ValueError for another file."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file; run test_prior_LIDC.py or test_prior_ISIC.py first")
+    try:
+        report = json.loads(path.read_text())
+        if PARTS <= report.keys() and all(FIELDS <= one.keys() for one in report["systems"].values()):
+            return report
+    except (ValueError, AttributeError):  # neither JSON nor a dict of dicts
+        pass
+    raise ValueError(f"{path}: not the results.json of a test (with {', '.join(sorted(PARTS))}, and "
+                     f"{', '.join(sorted(FIELDS))} for each system); run the test again")
+
+
+def tradeoff(report: Report) -> Figure:
+    """Scores against network evaluations per sample, a line per method, alpha and solver.
+
+    Raises ValueError where all flows took the same number of evaluations."""
+    if len(_values(report, "evaluations")) < 2:
+        raise ValueError("a trade-off needs rows of different cost; test with several --steps or --solver")
+    return _curves(report, "evaluations", "network evaluations per sample", r", \d+ steps")
+
+
+def sweep(report: Report) -> Figure:
+    """Scores against alpha, the weight of the semantic term, a line per method, solver and number of steps.
+
+    Raises ValueError where fewer than two alphas were tested."""
+    if len(_values(report, "alpha")) < 2:
+        raise ValueError("a sweep needs flows of different alpha; train and test with several --alphas")
+    return _curves(report, "alpha", r"$\alpha$, weight of the semantic term", r", alpha [^,]+")
+
+
+def _values(report: Report, field: str) -> set[float]:
+    """What the flows have for evaluations or alpha; act-gtr needs no evaluation of the network."""
+    return {one[field] for one in report["systems"].values() if one["evaluations"]} - {None}
+
+
+def _curves(report: Report, field: str, axis: str, varying: str) -> Figure:
+    """GED and HM-IoU over the values of `field`; a line joins labels that differ in what is `varying` only.
+
+    Means over images, with 95 % intervals of a bootstrap that resamples patients."""
+    systems = {name: one for name, one in report["systems"].items() if one[field] is not None}
+    lines: dict[str, list[dict[str, Any]]] = {}
+    for name, one in sorted(systems.items(), key=lambda item: item[1][field]):
+        lines.setdefault(re.sub(varying, "", name), []).append(one)
+    values, cost = sorted({one[field] for one in systems.values()}), field == "evaluations"
+    # Alphas are evenly spaced, so that 0 and powers of ten fit on one axis; the paper's is marked.
+    places = {value: value if cost else i for i, value in enumerate(values)}
+    paper = None if cost else experiment(report["metadata"]["what"]).flow.alpha
+    samples = report["sampling"]["samples"]
+    scores = ((f"GED{max(samples)}", "lower"), (f"HM-IoU{matching_n(samples)}", "higher"))
+    resampled = "patients" if report["metadata"]["reader"] == "lidc" else "images"
+    figure = Figure(figsize=(WIDTH, 3.2), dpi=DPI, layout="constrained")
+    for ax, (score, better) in zip(figure.subplots(1, 2), scores, strict=True):
+        label(ax, axis, f"{score} ({better} is better)\n95 % interval over {resampled}")
+        for i, (name, line) in enumerate(lines.items()):
+            mean, low, high = np.transpose([
+                bootstrap_interval(np.array(one["scores"][score]), report["groups"], DRAWS) for one in line])
+            ends = np.maximum([mean - low, high - mean], 0)  # rounding may put a mean just outside
+            ax.errorbar([places[one[field]] for one in line], mean, yerr=ends.tolist(), label=name,
+                        color=colour(i), marker=MARKERS[i % len(MARKERS)], markersize=5, linewidth=1.5,
+                        elinewidth=1, capsize=3)
+        if paper in places:
+            ax.axvline(places[paper], color="0.4", linestyle="--", linewidth=1.5, zorder=1.5,
+                       label="paper's default")
+        if cost:
+            ax.set_xscale("symlog", linthresh=1, linscale=0.3)  # has a place for 0, GTR's own samples
+        ax.set_xticks(list(places.values()), [f"{value:g}" for value in places])
+        ax.set_xticks([], minor=True)
+    figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False,
+                  fontsize=SMALL)
+    return figure

@@ -1,0 +1,188 @@
+"""What a test prints and writes: tables beside the paper's rows, intervals, results.json."""
+
+import json
+import os
+import platform
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from scipy.stats import bootstrap
+
+from metadata_manager import Config
+from metrics.evaluation import Evaluation
+from metrics.files import whole_file
+
+Scores = dict[str, tuple[float, float | None]]  # mean, and standard deviation over runs or None
+
+
+def _paper(columns: str, rows: str) -> dict[str, Scores]:
+    """A table of the paper: each row a name, then a mean or mean+-std per column, - where none is given."""
+    table = {}
+    for line in rows.strip().splitlines():
+        name, *cells = (cell.strip() for cell in line.split("|"))
+        found = {column: cell.split("+-") for column, cell in zip(columns.split(), cells) if cell != "-"}
+        table[name] = {column: (float(cell[0]), float(cell[1]) if cell[1:] else None)
+                       for column, cell in found.items()}
+    return table
+
+
+# Tables 1 and 2: mean and standard deviation of five runs. Lower GED is better.
+PAPER = {
+    "LIDC": _paper("GED16 GED32 GED100 HM-IoU32 MDM32", """
+        Prob. U-Net | .310+-.010 | .303+-.010 | .252+-.004 | .548+-.000 | .681+-.020
+        PHiSeg      | .262       | .247       | .224+-.004 | .595       | .704+-.020
+        SSN         | .259       | .243+-.010 | .225+-.002 | .550+-.010 | -
+        MoSE        | .218+-.003 | .195+-.002 | .189+-.002 | .624+-.004 | .767+-.004
+        P2SAM       | .208       | .206       | -          | .627       | .939
+        CIMD        | -          | -          | .321       | .592+-.002 | .915+-.004
+        AB          | .213+-.001 | .196+-.002 | .193+-.002 | .619+-.001 | .792+-.002
+        CCDM        | .212+-.001 | .194+-.001 | .183+-.002 | .631+-.002 | .790+-.003
+        atfm        | .206+-.002 | .188+-.001 | .162+-.002 | .667+-.002 | .948+-.001"""),
+    "isic3_style_concat": _paper("GED16 GED32 GED100 HM-IoU32 MDM32", """
+        Prob. U-Net    | .202+-.003 | .187+-.003 | .171+-.002 | .697+-.005 | .927+-.003
+        SSN            | .197+-.007 | .181+-.004 | .167+-.002 | .700+-.004 | .939+-.001
+        c-Prob. U-Net  | .208+-.004 | .202+-.005 | .179+-.002 | .719+-.004 | .925+-.004
+        c-SSN          | .200+-.007 | .195+-.007 | .177+-.001 | .725+-.004 | .931+-.003
+        atfm           | .183+-.001 | .152+-.002 | .147+-.003 | .732+-.003 | .942+-.002"""),
+}
+# Table 4, the ablation on LIDC; its row of ATFM is that of Table 1.
+PAPER["LIDC"] |= _paper("GED100 HM-IoU32", """
+    act-gtr    | .230 | .550
+    sfm-no-sf  | .185 | .624
+    sfm        | .176 | .631
+    atfm-no-sf | .249 | .597""")
+
+
+class System(Protocol):
+    """What a table says of a system, see `models.loading.System`."""
+
+    label: str
+    method: str
+    evaluations: int
+    checkpoints: tuple[str, ...]
+    alpha: float | None
+    solver: str | None
+    steps: int | None
+
+
+@dataclass(frozen=True)
+class Row:
+    """A system with its scores on the test images."""
+
+    system: System
+    evaluation: Evaluation
+    seconds: float
+
+
+def bootstrap_interval(values: np.ndarray, patients: Sequence | np.ndarray, draws: int = 10_000, seed: int = 0
+                       ) -> tuple[float, float, float]:
+    """Mean of per-image values and its 95 % percentile interval; of a - b for two systems on the same images.
+
+    values: (images,), or (seeds, images), averaged over seeds first. patients (images,): whole patients are
+    resampled, as slices of one patient are not independent. With a single patient the interval is the mean.
+    Raises ValueError for another number of patients, and for values that are not finite."""
+    values, patients = np.atleast_2d(values).mean(0), np.asarray(patients)
+    if values.shape != patients.shape or not len(values):
+        raise ValueError(f"{len(values)} images with {len(patients)} patients: expected one for each image")
+    if not np.isfinite(values).all():
+        raise ValueError(f"scores of image {int(np.argmin(np.isfinite(values)))} are not finite")
+    _, patient = np.unique(patients, return_inverse=True)
+    totals, sizes = np.bincount(patient, values), np.bincount(patient)
+    mean = float(values.mean())
+    if len(totals) == 1:
+        return mean, mean, mean
+    found = bootstrap((totals, sizes), lambda total, size, axis: total.sum(axis) / size.sum(axis),
+                      paired=True, vectorized=True, n_resamples=draws, batch=1000, method="percentile",
+                      rng=np.random.default_rng(seed)).confidence_interval
+    return mean, float(found.low), float(found.high)
+
+
+def matching_n(samples: Sequence[int]) -> int:
+    """The n of HM-IoU, MDM and diversity to show: 32, as in the paper, or else the largest."""
+    return 32 if 32 in samples else max(samples)
+
+
+def columns(samples: Sequence[int]) -> list[str]:
+    """The scores to print: GED at each n, others at `matching_n`, the rest of all samples."""
+    n = matching_n(samples)
+    others = [f"HM-IoU{n}", f"MDM{n}", f"Diversity{n}", "S_NCC", "Dice of means", "ECE"]
+    return [f"GED{count}" for count in samples] + others
+
+
+def scores_table(what: str, rows: Sequence[Row], samples: Sequence[int]) -> str:
+    """Markdown: ours, mean +- std over seeds, and below each method's rows what the paper reports for it."""
+    names = columns(samples)
+    lines = [f"| system | evaluations | {' | '.join(names)} |", "|---" * (len(names) + 2) + "|"]
+    last = {row.system.method: row for row in rows}
+    for row in rows:
+        method = row.system.method
+        lines.append(_line(f"{row.system.label}, ours", str(row.system.evaluations),
+                           row.evaluation.mean_std(), names))
+        if row is last[method] and method in PAPER.get(what, {}):
+            lines.append(_line(f"{method}, paper", "", PAPER[what][method], names))
+    return "\n".join(lines) + "\n"
+
+
+def _line(name: str, evaluations: str, scores: Scores, names: Sequence[str]) -> str:
+    cells = [_cell(*scores[column]) if column in scores else "-" for column in names]
+    return f"| {name} | {evaluations} | {' | '.join(cells)} |"
+
+
+def _cell(mean: float, std: float | None) -> str:
+    return f"{mean:.3f}" if std is None else f"{mean:.3f} +- {std:.3f}"
+
+
+def differences_table(rows: Sequence[Row], patients: Sequence | np.ndarray, samples: Sequence[int]) -> str:
+    """Markdown: each system minus the reference (atfm, else the last row), with 95 % intervals over patients.
+
+    Empty where there is nothing to compare."""
+    if len(rows) < 2:
+        return ""
+    reference = next((row for row in rows if row.system.method == "atfm"), rows[-1])
+    names = columns(samples)[:len(samples) + 2]
+    lines = [f"| minus {reference.system.label} | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
+    for row in rows:
+        if row is not reference:
+            cells = [_difference(row.evaluation.scores[name] - reference.evaluation.scores[name], patients)
+                     for name in names]
+            lines.append(f"| {row.system.label} | {' | '.join(cells)} |")
+    return "\n" + "\n".join(lines) + "\n"
+
+
+def _difference(values: np.ndarray, patients: Sequence | np.ndarray) -> str:
+    mean, low, high = bootstrap_interval(values, patients)
+    interval = f"[{low:+.3f}, {high:+.3f}]" if len(set(patients)) > 1 else "(one patient: no interval)"
+    return f"{mean:+.3f} {interval}"
+
+
+def results(rows: Sequence[Row], patients: Sequence | np.ndarray, test_images: str, versions: dict[str, str],
+            device: torch.device, **settings: Config) -> dict[str, Any]:
+    """All that a reader needs to trust or repeat the numbers, for results.json.
+
+    test_images: fingerprint of the test images. settings: by their name in the file."""
+    hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "CPU"
+    return {
+        "command": shlex.join(sys.argv),
+        "versions": versions,
+        "hardware": f"{hardware}, {os.cpu_count()} cores, {torch.get_num_threads()} threads",
+        **{name: asdict(config) for name, config in settings.items()},  # type: ignore[call-overload]
+        "test_images": test_images,
+        "groups": [str(patient) for patient in patients],
+        "systems": {
+            row.system.label: {
+                **{name: getattr(row.system, name) for name in System.__annotations__ if name != "label"},
+                "seconds": row.seconds, **row.evaluation.as_dict()}
+            for row in rows},
+    }
+
+
+def write_text(path: Path, content: str | dict[str, Any]) -> None:
+    """Writes text, or a dict as JSON, whole or not at all."""
+    with whole_file(path) as file:
+        file.write((content if isinstance(content, str) else json.dumps(content)).encode())

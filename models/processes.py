@@ -1,0 +1,191 @@
+"""What a script needs of its process: a device, the other processes of torchrun, seeds, signals, a lock."""
+
+import fcntl
+import hashlib
+import os
+import resource
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from metadata_manager import RunConfig
+
+T = TypeVar("T")
+# What lowers memory in a training of the flow, most first.
+FLOW_MEMORY = ("--checkpoint True (the flow's activations to about a fifth), --annotators_per_pass 1 (to one "
+               "of the k annotators'), a smaller --batch_size (in proportion)")
+
+
+class NonFiniteLoss(RuntimeError):
+    """The loss or its gradient is not finite."""
+
+
+@contextmanager
+def one_line_errors(saves_memory: str = "") -> Iterator[None]:
+    """Ends the process with one line and exit code 1 for what a user can put right, instead of a traceback.
+
+    saves_memory: the flags that help when a GPU's memory does not suffice."""
+    try:
+        yield
+    except torch.cuda.OutOfMemoryError as error:
+        sys.exit(f"error: out of GPU memory. What helps: {saves_memory}. ({str(error).splitlines()[0]})")
+    except (ValueError, OSError, NonFiniteLoss) as error:
+        sys.exit(f"error: {error}")
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process, on its device, among those of a run; the first one alone prints, validates and writes.
+
+    cpu_group: where they agree on something without waiting for a GPU.
+    """
+
+    device: torch.device
+    rank: int = 0
+    count: int = 1
+    cpu_group: dist.ProcessGroup | None = None
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the one that prints, validates and writes."""
+        return self.rank == 0
+
+    def sum(self, tensors: Sequence[Tensor]) -> None:
+        """Replaces each tensor by its sum over the processes: one exchange, of all of them in a row.
+
+        Once a step and not from within backward(), as DistributedDataParallel does: a step has several
+        backward passes, see `ATFM.losses`."""
+        if self.count > 1:
+            flat = torch.cat([tensor.flatten() for tensor in tensors])
+            dist.all_reduce(flat)
+            for tensor, summed in zip(tensors, flat.split([tensor.numel() for tensor in tensors])):
+                tensor.copy_(summed.view_as(tensor))
+
+    def any(self, flag: bool) -> bool:
+        """Whether any process says so; all wait for each other."""
+        if self.count == 1:
+            return flag
+        flags = torch.tensor(int(flag))
+        dist.all_reduce(flags, dist.ReduceOp.MAX, group=self.cpu_group)
+        return bool(flags)
+
+    def wait(self) -> None:
+        """Returns when all processes have come here."""
+        self.any(False)
+
+    def gather(self, value: T) -> list[T]:
+        """Every process's value, in their order."""
+        if self.count == 1:
+            return [value]
+        values: list = [None] * self.count
+        dist.all_gather_object(values, value, group=self.cpu_group)
+        return values
+
+    def in_turn(self, load: Callable[[], T]) -> T:
+        """load() in the first process, then in the others, which find what the first has written."""
+        if not self.first:
+            self.wait()
+        value = load()
+        if self.first:
+            self.wait()
+        return value
+
+
+@contextmanager
+def join(run: RunConfig) -> Iterator[Processes]:
+    """The processes of this run while the block runs: those that torchrun started, or this one alone.
+
+    Raises ValueError for a device that is not there."""
+    device = device_of(run.device)
+    if run.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS needs a fixed one
+        torch.use_deterministic_algorithms(True)
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        yield Processes(device)
+        return
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        processes = Processes(device, dist.get_rank(), dist.get_world_size(), dist.new_group(backend="gloo"))
+        with open(os.devnull, "w") as nowhere, redirect_stdout(sys.stdout if processes.first else nowhere):
+            yield processes
+    finally:
+        dist.destroy_process_group()
+
+
+def device_of(name: str) -> torch.device:
+    """The device of --device: "auto" is CUDA if there is one; torchrun's n-th process takes the n-th GPU.
+
+    Raises ValueError for one that is not there."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda":
+        name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"--device {name}: not available ({reason}); try auto or cpu") from error
+    device = torch.device(name)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    return device
+
+
+def seed_step(seed: int, step: int, rank: int = 0) -> None:
+    """Seeds torch on all devices for one step of one process; step -1 is the initialization.
+
+    Seed and step are hashed, because torch's CPU generator heeds the low 32 bits of a seed only."""
+    digest = hashlib.blake2b(f"{seed} {step}".encode(), digest_size=8).digest()
+    torch.manual_seed((int.from_bytes(digest, "little") + rank) % 2**64)
+
+
+@contextmanager
+def lock(folder: Path, processes: Processes) -> Iterator[None]:
+    """Holds a lock on the folder, which ends with the process; raises ValueError if another run holds it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "lock", "w") as file:
+        if processes.first:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ValueError(f"{folder}: another run writes here; wait for it or use another "
+                                 "--output_path") from None
+            except OSError as error:
+                print(f"warning: {folder} cannot be locked ({error}): start no second run there")
+        processes.wait()  # nobody goes on before the folder is theirs
+        yield
+
+
+@contextmanager
+def stop_signals() -> Iterator[list[int]]:
+    """A list that receives SIGINT or SIGTERM instead of the process; a second signal acts at once."""
+    received: list[int] = []
+    previous: dict[int, Any] = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
+
+    def receive(number: int, frame: object) -> None:
+        received.append(number)
+        signal.signal(number, previous[number])
+
+    for number in previous:
+        signal.signal(number, receive)
+    try:
+        yield received
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def peak_memory() -> int:
+    """Bytes: the most so far that tensors held on the current GPU, or without one that the process held."""
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated()
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
