@@ -43,7 +43,7 @@ def setting(default: Any, why: str, choices: tuple[str, ...] = (), flags: tuple[
 
 
 class Config:
-    """A set of settings, of which those with choices hold one of them."""
+    """Settings. A field with choices must hold one of them."""
 
     def __post_init__(self) -> None:
         """Raises ValueError for a value that is not among the choices of its field."""
@@ -195,9 +195,9 @@ class EvaluationConfig(Config):
     prior: str | None = setting(None, "run folder or checkpoint of step 2 (default: <output_path>/<method>)")
     methods: tuple[str, ...] = setting(("act-gtr", "atfm"), "systems; act-gtr: GTR's samples, no flow",
                                        ("act-gtr", *METHODS), ("--methods", "--method"))
-    solver: tuple[str, ...] = setting((), "solvers of the flow's ODE, a row each (default: the method's)",
+    solver: tuple[str, ...] = setting((), "solvers of the flow's ODE, a row each (default: the checkpoint's)",
                                       SOLVERS)
-    steps: tuple[int, ...] = setting((), "numbers of solver steps, a row each (default: the method's)")
+    steps: tuple[int, ...] = setting((), "numbers of solver steps, a row each (default: the checkpoint's)")
     alphas: tuple[float, ...] = setting((), "flows trained with --alphas, a row each")
     samples: tuple[int, ...] = setting((16, 32, 100), "n of GED_n, HM-IoU_n, MDM_n (paper: 16, 32, 100)")
     seeds: tuple[int, ...] = setting((0, 1, 2, 3, 4), "one run of sampling per seed (paper: five runs)")

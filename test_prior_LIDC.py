@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                                 output / "images", device)
             return
 
-        # Data: the 20 % of the patients that no system was trained on.
+        # Data: 20 % of the patients; a system that was trained on one of these images is refused.
         test = processes.in_turn(lambda: load(metadata, "test"))
 
         # Systems: each a function sample(image, n, generator) -> n masks as probabilities.

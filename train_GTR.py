@@ -18,7 +18,7 @@ from metadata_manager import GTRConfig, LoopConfig, Metadata, RunConfig, parse
 from metrics import evaluate
 from models import GTR, Validation, describe, monte_carlo_nll, train_loop
 from models.flow import one_expert
-from models.processes import join, one_line_errors, seed_step
+from models.processes import INITIALIZATION, join, one_line_errors, seed_step
 
 MEMORY = "a smaller --batchsize (in proportion), fewer --mc_samples"
 
@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                          processes.rank, processes.count)
 
         # Network: a U-Net that gives a low-rank Gaussian over logit maps (Eq. 3-4, App. 6).
-        seed_step(run.seed, -1)
+        seed_step(run.seed, INITIALIZATION)
         gtr = GTR.of(config, metadata.channels).to(device)
         optimizer = torch.optim.AdamW(gtr.parameters(), lr=config.lr, weight_decay=config.weight_decay)
 

@@ -16,15 +16,15 @@ from data import Loader, augment, load
 from metadata_manager import FlowConfig, LoopConfig, Metadata, RunConfig, parse
 from metrics import evaluate
 from models import ATFM, STNet, Validation, checkpoint, describe, load_gtr, train_loop
-from models.processes import FLOW_MEMORY, Processes, join, one_line_errors, seed_step
+from models.processes import FLOW_MEMORY, INITIALIZATION, Processes, join, one_line_errors, seed_step
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     # Settings: metadata_manager's defaults, then --preset, then --method, then flags.
     run, metadata, config, loop = parse(argv, "LIDC", __doc__, RunConfig, Metadata, FlowConfig, LoopConfig)
     with join(run) as processes:
-        for one in config.per_alpha():
-            train_flow(run, metadata, one, loop, processes)
+        for flow in config.per_alpha():
+            train_flow(run, metadata, flow, loop, processes)
 
 
 def train_flow(run: RunConfig, metadata: Metadata, config: FlowConfig, loop: LoopConfig, processes: Processes
@@ -32,7 +32,7 @@ def train_flow(run: RunConfig, metadata: Metadata, config: FlowConfig, loop: Loo
     """Trains one flow into <output_path>/<method>."""
     # Data: the patients that GTR was trained on, with all four experts' masks; 16 % to validate on.
     output, device = Path(run.output_path), processes.device
-    train = processes.in_turn(lambda: load(metadata, "train_prior"))
+    train = processes.in_turn(lambda: load(metadata, "train_prior"))  # "train", but for --split released
     held_out = load(metadata, "val").spread(loop.val_images)
     batches = Loader(train, config.batch_size, run.seed, device, augment if metadata.augment else None,
                      processes.rank, processes.count)
@@ -41,7 +41,7 @@ def train_flow(run: RunConfig, metadata: Metadata, config: FlowConfig, loop: Loo
     gtr = None
     if config.source == "gtr":
         gtr = load_gtr(checkpoint.find(config.gtr or output / "GTR", "GTR"), metadata).to(device)
-    seed_step(run.seed, -1)
+    seed_step(run.seed, INITIALIZATION)
     net = STNet.of(config).to(device)
     if config.channels_last:
         net.to(memory_format=torch.channels_last)
@@ -54,7 +54,8 @@ def train_flow(run: RunConfig, metadata: Metadata, config: FlowConfig, loop: Loo
 
     # Validation: a few Euler steps on held-out images, against all experts.
     def validate(model: STNet) -> Validation:
-        sample = partial(ATFM(gtr, model, config).for_sampling(config.amp).sample, steps=loop.val_steps)
+        sample = partial(ATFM(gtr, model, config).for_sampling(config.amp).sample, steps=loop.val_steps,
+                         solver="euler", batch_size=loop.val_samples)
         found = evaluate(sample, held_out, (loop.val_samples,), device=device)
         return Validation(found.means(loop.val_samples, "GED", "HM-IoU", "Diversity"),
                           fig.validation_picture(sample, held_out, device))

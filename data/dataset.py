@@ -70,9 +70,7 @@ def _split_rows(metadata: Metadata, store: Store) -> dict[str, np.ndarray]:
         return splits.by_patient(store.patient, metadata.split_seed)
     if metadata.split == "file":
         return phiseg.folds(store.ids)
-    if metadata.split != "released":
-        raise ValueError(f"--split {metadata.split}: unknown; expected group, released or file")
-    if metadata.reader != "isic3":
+    if metadata.reader != "isic3":  # from here on: released
         return splits.released(len(store))
     if store.style is None:
         raise ValueError("has no style; --split released needs it, use --split group")
@@ -191,7 +189,7 @@ class Loader:
                  augment: Augment | None = None, rank: int = 0, ranks: int = 1):
         """Of several processes, number `rank` of `ranks` gets every ranks-th image of a batch.
 
-        One for which there is no image gets the first, of which its share is 0: all take part in every step.
+        A process without an image computes the first one at weight 0, so that all take part in every step.
         `augment(image, masks)` draws from torch's global generator, which the training loop seeds by step.
         Raises ValueError for a batch size below 1."""
         if batch_size < 1:
@@ -237,8 +235,6 @@ def augment(image: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
 
     image (b, c, h, w) in [0, 1], masks (b, k, h, w) of 0/1 -> the same shapes and ranges; outside is 0.
     Draws from torch's global CPU generator, whatever the device."""
-    if len(image) == 0:
-        return image, masks
     moved = [_move(one, its_masks, *torch.rand(5).tolist()) for one, its_masks in zip(image, masks)]
     images, moved_masks = zip(*moved)
     return torch.stack(images), torch.stack(moved_masks)

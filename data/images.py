@@ -11,10 +11,11 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torchvision.transforms.v2.functional import resize
 
+from metadata_manager import GREY
+
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
 GREY_8, GREY_16 = ("1", "L", "LA"), ("I;16", "I;16L", "I;16B")  # Pillow's modes
 COLOUR = ("P", "RGB", "RGBA", "CMYK")
-GREY = (0.299, 0.587, 0.114)  # of R, G and B in the grey image (released code)
 
 
 def decoded(path: Path, formats: tuple[str, ...], modes: tuple[str, ...]) -> Image.Image:

@@ -60,7 +60,8 @@ def convert(files: Sequence[Path], writer: Writer) -> None:
 
 def _check_name(text: Any, name: str, where: str) -> None:
     if not (isinstance(text, str) and 1 <= len(text) <= NAME_LENGTH and text.isprintable()):
-        raise ValueError(f"{where}: {name} is {describe(text)}, expected 1 to {NAME_LENGTH} printable characters")
+        raise ValueError(f"{where}: {name} is {describe(text)}, expected 1 to {NAME_LENGTH} printable "
+                         "characters")
 
 
 def _named_in(key: str) -> dict[str, Any]:

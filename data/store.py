@@ -70,7 +70,7 @@ def _read_rows(dataset: h5py.Dataset, rows: np.ndarray) -> np.ndarray:
 def reading(path: Path) -> Iterator[h5py.File]:
     """An HDF5 file to read from; what h5py raises on a damaged one becomes a ValueError that names it.
 
-    No lock is asked for: stores are replaced whole, never changed, and their writer's lock outlasts that."""
+    No lock is asked for: stores are replaced whole, and a writer holds its own lock past the renaming."""
     try:
         with h5py.File(path, "r", locking=False) as file:
             yield file

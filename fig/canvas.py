@@ -18,8 +18,7 @@ Array = np.ndarray | torch.Tensor | Sequence[float]
 WIDTH = 8.3  # inches: README shows pictures about 830 pixels wide, so 8 points are 11 pixels there
 DPI = 200  # twice README's width, for dense screens
 SMALL, NORMAL = 8, 9  # points
-GAP, WIDE_GAP = 0.05, 0.14  # inches between neighbouring panels, and between groups of them
-BAR = 0.5  # inches for a colour bar and its numbers
+GAP, WIDE_GAP, BAR = 0.05, 0.14, 0.5  # inches between panels, between groups of them, for a colour bar
 VARIANCE_MAX = 0.25  # largest variance of a variable in [0, 1]; as a fixed scale it makes maps comparable
 # Okabe and Ito's colours that tell apart on grey images for every common colour blindness, black left out.
 COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#CC79A7", "#D55E00", "#0072B2", "#F0E442")
@@ -28,8 +27,8 @@ COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#CC79A7", "#D55E00", "#0072B2", "#F
 def checked(unbounded: Collection[str] = (), **arrays: tuple[Array, str]) -> list[np.ndarray]:
     """Float32 copies on the host of arrays given as masks=(masks, "m k h w"); a letter is one length in all.
 
-    Values must be finite, and in [0, 1], as in images, masks and probabilities, unless named in `unbounded`.
-    Raises ValueError for another shape, a side of 0 and other values."""
+    Raises ValueError for another shape, a side of 0, and values that are not finite or, unless the array is
+    named in `unbounded`, not in [0, 1]."""
     lengths: dict[str, int] = {}
     copies = []
     for name, (value, shape) in arrays.items():
@@ -68,8 +67,8 @@ def panel_grid(gaps: Sequence[Sequence[float]], h_over_w: float, titles: Sequenc
     """A figure of exactly `width` inches and its panels (rows, columns), equal, without ticks, that fill it.
 
     gaps[i][j]: inches before panel j of row i, of the same sum in each row; the margins and what is `between`
-    rows are in inches too. h_over_w: of a panel. titles are above the first row's panels, names left of rows;
-    experts: how many a legend at the foot names by the colours of their contours."""
+    rows are in inches too. h_over_w: of a panel. titles are above the first row's panels, names left of the
+    rows; experts: how many a legend at the foot names by the colours of their contours."""
     side = (width - left - right - sum(gaps[0])) / len(gaps[0])
     tall = side * h_over_w
     bottom += 0.3 if experts else 0
@@ -106,10 +105,9 @@ def show(ax: Axes, values: np.ndarray, cmap: str = "gray", low: float = 0, high:
 
 
 def draw_contours(ax: Axes, masks: np.ndarray, alike: bool = False) -> None:
-    """The borders of masks (k, h, w) at level 0.5, along the pixels' edges. An empty mask draws nothing.
+    """The borders of masks (k, h, w) at level 0.5, along the pixels' edges; `alike`, as samples are, or not.
 
-    Earlier masks are drawn thicker, so that a border on which experts agree shows the colours of all of them;
-    alike: in one colour and width, for samples."""
+    Then earlier ones are thicker, so that a border on which experts agree shows the colours of all."""
     h, w = masks.shape[1:]
     for i, mask in enumerate(masks):
         if (mask > 0.5).any():

@@ -1,6 +1,5 @@
 """Training as curves, TensorBoard's scalars read, and the effects of choices with their intervals."""
 
-import math
 from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
@@ -38,25 +37,24 @@ def learning_curves(panels: Mapping[str, Mapping[str, Series]]) -> Figure:
     if not runs:
         raise ValueError(f"panels: found {dict(panels)}, expected a series of a run")
     columns = 2 if len(panels) == 4 else min(3, len(panels))
-    rows = math.ceil(len(panels) / columns)
+    rows = -(-len(panels) // columns)
     figure = Figure(figsize=(WIDTH, 0.4 + 2.2 * rows), dpi=DPI, layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False)
-    for ax, (title, histories) in zip(axes.flat, panels.items()):
+    for i, (title, histories) in enumerate(panels.items()):
+        ax = figure.add_subplot(rows, columns, i + 1)
         for run, (steps, values) in histories.items():
-            style, points = {"color": colour(runs.index(run))}, len(steps)
-            if points > 200:
-                ax.plot(steps, values, linewidth=0.5, alpha=0.15, zorder=1, **style)
-                window = points // 50
+            shade = colour(runs.index(run))
+            if len(steps) > 200:
+                ax.plot(steps, values, color=shade, linewidth=0.5, alpha=0.15, zorder=1)
+                window = len(steps) // 50
                 steps = steps[window - 1:]
                 values = np.convolve(values, np.full(window, 1 / window), mode="valid")
-            ax.plot(steps, values, linewidth=1.5, marker="o" if points <= 10 else "", markersize=3, **style)
+            ax.plot(steps, values, color=shade, linewidth=1.5, marker="o" if len(steps) <= 10 else "",
+                    markersize=3)  # one point alone makes no line
         if title.startswith("train/loss"):
             ax.set_yscale("log")
-            ax.yaxis.set(major_locator=LogLocator(subs=(1, 2, 5)), major_formatter="{x:g}",
+            ax.yaxis.set(major_locator=LogLocator(subs=(1, 2, 3, 5)), major_formatter="{x:g}",
                          minor_formatter=NullFormatter())  # 200 rather than 2 x 10^2
         label(ax, "step", title=title)
-    for ax in axes.flat[len(panels):]:
-        ax.set_axis_off()
     figure.legend(handles=[Line2D([], [], color=colour(i), label=run) for i, run in enumerate(runs)],
                   loc="outside lower center", ncols=4, frameon=False, fontsize=SMALL)
     return figure
@@ -81,12 +79,11 @@ def read_scalars(folder: str | Path) -> dict[str, Series]:
 def differences(panels: Differences) -> Figure:
     """Which choices matter: a panel per score, a row per choice with its interval and a dot per training run.
 
-    A choice is in the same row of every panel, and left out where a panel does not have it.
-    Raises ValueError where there is nothing to draw."""
+    A choice is in the same row of all panels that have it. Raises ValueError where there is nothing."""
     names = list(dict.fromkeys(chain.from_iterable(panels.values())))
     if not names:
         raise ValueError(f"panels: found {dict(panels)}, expected a score, and a choice for one")
-    columns, rows = min(2, len(panels)), math.ceil(len(panels) / 2)
+    columns, rows = min(2, len(panels)), -(-len(panels) // 2)
     figure = Figure(figsize=(WIDTH, rows * (0.8 + 0.16 * len(names))), dpi=DPI, layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False, sharey=True)
     for ax, (title, choices) in zip(axes.flat, panels.items()):

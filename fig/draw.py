@@ -1,7 +1,6 @@
 """README's pictures from real runs: python -m fig.draw main|pred|pred1|augmentation|curves|tradeoff|sweep
 
-This module alone of `fig` loads models and data.
-"""
+This module alone of `fig` loads models and data."""
 
 import argparse
 from collections.abc import Callable, Sequence
@@ -36,13 +35,10 @@ def main_picture(flags: argparse.Namespace) -> Figure:
     path: list[Tensor] = []  # x_t of all samples, as the sampler gives it to the network, then its end
     atfm.net.register_forward_pre_hook(lambda net, inputs: path.append(inputs[0][:, 0]))
     path.append(sample(solver="euler", batch_size=SAMPLES)[0])
-    steps = len(path) - 1
-    if len(path) < STATES:
-        raise ValueError(f"--steps {steps}: expected at least {STATES - 1}, for {STATES} states of the path")
     gaussian, shown = atfm.gtr(image), evenly_spaced(len(path), STATES)
     return fig.overview(image[0], masks[0], gaussian.mean[0], gaussian.cov_factor[0], path[0],
-                        torch.stack([path[i][0] for i in shown]), [round(i / steps, 2) for i in shown],
-                        path[-1] >= 0.5)
+                        torch.stack([path[i][0] for i in shown]),
+                        [round(i / (len(path) - 1), 2) for i in shown], path[-1] >= 0.5)
 
 
 def prediction_picture(flags: argparse.Namespace) -> Figure:
@@ -85,8 +81,7 @@ def results_picture(flags: argparse.Namespace) -> Figure:
 def load_run(flags: argparse.Namespace, count: int) -> tuple[ATFM, Tensor, Tensor, Callable[..., Tensor]]:
     """A run's best flow, test images (m, c, h, w), their masks (m, k, h, w) and the flow's sampler of them.
 
-    The images are those of --image, or else the `count` most disputed, of the data set that the flow was
-    trained on. Raises ValueError for an index that the test split does not have."""
+    The images: --image, or the `count` most disputed. Raises ValueError for one that is not there."""
     path, device = flags.run / flags.method / "best.pt", device_of(flags.device)
     trained = checkpoint.load(path, flags.method)["config"]
     metadata = Metadata(**{one.name: trained[one.name] for one in fields(Metadata) if one.name in trained})
@@ -108,8 +103,7 @@ def load_run(flags: argparse.Namespace, count: int) -> tuple[ATFM, Tensor, Tenso
 def most_disputed(test: ExpertDataset, count: int) -> list[int]:
     """The images on whose masks the experts differ most, by the mean of 1 - IoU over pairs; one per patient.
 
-    Only images of which each expert marked at least MIN_AREA, so that there is something to see.
-    Raises ValueError if there are fewer than `count`."""
+    Each expert marked MIN_AREA of them or more. Raises ValueError if there are fewer than `count`."""
     disputes: list[tuple[float, int]] = []
     for index in range(len(test)):
         _, masks = test.batch([index])
@@ -136,10 +130,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--what", help="data set (default: LIDC_demo; pred1, augmentation: isic3_demo)")
     parser.add_argument("--run", type=Path, help="--output_path of the scripts (default: runs/<what>)")
     parser.add_argument("--output", help="the picture, .png, .pdf or .svg (default: fig/<picture>.png)")
-    parser.add_argument("--data_path", help="folder or file of the data set (default: metadata_manager.PATHS)")
+    parser.add_argument("--data_path", help="folder or file of the data (default: metadata_manager.PATHS)")
     parser.add_argument("--method", default="atfm", choices=METHODS, help="the flow in main, pred, pred1")
     parser.add_argument("--image", type=int, nargs="+", default=[],
-                        help="indices in the test split (default: what experts disagree on most)")
+                        help="indices in the test split (default: where experts disagree most)")
     parser.add_argument("--steps", type=int, help="of the solver (default: the method's)")
     parser.add_argument("--seed", type=int, default=0, help="of samples and augmentation")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ...")

@@ -9,8 +9,7 @@ from fig import canvas
 from fig.canvas import Array
 
 TITLE, NAME = 0.25, 0.2  # inches above a row for its groups' titles, below it for its panels' names
-BETWEEN = 0.3  # inches between the rows, for the arrows from the first to the second
-ARROW_GAP = 0.3  # inches between groups of panels, for the arrow that joins them
+ARROW = 0.3  # inches for an arrow, between groups of panels and between the rows
 GROUPS = (  # of each of the two rows of nine panels: first panel -> last panel, title
     {0: (1, "experts disagree"), 2: (5, r"GTR: logits $\sim N(\mu, D D^{\mathrm{T}} + L)$"),
      6: (8, r"samples $x_0$ = sigmoid(logits)")},
@@ -37,18 +36,17 @@ def overview(image: Array, masks: Array, mean: Array, factor: Array, gtr_samples
         if len(array) < 3:
             raise ValueError(f"{name}: found {len(array)}, expected at least 3 to fill the picture")
     if len(states) != STATES:
-        raise ValueError(f"times: found {len(states)}, expected {STATES}; choose as many solver's states")
+        raise ValueError(f"times: found {len(states)}, expected {STATES}; take {STATES - 1} or more --steps")
     if not np.allclose(states[0], gtr_samples[0], atol=1e-3):
         raise ValueError("states: found a first state other than gtr_samples[0], expected the same x_0; "
                          "integrate from gtr_samples[0] and keep its states")
     if not np.array_equal(states[-1] >= 0.5, samples[0] >= 0.5):
         raise ValueError("samples: found a first mask other than states[-1] >= 0.5, expected the same; "
                          "put the mask of that path first")
-
-    gaps = [[0, *(ARROW_GAP if j in groups else canvas.GAP for j in range(1, 9))] for groups in GROUPS]
+    gaps = [[0, *(ARROW if j in groups else canvas.GAP for j in range(1, 9))] for groups in GROUPS]
     figure, axes = canvas.panel_grid(
         gaps, image.shape[1] / image.shape[2], experts=len(masks), top=TITLE, bottom=NAME, left=0.08,
-        right=canvas.BAR, between=NAME + BETWEEN + TITLE)
+        right=canvas.BAR, between=NAME + ARROW + TITLE)
     above, below = axes
     canvas.show(above[0], image)
     canvas.show(above[1], image)
@@ -83,9 +81,7 @@ def leading_directions(factor: np.ndarray, count: int) -> np.ndarray:
 
 
 def _join_groups(figure: Figure, axes: np.ndarray) -> None:
-    """A title above each group of panels, and an arrow from each group to the next in its row.
-
-    Two more lead down, from the image and from the first x_0 to the path that they start."""
+    """A title above each group; arrows along the rows, and from image and x_0 down to the path they start."""
 
     def arrow(*points: tuple[float, float]) -> None:
         figure.add_artist(FancyArrowPatch(path=Path(points), transform=figure.transFigure, arrowstyle="-|>",
@@ -103,6 +99,6 @@ def _join_groups(figure: Figure, axes: np.ndarray) -> None:
                 arrow((row[first - 1, 1, 0], middle), (left, middle))
     (left, _), (right, top) = boxes[1, 0]
     foot, arrival, third = boxes[0, 0, 0, 1] - NAME * inch, top + TITLE * inch, (right - left) / 3
-    lane, x_0 = arrival + 0.6 * BETWEEN * inch, boxes[0, 6, :, 0].mean()
+    lane, x_0 = arrival + 0.6 * ARROW * inch, boxes[0, 6, :, 0].mean()
     arrow((left + third, foot), (left + third, arrival))
     arrow((x_0, foot), (x_0, lane), (left + 2 * third, lane), (left + 2 * third, arrival))

@@ -4,6 +4,7 @@ A report is the content of that file; report["systems"][label] is what a system 
 
 import json
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,7 @@ DRAWS = 2000  # of the bootstrap, per point: enough for an interval that is read
 def results_curves(report: Report, folder: Path) -> list[str]:
     """Write the curves that a test gives rise to into `folder`; returns the names of the files.
 
-    tradeoff.png if a flow was tested at several --steps or with several --solver; sweep.png at several
-    --alphas."""
+    tradeoff.png if a flow was tested with several --steps or --solver; sweep.png with several --alphas."""
     sampling, written = report["sampling"], []
     if max(len(sampling["steps"]), len(sampling["solver"])) > 1 and len(_values(report, "evaluations")) > 1:
         written.append("tradeoff.png")
@@ -41,32 +41,24 @@ def read_report(path: Path) -> Report:
     """The content of a results.json. Raises FileNotFoundError, or ValueError for another file."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; run test_prior_LIDC.py or test_prior_ISIC.py first")
-    try:
+    with suppress(ValueError, AttributeError):  # of what is neither JSON nor a dict of dicts
         report = json.loads(path.read_text())
         if PARTS <= report.keys() and all(FIELDS <= one.keys() for one in report["systems"].values()):
             return report
-    except (ValueError, AttributeError):  # neither JSON nor a dict of dicts
-        pass
     raise ValueError(f"{path}: not the results.json of a test (with {', '.join(sorted(PARTS))}, and "
                      f"{', '.join(sorted(FIELDS))} for each system); run the test again")
 
 
 def tradeoff(report: Report) -> Figure:
-    """Scores against network evaluations per sample, a line per method, alpha and solver.
-
-    Raises ValueError where all flows took the same number of evaluations."""
-    if len(_values(report, "evaluations")) < 2:
-        raise ValueError("a trade-off needs rows of different cost; test with several --steps or --solver")
-    return _curves(report, "evaluations", "network evaluations per sample", r", \d+ steps")
+    """Scores against network evaluations per sample, a line per method, alpha and solver."""
+    return _curves(report, "evaluations", "network evaluations per sample", r", \d+ steps",
+                   "flows of different cost; test with several --steps or --solver")
 
 
 def sweep(report: Report) -> Figure:
-    """Scores against alpha, the weight of the semantic term, a line per method, solver and number of steps.
-
-    Raises ValueError where fewer than two alphas were tested."""
-    if len(_values(report, "alpha")) < 2:
-        raise ValueError("a sweep needs flows of different alpha; train and test with several --alphas")
-    return _curves(report, "alpha", r"$\alpha$, weight of the semantic term", r", alpha [^,]+")
+    """Scores against alpha, the weight of the semantic term, a line per method, solver and steps."""
+    return _curves(report, "alpha", r"$\alpha$, weight of the semantic term", r", alpha [^,]+",
+                   "flows of different alpha; train and test with several --alphas")
 
 
 def _values(report: Report, field: str) -> set[float]:
@@ -74,10 +66,13 @@ def _values(report: Report, field: str) -> set[float]:
     return {one[field] for one in report["systems"].values() if one["evaluations"]} - {None}
 
 
-def _curves(report: Report, field: str, axis: str, varying: str) -> Figure:
+def _curves(report: Report, field: str, axis: str, varying: str, needs: str) -> Figure:
     """GED and HM-IoU over the values of `field`; a line joins labels that differ in what is `varying` only.
 
-    Means over images, with 95 % intervals of a bootstrap that resamples patients."""
+    Means over images, with 95 % intervals of a bootstrap that resamples patients.
+    Raises ValueError where the flows have fewer than two values of `field`."""
+    if len(_values(report, field)) < 2:
+        raise ValueError(f"the curve needs {needs}")
     systems = {name: one for name, one in report["systems"].items() if one[field] is not None}
     lines: dict[str, list[dict[str, Any]]] = {}
     for name, one in sorted(systems.items(), key=lambda item: item[1][field]):

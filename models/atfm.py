@@ -66,11 +66,11 @@ class ATFM(nn.Module):
         return torch.randn(b, n, h, w, device=image.device, generator=generator)
 
     def losses(self, image: Tensor, masks: Tensor) -> Iterator[dict[str, Tensor]]:
-        """The terms of L = L_FM + alpha L_SF for a batch (Algorithm 1), a few annotators at a time.
+        """L = L_FM + alpha L_SF of a batch (Algorithm 1): the sum over passes of j / k (L_FM + alpha L_SF).
 
-        image (b, c, h, w) in [0, 1], masks (b, k, h, w) of 0/1. Yields dicts of the scalars loss, L_FM, L_SF
-        for `annotators_per_pass` annotators, whose sums are the batch's: calling backward() on one loss
-        before taking the next frees its activations, and the gradients add up to those of a single pass.
+        image (b, c, h, w) in [0, 1], masks (b, k, h, w) of 0/1. Yields the scalars loss, L_FM, L_SF of j =
+        `annotators_per_pass` annotators at a time, weighted so that their sums are the batch's means. Calling
+        backward() on one loss before taking the next frees its activations; the gradients add up.
         Raises ValueError for masks of another shape.
         """
         if masks.ndim != 4 or len(masks) != len(image) or masks.shape[2:] != image.shape[2:]:
@@ -79,25 +79,24 @@ class ATFM(nn.Module):
         x_0 = self.source(image, 1)  # (b, 1, h, w), shared by all annotators, as is t
         t = draw_time(len(image), image.device)
         condition = self._drop_condition(grey(image))
-        if self.objective.experts == "one":
-            masks = one_expert(masks)
-        for own in masks.split(self.annotators_per_pass or masks.shape[1], dim=1):
-            share = own.shape[1] / masks.shape[1]
-            l_fm, l_sf = self._terms(x_0, own, masks, t, condition)
-            l_fm, l_sf = share * l_fm, share * l_sf
+        targets = one_expert(masks) if self.objective.experts == "one" else masks  # (b, k or 1, h, w)
+        for of_pass in targets.split(self.annotators_per_pass or targets.shape[1], dim=1):
+            weight = of_pass.shape[1] / targets.shape[1]
+            l_fm, l_sf = (weight * term for term in self._terms(x_0, of_pass, masks, t, condition))
             yield {"loss": l_fm + self.objective.alpha * l_sf, "L_FM": l_fm.detach(), "L_SF": l_sf.detach()}
 
-    def _terms(self, x_0: Tensor, own: Tensor, every: Tensor, t: Tensor, condition: Tensor
+    def _terms(self, x_0: Tensor, targets: Tensor, all_masks: Tensor, t: Tensor, condition: Tensor
                ) -> tuple[Tensor, Tensor]:
-        """L_FM and L_SF on the paths from x_0 (b, 1, h, w) to the annotators `own` (b, j, h, w)."""
-        j, choice = own.shape[1], self.objective
-        path = linear_path(x_0, 2 * own - 1 if choice.signed else own, t)
+        """L_FM and L_SF on the paths from x_0 (b, 1, h, w) to the masks `targets` (b, j, h, w)."""
+        j, choice = targets.shape[1], self.objective
+        path = linear_path(x_0, 2 * targets - 1 if choice.signed else targets, t)
         x_t = path.x_t.flatten(0, 1)[:, None]  # (b * j, 1, h, w)
         v = self._v(x_t, t.repeat_interleave(j), condition.repeat_interleave(j, dim=0))
         v = v.view_as(path.x_t)
         l_fm = (v - path.u).square().mean()
         x_1t = self._probability(endpoint(path.x_t, v, t))
-        return l_fm, semantic_loss(x_1t, own, every, choice.dice, choice.dice_over, choice.semantic_target)
+        return l_fm, semantic_loss(x_1t, targets, all_masks, choice.dice, choice.dice_over,
+                                   choice.semantic_target)
 
     @torch.no_grad()
     def sample(self, image: Tensor, n: int, steps: int | None = None, solver: str | None = None,

@@ -50,18 +50,19 @@ def dice(predicted: Tensor, mask: Tensor, over: str) -> Tensor:
     return (2 * overlap + 1) / (total + 1)
 
 
-def semantic_loss(x_1t: Tensor, own: Tensor, every: Tensor, form: str, over: str, target: str) -> Tensor:
+def semantic_loss(x_1t: Tensor, targets: Tensor, all_masks: Tensor, form: str, over: str, against: str
+                  ) -> Tensor:
     """L_SF, the mean of 1 - Dice(x_1^t, y), a scalar (Algorithm 1).
 
-    x_1t (b, j, h, w): the predictions on the paths to the annotators `own` (b, j, h, w), out of `every`
+    x_1t (b, j, h, w): the predictions on the paths to the masks `targets` (b, j, h, w), out of `all_masks`
     (b, k, h, w).
     form: "soft" keeps the gradient; "thresholded" cuts it, as the released code does. over: see `dice`.
-    target: each path's prediction is compared with its "own" annotator or with "all".
+    against: each path's prediction is compared with its "own" target or with "all" masks.
     """
-    predicted = x_1t.clamp(0, 1) if form == "soft" else (x_1t.detach() >= 0.5).to(own.dtype)
-    if target == "own":
-        return 1 - dice(predicted, own, over).mean()
-    each = [dice(predicted, y[:, None].expand_as(predicted), over).mean() for y in every.unbind(1)]
+    predicted = x_1t.clamp(0, 1) if form == "soft" else (x_1t.detach() >= 0.5).to(targets.dtype)
+    if against == "own":
+        return 1 - dice(predicted, targets, over).mean()
+    each = [dice(predicted, y[:, None].expand_as(predicted), over).mean() for y in all_masks.unbind(1)]
     return 1 - torch.stack(each).mean()
 
 

@@ -4,7 +4,7 @@ What a model was trained on is checked here: channels, size, and that no test im
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -27,7 +27,7 @@ from models import checkpoint
 from models.atfm import ATFM
 from models.flow import EVALUATIONS_PER_STEP
 from models.gtr import GTR, TrainedOn
-from models.released import load_released
+from models.released import released_flow, released_gtr
 from models.st_net import STNet
 
 C = TypeVar("C", bound=Config)
@@ -124,15 +124,15 @@ def load_systems(config: EvaluationConfig, metadata: Metadata, run: RunConfig, d
                  test_ids: Sequence[str] | None = None) -> list[System]:
     """The systems that the flags of a test name, ready to sample on a device.
 
-    test_ids: the images to be tested on. Raises ValueError for a system that was trained on one of them, or
-    on images of another size; None: the images are the user's own, and resized."""
+    test_ids: the images to be tested on; None: the user's own images, which are resized. Raises ValueError
+    for a system that was trained on one of the images to be tested on, or on images of another size."""
     flows = [method for method in config.methods if method != "act-gtr"]
     if config.prior is not None and (len(flows) > 1 or config.alphas):
         raise ValueError(f"--prior names one flow, but --methods {' '.join(config.methods)} asks for "
                          f"{len(flows)}; leave --prior out, the folders of --output_path are taken")
     output = Path(run.output_path or "runs")
     gtr, gtr_path = None, checkpoint.find(config.gtr or output / "GTR", "GTR")
-    if len(flows) < len(config.methods) or any(METHODS[method].get("source") != "normal" for method in flows):
+    if "act-gtr" in config.methods or any(METHODS[method].get("source") != "normal" for method in flows):
         gtr = tested_gtr(gtr_path, config, metadata, run.preset, test_ids).to(device)
     found: list[System] = []
     for method in config.methods:
@@ -165,10 +165,7 @@ def tested_gtr(path: Path, config: EvaluationConfig, metadata: Metadata, preset:
                test_ids: Sequence[str] | None) -> GTR:
     """GTR from our checkpoint, not trained on test images, or from the authors' in the preset's layout."""
     if config.released_checkpoint:
-        gtr = GTR.of(experiment(metadata.what, preset).gtr, metadata.channels)
-        load_released(gtr, checkpoint.state_dict(path))
-        gtr.trained_on = TrainedOn(metadata.side, metadata.channels, ())  # theirs do not say
-        return gtr.eval()
+        return released_gtr(path, experiment(metadata.what, preset).gtr, metadata)
     gtr = load_gtr(path, metadata, same_size=test_ids is not None)
     refuse_overlap(path, gtr.trained_on.ids, test_ids, config.allow_overlap)
     return gtr
@@ -178,11 +175,8 @@ def tested_flow(path: Path, method: str, gtr: GTR | None, config: EvaluationConf
                 preset: str, test_ids: Sequence[str] | None) -> ATFM:
     """A flow from our checkpoint, not trained on test images, or from the authors' in the preset's layout."""
     if config.released_checkpoint:
-        trained = experiment(metadata.what, preset).flow
-        atfm = ATFM(gtr, STNet.of(trained), trained)
-        load_released(atfm.net, checkpoint.state_dict(path))
-        atfm.trained_on = TrainedOn(metadata.side, metadata.channels, ())
-        return atfm.eval()
+        trained = replace(experiment(metadata.what, preset).flow, **METHODS[method])
+        return released_flow(path, trained, gtr, metadata)
     atfm = load_flow(path, method, gtr, metadata, same_size=test_ids is not None)
     refuse_overlap(path, atfm.trained_on.ids, test_ids, config.allow_overlap)
     return atfm

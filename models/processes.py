@@ -19,6 +19,7 @@ from torch import Tensor
 from metadata_manager import RunConfig
 
 T = TypeVar("T")
+INITIALIZATION = -1  # the step before the first, see `seed_step`
 # What lowers memory in a training of the flow, most first.
 FLOW_MEMORY = ("--checkpoint True (the flow's activations to about a fifth), --annotators_per_pass 1 (to one "
                "of the k annotators'), a smaller --batch_size (in proportion)")
@@ -140,7 +141,7 @@ def device_of(name: str) -> torch.device:
 
 
 def seed_step(seed: int, step: int, rank: int = 0) -> None:
-    """Seeds torch on all devices for one step of one process; step -1 is the initialization.
+    """Seeds torch on all devices for one step of one process, or for the INITIALIZATION.
 
     Seed and step are hashed, because torch's CPU generator heeds the low 32 bits of a seed only."""
     digest = hashlib.blake2b(f"{seed} {step}".encode(), digest_size=8).digest()

@@ -2,10 +2,14 @@
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
 
 from torch import Tensor
 
-from models.gtr import GTR
+from metadata_manager import FlowConfig, GTRConfig, Metadata
+from models import checkpoint
+from models.atfm import ATFM
+from models.gtr import GTR, TrainedOn
 from models.st_net import STNet
 
 GTR_HEADS = {"mean_l": "mean", "log_cov_diag_l": "log_cov_diag", "cov_factor_l": "cov_factor"}
@@ -53,6 +57,22 @@ def load_released(module: GTR | STNet, state_dict: Mapping[str, Tensor]) -> None
                          f"e.g. {'; '.join(wrong[:3])}; build it with the layout that the checkpoint was "
                          "trained with")
     module.load_state_dict(renamed)
+
+
+def released_gtr(path: Path, config: GTRConfig, metadata: Metadata) -> GTR:
+    """A GTR of a config's layout with the weights of an authors' file, which does not say its images."""
+    gtr = GTR.of(config, metadata.channels)
+    load_released(gtr, checkpoint.state_dict(path))
+    gtr.trained_on = TrainedOn(metadata.side, metadata.channels, ())
+    return gtr.eval()
+
+
+def released_flow(path: Path, config: FlowConfig, gtr: GTR | None, metadata: Metadata) -> ATFM:
+    """A flow over a GTR as a config describes it, with the weights of an authors' file."""
+    atfm = ATFM(gtr, STNet.of(config), config)
+    load_released(atfm.net, checkpoint.state_dict(path))
+    atfm.trained_on = TrainedOn(metadata.side, metadata.channels, ())
+    return atfm.eval()
 
 
 def _shape(shapes: Mapping[str, tuple[int, ...]], name: str) -> str:

@@ -44,7 +44,7 @@ class Batches(Protocol):
 
 @dataclass(frozen=True)
 class Validation:
-    """Scores on held-out images, the first of which marks the best checkpoint where it is lowest.
+    """Scores on held-out images, of which the first chooses best.pt: lower is better.
 
     picture: (h, w, 3) uint8."""
 
