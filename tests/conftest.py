@@ -1,8 +1,12 @@
-"""What several test modules share: tiny data sets, and an environment without the user's paths."""
+"""What several test modules share: tiny data sets, a tiny run on one, and an environment without surprises."""
 
+import multiprocessing
 import os
+import shutil
+import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -31,3 +35,45 @@ def lidc_folder(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def isic_folder(tmp_path_factory) -> Path:
     return tiny.write_isic_folder(tmp_path_factory.mktemp("isic_source") / "ISIC3")
+
+
+def draw_nothing(patch: pytest.MonkeyPatch) -> None:
+    """Pictures take most of the time of a tiny run."""
+    patch.setattr("fig.draw_samples", lambda *arguments: None)
+    patch.setattr("fig.validation_picture", lambda *arguments: np.zeros((2, 2, 3), np.uint8))
+
+
+@pytest.fixture
+def no_pictures(monkeypatch):
+    draw_nothing(monkeypatch)
+
+
+@pytest.fixture(scope="session")
+def run(lidc, tmp_path_factory) -> Path:
+    """The folder of a run on LIDC, of one epoch of GTR and one of the flow."""
+    import train_GTR  # here, so that tests of a module do not wait for the import of everything
+    import train_prior_LIDC
+
+    folder = tmp_path_factory.mktemp("run") / "LIDC"
+    with pytest.MonkeyPatch.context() as patch:
+        draw_nothing(patch)
+        train_GTR.main([*tiny.GTR, *tiny.where(lidc, folder), "--epochs", "1"])
+        train_prior_LIDC.main([*tiny.PRIOR, *tiny.where(lidc, folder), "--num_epochs", "1"])
+    return folder
+
+
+@pytest.fixture
+def run_copy(run, tmp_path) -> Path:
+    """A copy of it, to train and test more in."""
+    return Path(shutil.copytree(run, tmp_path / "LIDC"))
+
+
+@pytest.fixture(scope="session")
+def processes():
+    """Starts processes from one that has imported the project, so that each begins to work at once."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["train_GTR", "train_prior_LIDC"])
+    first = context.Process(target=time.sleep, args=(0,))
+    first.start()
+    first.join()
+    return context

@@ -1,13 +1,26 @@
-"""Every score of `metrics` as plain loops over pairs and pixels, for one image: the reference of the tests.
+"""What the tests compare with: every score of `metrics` as plain loops for one image, and golden files.
 
 samples (n, h, w) and masks (k, h, w) are bool tensors. Slow on purpose; nothing is shared with `metrics`.
 """
 
 import math
+import statistics
+from pathlib import Path
 
+import numpy as np
+import pytest
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
+
+
+def golden(name: str) -> dict[str, Tensor]:
+    """What the authors' code gave, see tests/golden; the test is skipped where the file is missing."""
+    path = Path(__file__).parent / "golden" / f"{name}.npz"
+    if not path.exists():
+        pytest.skip(f"{path} is not here")
+    with np.load(path) as file:
+        return {key: torch.from_numpy(file[key]) for key in file.files}
 
 
 def iou(a: Tensor, c: Tensor) -> float:
@@ -34,9 +47,8 @@ def ged(samples: Tensor, masks: Tensor) -> float:
 
 def hm_iou(samples: Tensor, masks: Tensor) -> float:
     length = math.lcm(len(samples), len(masks))
-    repeated_s = [samples[i % len(samples)] for i in range(length)]
-    repeated_y = [masks[j % len(masks)] for j in range(length)]
-    pairs = [[iou(s, y) for y in repeated_y] for s in repeated_s]
+    pairs = [[iou(samples[i % len(samples)], masks[j % len(masks)]) for j in range(length)]
+             for i in range(length)]
     rows, columns = linear_sum_assignment(pairs, maximize=True)
     return sum(pairs[i][j] for i, j in zip(rows, columns)) / length
 
@@ -45,57 +57,45 @@ def mdm(samples: Tensor, masks: Tensor) -> float:
     return sum(max(dice(s, y) for s in samples) for y in masks) / len(masks)
 
 
+def pixels(x: Tensor) -> list[tuple[float, ...]]:
+    """The values of a set at each pixel."""
+    return list(zip(*x.double().flatten(1).tolist()))
+
+
 def means(x: Tensor) -> list[float]:
-    """Mean over the set at each pixel."""
-    return [sum(column) / len(x) for column in zip(*x.flatten(1).tolist())]
-
-
-def dice_of_means(samples: Tensor, masks: Tensor) -> float:
-    a, c = (torch.tensor([p > 0.5 for p in means(x)]) for x in (samples, masks))
-    return dice(a, c)
+    return [sum(values) / len(values) for values in pixels(x)]
 
 
 def variances(samples: Tensor) -> list[float]:
-    return [sum((value - mean) ** 2 for value in column) / len(samples)
-            for column, mean in zip(zip(*samples.flatten(1).tolist()), means(samples))]
+    return [statistics.pvariance(values) for values in pixels(samples)]
 
 
 def entropies(samples: Tensor) -> list[float]:
     return [-sum(p * math.log(p) for p in (mean, 1 - mean) if p > 0) for mean in means(samples)]
 
 
+def dice_of_means(samples: Tensor, masks: Tensor) -> float:
+    return dice(*(torch.tensor([p > 0.5 for p in means(x)]) for x in (samples, masks)))
+
+
 def cross_entropies(target: list[float], samples: Tensor) -> list[float]:
     """-p log s - (1 - p) log(1 - s) at each pixel, averaged over the samples."""
-    total = [0.0] * len(target)
-    for sample in samples.flatten(1).tolist():
-        for pixel, (p, s) in enumerate(zip(target, sample)):
-            total[pixel] -= p * math.log(s + 1e-8) + (1 - p) * math.log(1 - s + 1e-8)
-    return [value / len(samples) for value in total]
+    return [statistics.fmean(-p * math.log(s + 1e-8) - (1 - p) * math.log(1 - s + 1e-8) for s in values)
+            for p, values in zip(target, pixels(samples))]
 
 
 def correlation(a: list[float], c: list[float]) -> float:
-    mean_a, mean_c = sum(a) / len(a), sum(c) / len(c)
-    variance_a = sum((x - mean_a) ** 2 for x in a) / len(a)
-    variance_c = sum((x - mean_c) ** 2 for x in c) / len(c)
-    if min(variance_a, variance_c) < 1e-18:
-        return 0.0
-    covariance = sum((x - mean_a) * (y - mean_c) for x, y in zip(a, c)) / len(a)
-    return covariance / math.sqrt(variance_a * variance_c)
+    return 0.0 if min(map(statistics.pstdev, (a, c))) < 1e-9 else statistics.correlation(a, c)
 
 
 def s_ncc(samples: Tensor, masks: Tensor) -> float:
     spread = cross_entropies(means(samples), samples)
-    errors = [cross_entropies(y, samples) for y in masks.flatten(1).tolist()]
+    errors = [cross_entropies(y, samples) for y in masks.double().flatten(1).tolist()]
     return sum(correlation(spread, error) for error in errors) / len(masks)
 
 
 def calibration_error(samples: Tensor, masks: Tensor) -> float:
     p, y = means(samples), means(masks)
-    counts = [sum(column) for column in zip(*samples.flatten(1).tolist())]
-    error = 0.0
-    for number in range(10):
-        inside = [i for i, count in enumerate(counts) if min(int(10 * count / len(samples)), 9) == number]
-        if inside:
-            gap = sum(p[i] for i in inside) / len(inside) - sum(y[i] for i in inside) / len(inside)
-            error += len(inside) / len(p) * abs(gap)
-    return error
+    bins = [min(int(10 * sum(values) / len(values)), 9) for values in pixels(samples)]
+    gaps = [sum(p[i] - y[i] for i in range(len(p)) if bins[i] == number) for number in range(10)]
+    return sum(map(abs, gaps)) / len(p)

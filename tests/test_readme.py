@@ -8,19 +8,25 @@ from pathlib import Path
 
 import pytest
 
-from models.command_line import parse
+from metadata_manager import EvaluationConfig, FlowConfig, GTRConfig, LoopConfig, Metadata, RunConfig, parse
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-PARTS = {"train_GTR.py": ("metadata", "gtr", "loop"), "train_prior": ("metadata", "prior", "loop"),
-         "test_prior": ("metadata", "sampling")}
+KINDS = {"train_GTR.py": (GTRConfig, LoopConfig), "train_prior": (FlowConfig, LoopConfig),
+         "test_prior": (EvaluationConfig,)}
 
 
 def commands():
     """Every command of README's bash blocks, split at && and ;."""
     blocks = re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL)
-    lines = "".join(blocks).replace("\\\n", " ").splitlines()
+    inline = re.findall(r"`((?:python|torchrun) [^`<]*\.py[^`<]*)`", README)
+    lines = ["".join(blocks), *inline]
+    lines = "\n".join(lines).replace("\\\n", " ").splitlines()
     return [part.strip() for line in lines for part in re.split(r"&&|;", line.split(" #")[0]) if part.strip()]
+
+
+def test_it_is_read_in_five_minutes():
+    assert len(README.splitlines()) <= 180
 
 
 def test_there_are_commands():
@@ -33,9 +39,9 @@ def test_a_script_takes_its_flags(command):
     at = next(i for i, word in enumerate(words) if re.fullmatch(r"(train|test)_\w+\.py", word))
     script, flags = words[at], words[at + 1:]
     assert (ROOT / script).exists()
-    parts = next(parts for name, parts in PARTS.items() if script.startswith(name))
+    kinds = next(kinds for name, kinds in KINDS.items() if script.startswith(name))
     what = "isic3_style_concat" if script.endswith("_ISIC.py") else "LIDC"
-    parse([flag for flag in flags if "$" not in flag], what, parts, "")  # exits on a wrong flag
+    parse(flags, what, "", RunConfig, Metadata, *kinds)  # exits on a wrong flag
 
 
 class Parsed(Exception):

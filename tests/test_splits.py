@@ -43,15 +43,14 @@ def test_released_isic_overlap_is_about_99_percent():
     assert 0.98 < both / total < 1
 
 
-@pytest.mark.parametrize("groups", [
+@pytest.mark.parametrize("patient", [
     np.arange(40).repeat(3), np.array([f"p{i % 50}" for i in range(300)], object),
 ])
-def test_no_group_is_on_two_sides_and_no_row_is_lost(groups):
-    parts = splits.by_group(groups, seed=0)
-    members = [set(groups[parts[name]]) for name in ("train", "val", "test")]
-    assert sum(map(len, members)) == len(set(groups))
-    rows = np.concatenate([parts[name] for name in ("train", "val", "test")])
-    assert sorted(rows) == list(range(len(groups)))
+def test_no_patient_is_on_two_sides_and_no_row_is_lost(patient):
+    parts = splits.by_patient(patient, seed=0)
+    rows = [parts[name] for name in ("train", "val", "test")]
+    assert sum(len(set(patient[part])) for part in rows) == len(set(patient))
+    assert sorted(np.concatenate(rows)) == list(range(len(patient)))
     np.testing.assert_array_equal(parts["train_prior"], parts["train"])
 
 
@@ -59,22 +58,21 @@ def test_no_group_is_on_two_sides_and_no_row_is_lost(groups):
     (100, (64, 16, 20)), (235, (150, 38, 47)), (3, (1, 1, 1)), (5, (3, 1, 1)),
 ])
 def test_shares(count, sizes):
-    parts = splits.by_group(np.arange(count), seed=3)
+    parts = splits.by_patient(np.arange(count), seed=3)
     assert tuple(len(parts[name]) for name in ("train", "val", "test")) == sizes
 
 
-def test_a_split_is_a_fixed_function_of_groups_and_seed():
-    groups = np.array(list("abcdefgh"))
-    assert {name: "".join(groups[rows]) for name, rows in splits.by_group(groups, seed=0).items()} == {
+def test_a_split_is_a_fixed_function_of_patients_and_seed():
+    patient = np.array(list("abcdefgh"))
+    assert {name: "".join(patient[rows]) for name, rows in splits.by_patient(patient, seed=0).items()} == {
         "train": "dfhae", "val": "b", "test": "cg", "train_prior": "dfhae"}
-    assert set(splits.by_group(groups, 0)["test"]) != set(splits.by_group(groups, 1)["test"])
-    order = np.random.RandomState(1).permutation(8)  # another order of rows puts each group on the same side
-    moved = splits.by_group(groups[order], seed=0)
-    assert set(groups[order][moved["test"]]) == set(groups[splits.by_group(groups, 0)["test"]])
+    assert set(splits.by_patient(patient, 0)["test"]) != set(splits.by_patient(patient, 1)["test"])
+    order = np.random.RandomState(1).permutation(8)  # of rows: it moves no patient
+    assert set(patient[order][splits.by_patient(patient[order], seed=0)["test"]]) == {"c", "g"}
 
 
 def test_too_few_are_refused():
     with pytest.raises(ValueError, match="2 patients .*too few"):
-        splits.by_group(np.array([1, 1, 2]), seed=0)
+        splits.by_patient(np.array([1, 1, 2]), seed=0)
     with pytest.raises(ValueError, match="2 images: too few"):
         splits.released(2)

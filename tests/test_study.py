@@ -6,37 +6,39 @@ from pathlib import Path
 
 import pytest
 
+from metadata_manager import EvaluationConfig, FlowConfig, GTRConfig, LoopConfig, Metadata, RunConfig, parse
 from tests.benchmarks import study
 
+SCRIPTS = {"train_GTR": (GTRConfig, LoopConfig), "train_prior_LIDC": (FlowConfig, LoopConfig),
+           "test_prior_LIDC": (EvaluationConfig,)}
 ROWS = {study.VARIANTS[number].name: str(number) for number in (0, 3, 12, 14)}
 PAPER, PLAIN, ALL_EXPERTS, LEAK = ROWS
 
 
 @pytest.fixture
 def trained(monkeypatch, tmp_path):
-    """Stages that only say what they were asked for: the list of (stage, folder, flags); results are made up.
+    """Scripts that only parse and note what they were asked for, (script, folder, flags); made-up results.
 
     ATFM's GED is 0.4 in the first row, 0.3 without weight standardization, higher by 0.02 per seed."""
     asked = []
 
-    def stage(name):
-        def run(what, argv):
-            flags = " ".join(argv)
+    def script(name):
+        def main(argv):
+            parse(argv, "LIDC", "", RunConfig, Metadata, *SCRIPTS[name])
             folder = Path(argv[argv.index("--output_path") + 1])
-            asked.append((name, str(folder.relative_to(tmp_path)), flags))
-            if name == "test":
-                seed, row = int(argv[argv.index("--seed") + 1]), folder.name
-                ged = (0.3 if "none" in row else 0.4) + 0.02 * seed
+            asked.append((name, str(folder.relative_to(tmp_path)), " ".join(argv)))
+            if name == "test_prior_LIDC":
+                ged = (0.3 if "none" in folder.name else 0.4) + 0.02 * int(argv[argv.index("--seed") + 1])
                 scores = {"act-gtr": {"GED16": [[0.5, 0.7, 0.6]], "HM-IoU16": [[0.5, 0.5, 0.5]]},
                           "atfm": {"GED16": [[ged, ged, ged]], "HM-IoU16": [[0.4, 0.5, 0.9]]}}
-                results = {"test_images": "other" if "split" in row else "these", "groups": ["a", "a", "b"],
+                results = {"test_images": "split" in folder.name, "groups": ["a", "a", "b"],
                            "systems": {system: {"scores": of} for system, of in scores.items()}}
                 (folder / "test").mkdir(parents=True)
                 (folder / "test" / "results.json").write_text(json.dumps(results))
-        return run
+        return main
 
-    for name in ("train_gtr", "train_prior", "test_prior"):
-        monkeypatch.setattr(study, name, stage(name.split("_")[0] if name == "test_prior" else name))
+    for name in SCRIPTS:
+        monkeypatch.setattr(getattr(study, name), "main", script(name))
     return asked
 
 
@@ -46,17 +48,17 @@ def run(folder, rows, seeds=("0",)):
 
 def test_a_row_trains_its_own_gtr_only_where_it_differs_and_nothing_twice(trained, tmp_path):
     run(tmp_path, [ROWS[PLAIN], ROWS[ALL_EXPERTS]], ["0", "2"])
-    gtrs = [folder for stage, folder, _ in trained if stage == "train_gtr"]
+    gtrs = [folder for script, folder, _ in trained if script == "train_GTR"]
     own = "all_experts_per_step_in_GTR"
     assert gtrs == ["seed0/paper", f"seed0/{own}", "seed2/paper", f"seed2/{own}"]
-    flows = {folder: flags for stage, folder, flags in trained if stage == "train_prior"}
+    flows = {folder: flags for script, folder, flags in trained if script == "train_prior_LIDC"}
     assert "--weight_standardization none" in flows["seed2/weight_standardization_none"]
     assert f"--gtr {tmp_path}/seed2/paper/GTR" in flows["seed2/weight_standardization_none"]
     assert "--seed 2" in flows["seed2/weight_standardization_none"]
-    after = [flags for stage, folder, flags in trained if folder == f"seed0/{own}" and stage != "train_gtr"]
+    after = [flags for script, folder, flags in trained if folder == f"seed0/{own}" and script != "train_GTR"]
     assert len(after) == 2 and all(f"--gtr {tmp_path}/seed0/{own}/GTR" in flags for flags in after)
     done = len(trained)
-    run(tmp_path, [ROWS[PLAIN]], ["0"])
+    run(tmp_path, [ROWS[PLAIN]])
     assert len(trained) == done
 
 
@@ -75,3 +77,9 @@ def test_the_table_compares_runs_of_the_same_seeds_on_the_same_images(trained, t
     assert cells[LEAK][8] == f"+0.000 [{-spread:+.3f}, {spread:+.3f}]"
     assert cells[PAPER][7].startswith("+0.100 [-0.050, +0.400]")  # patients a (two images) and b
     assert (tmp_path / "study.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_scripts_know_the_flags_of_every_row(trained, tmp_path):
+    for variant in study.VARIANTS:
+        study.run(variant, tmp_path, ["--data_path", "lidc.h5", "--seed", "0"])
+    assert len({folder for _, folder, _ in trained}) == len(study.VARIANTS)

@@ -5,6 +5,7 @@ import pickle
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 
 from data import Writer
@@ -16,6 +17,43 @@ LOOP = ["--val_images", "2", "--val_samples", "2", "--val_steps", "1"]
 GTR = [*DATA, *LOOP, "--num_filters", "4", "8", "--rank", "2", "--mc_samples", "4"]
 PRIOR = [*DATA, *LOOP, "--dim", "4", "--dim_mults", "1", "--annotators_per_pass", "4"]
 TEST = [*DATA, "--samples", "2", "4", "--seeds", "0", "1"]
+
+
+def where(data_path: Path | str, output_path: Path | str) -> list[str]:
+    """The flags for the data and for the folder of a run."""
+    return ["--data_path", str(data_path), "--output_path", str(output_path)]
+
+
+def checkpoints(folder: Path) -> list[str]:
+    """Names of the checkpoints in a folder."""
+    return sorted(path.name for path in folder.glob("*.pt"))
+
+
+def equal(a: object, b: object) -> bool:
+    """Whether two contents of checkpoints are the same, bit for bit."""
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(equal(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(equal, a, b))
+    return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+
+
+def assert_same_runs(ours: Path, theirs: Path) -> None:
+    """The same checkpoints with the same weights, optimizer, best score and place in the run."""
+    assert checkpoints(ours) == checkpoints(theirs) != []
+    for name in checkpoints(theirs):
+        a, b = torch.load(ours / name), torch.load(theirs / name)
+        assert equal(a, b), name
+
+
+def to_older_form(path: Path) -> None:
+    """Rewrites a checkpoint as it was written until November 2026."""
+    content = torch.load(path)
+    del content["state"]["epoch"]
+    content["config"]["checkpoint"] = content["config"].pop("recompute", False)
+    for group in content["optimizer"]["param_groups"]:  # AdamW without weight decay, which is Adam
+        group["decoupled_weight_decay"] = True
+    torch.save(content, path)
 
 
 def expert_masks(random: np.random.RandomState, annotators: int, size: int) -> np.ndarray:
@@ -30,7 +68,7 @@ def image_of(random: np.random.RandomState, masks: np.ndarray) -> np.ndarray:
 
 
 def write_lidc_h5(path: Path) -> Path:
-    """Two slices of each patient in the layout of data.cache, 128 x 128 pixels with 4 experts."""
+    """Two slices of each patient in the layout of data.store, 128 x 128 pixels with 4 experts."""
     random = np.random.RandomState(0)
     with Writer(path, "rendered by the tests") as writer:
         for row in range(2 * PATIENTS):

@@ -14,10 +14,10 @@ included, and the time of a step. All ways are first checked to give the same gr
 """
 
 import argparse
-import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 from unittest import mock
 
@@ -36,14 +36,13 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Sizes:
-    """Of a step: image (b, c, size, size), masks (b, k, size, size), width of ST-Net, filters of GTR."""
+    """Of a step: image (b, c, size, size), masks (b, k, size, size), width of ST-Net."""
 
     b: int
     c: int
     k: int
     size: int
     dim: int
-    num_filters: tuple[int, ...] = (32, 64, 128, 192)
 
     def batch(self) -> tuple[Tensor, Tensor]:
         image = torch.rand(self.b, self.c, self.size, self.size)
@@ -60,8 +59,8 @@ class Way:
     amp: bool = False
 
     def build(self, sizes: Sizes) -> ATFM:
-        gtr, net = GTR(sizes.c, sizes.num_filters), STNet(sizes.dim, recompute=self.recompute)
-        return ATFM(gtr, net, annotators_per_pass=self.annotators_per_pass, amp=self.amp)
+        net = STNet(sizes.dim, recompute=self.recompute)
+        return ATFM(GTR(sizes.c), net, annotators_per_pass=self.annotators_per_pass, amp=self.amp)
 
     def parts(self, atfm: ATFM, image: Tensor, masks: Tensor) -> Iterable[dict[str, Tensor]]:
         if self.ours:
@@ -74,8 +73,8 @@ class Way:
                 "recompute": "yes" if self.recompute else "no", "bfloat16": "yes" if self.amp else "no"}
 
 
-MEASURES = itertools.product((None, 1), (False, True), (False, True))
-WAYS = (Way(ours=False), *(Way(True, *measures) for measures in MEASURES))
+BOTH = (False, True)
+WAYS = (Way(ours=False), *(Way(True, *measures) for measures in product((None, 1), BOTH, BOTH)))
 
 
 @contextmanager
@@ -163,17 +162,17 @@ def measured(way: Way, sizes: Sizes, device: torch.device, repeats: int) -> dict
 def main(flags: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--what", default="isic3_style_concat", choices=("isic3_style_concat", "LIDC"))
-    parser.add_argument("--size", type=int, help="pixels per side (default: the data set's)")
-    parser.add_argument("--dim", type=int, help="width of ST-Net (default: the data set's)")
+    for name, of_what in ("size", "pixels per side"), ("dim", "width of ST-Net"):
+        parser.add_argument(f"--{name}", type=int, help=f"{of_what} (default: the data set's)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--repeats", type=int, default=10, help="timed steps per median (GPU only)")
     parser.add_argument("--threads", type=int, default=1, help="torch threads")
     arguments = parser.parse_args(flags)
     torch.set_num_threads(arguments.threads)
     device, found = torch.device(arguments.device), experiment(arguments.what)
-    sizes = Sizes(found.prior.batch_size, found.metadata.channels, found.metadata.annotators,
-                  arguments.size or found.metadata.size, arguments.dim or found.prior.dim)
-    require_same_gradients(Sizes(b=2, c=sizes.c, k=sizes.k, size=16, dim=8, num_filters=(4, 8)), device)
+    sizes = Sizes(found.flow.batch_size, found.metadata.channels, found.metadata.annotators,
+                  arguments.size or found.metadata.size, arguments.dim or found.flow.dim)
+    require_same_gradients(Sizes(b=2, c=sizes.c, k=sizes.k, size=16, dim=8), device)
 
     rows, first = [], 0
     for way in WAYS:

@@ -1,7 +1,7 @@
 """Time of drawing n masks of one image: `ATFM.sample` against a straightforward sampler, on embedded data.
 
-Straightforward: one sample after another, float32, weights standardized at every evaluation of ST-Net.
-`ATFM.sample` integrates many states at once with weights standardized once. From the same x_0 both must give
+Straightforward: one sample after another, float32, weights standardized at every evaluation of ST-Net. Ours:
+`ATFM.for_sampling().sample`, many states at once, weights standardized once. From the same x_0 both must give
 masks that agree on 99.9 % of the pixels, with GED within 0.001. Rows in bfloat16, or of solvers with fewer
 evaluations, state how far theirs agree; that tells about a trained flow only (--gtr, --prior; default: random
 weights). "of peak" is the share of what a product of large matrices reaches on the same device in the same
@@ -14,7 +14,6 @@ test images. With a GPU also channels_last and torch.compile. Ten minutes on a C
 import argparse
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -23,10 +22,8 @@ from torch import Tensor
 import data
 from metadata_manager import experiment
 from metrics import evaluate, ged
-from models import ATFM, GTR, STNet
-from models.atfm import ready
-from models.solvers import EVALUATIONS_PER_STEP
-from models.systems import load_atfm, load_gtr
+from models import ATFM, GTR, STNet, checkpoint, load_flow, load_gtr
+from models.flow import EVALUATIONS_PER_STEP
 from tests.benchmarks import straightforward
 from tests.benchmarks.measure import exponent, flops, machine, matmul_peak, medians, report
 
@@ -45,32 +42,24 @@ class Way:
     dtype: torch.dtype = torch.float32
 
 
-def generator_on(device: torch.device) -> torch.Generator:
-    return torch.Generator(device).manual_seed(SEED)
-
-
 def ours(atfm: ATFM, image: Tensor, n: int, steps: int, solver: str = "euler", *,
-         batch_size: int | None = None, amp: bool = False, channels_last: bool = False, compiled: bool = False
-         ) -> Callable[[], Tensor]:
-    """`ATFM.sample` on an image (1, c, h, w), with ST-Net as the options say."""
-    flow = ATFM(atfm.gtr, atfm.net, amp=amp)
-    net = ready(atfm.net, channels_last, compiled) if channels_last or compiled else None
-
-    def sample() -> Tensor:
-        return flow.sample(image, n, steps, solver, generator_on(image.device), batch_size, net)
-
-    return sample
+         batch_size: int | None = None, **options: bool) -> Callable[[], Tensor]:
+    """`ATFM.sample` on an image (1, c, h, w), all n states at once unless told otherwise."""
+    fast = atfm.for_sampling(**({"amp": False} | options))
+    return lambda: fast.sample(image, n, steps, solver, torch.Generator(image.device).manual_seed(SEED),
+                               batch_size or n)
 
 
 def ways(atfm: ATFM, image: Tensor, n: int, steps: int, more: bool) -> dict[str, Way]:
     """All samplers to compare; more: also channels_last and compiled ones."""
     def one_by_one() -> Tensor:
-        return straightforward.sample(atfm, image, n, steps, generator_on(image.device))
+        generator = torch.Generator(image.device).manual_seed(SEED)
+        return straightforward.sample(atfm, image, n, steps, generator)
 
     def exact(**options: bool | int) -> Way:
         return Way(ours(atfm, image, n, steps, **options), steps, exact=True)
 
-    def bfloat16(**options: bool | int) -> Way:
+    def bfloat16(**options: bool) -> Way:
         return Way(ours(atfm, image, n, steps, amp=True, **options), steps, dtype=torch.bfloat16)
 
     found = {
@@ -115,7 +104,7 @@ def scaling(image: Tensor, repeats: int, device: torch.device) -> Iterator[dict]
     base = {"n": 4, "steps": 4, "size": 32 * scale, "dim": 16 * scale}
     for name in base:
         sizes = [base[name] * factor for factor in (1, 2, 3, 4)]
-        calls = [sampling(image, **(base | {name: size})) for size in sizes]
+        calls = [untrained(image, **(base | {name: size})) for size in sizes]
         fixed = ", ".join(f"{other} {value}" for other, value in base.items() if other != name)
         yield growth(f"sampling: {name}", fixed, sizes, calls, repeats, device)
     sizes = [25, 50, 75, 100]
@@ -131,7 +120,7 @@ def growth(name: str, fixed: str, sizes: list[int], calls: list[Callable], repea
             "ms": " ".join(f"{1e3 * time:.0f}" for time in times), "time ~ size ^": exponent(sizes, times)}
 
 
-def sampling(image: Tensor, n: int, steps: int, size: int, dim: int) -> Callable[[], Tensor]:
+def untrained(image: Tensor, n: int, steps: int, size: int, dim: int) -> Callable[[], Tensor]:
     """`ATFM.sample` of an untrained flow."""
     atfm = random_flow(image.shape[1], dim).to(image.device)
     return ours(atfm, resized(image, size), n, steps)
@@ -148,7 +137,7 @@ class NoiseImages(list):
 def scoring(number: int, device: torch.device) -> Callable[[], object]:
     """`evaluate` over that many images, of a sampler that costs next to nothing."""
     images, samples = NoiseImages(number), torch.rand(1, 16, 64, 64, device=device)
-    return lambda: evaluate(lambda *_: samples, images, samples=(16,), device=device)
+    return lambda: evaluate(lambda *_, **__: samples, images, samples=(16,), device=device)
 
 
 def random_flow(channels: int, dim: int) -> ATFM:
@@ -166,8 +155,8 @@ def main(flags: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--what", default="LIDC_demo", help="a dataset, for one image and its masks")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--gtr", type=Path, help="checkpoint of a trained GTR")
-    parser.add_argument("--prior", type=Path, help="checkpoint of a flow trained over it")
+    parser.add_argument("--gtr", help="run folder or checkpoint of a trained GTR")
+    parser.add_argument("--prior", help="run folder or checkpoint of a flow trained over it")
     parser.add_argument("--n", type=int, default=16, help="samples")
     parser.add_argument("--steps", type=int, default=25, help="Euler steps (paper: 25)")
     parser.add_argument("--size", type=int, help="image size (default: 64; with a GPU 128)")
@@ -182,12 +171,15 @@ def main(flags: Sequence[str] | None = None) -> None:
     size, dim = arguments.size or size, arguments.dim or dim
 
     metadata = experiment(arguments.what).metadata
-    cropped = replace(metadata, crop=min(size, metadata.size))  # as in training; larger ones are stretched
-    image, masks = data.load(cropped, "test").batch([0], device)
+    metadata = replace(metadata, crop=min(size, metadata.size))  # as in training; larger ones are stretched
+    image, masks = data.load(metadata, "test").batch([0], device)
     image, masks = resized(image, size), resized(masks, size) >= 0.5
-    atfm = random_flow(metadata.channels, dim).to(device)
+    atfm = random_flow(metadata.channels, dim)
     if arguments.prior is not None:
-        atfm = load_atfm(arguments.prior, "atfm", load_gtr(arguments.gtr, metadata)[0])[0].to(device)
+        gtr = load_gtr(checkpoint.find(arguments.gtr, "GTR"), metadata, same_size=False)
+        path = checkpoint.find(arguments.prior, "atfm")
+        atfm = load_flow(path, "atfm", gtr, metadata, same_size=False)
+    atfm = atfm.to(device)
     found = ways(atfm, image, arguments.n, arguments.steps, arguments.more or device.type == "cuda")
     common = {"weights": str(arguments.prior or "random"), "repeats": arguments.repeats, **machine(device)}
     rows = list(compared(found, masks, arguments.repeats, device, flops(atfm.net.dim, size)))

@@ -12,6 +12,7 @@ minute on one core:
 import argparse
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -19,10 +20,9 @@ from torch import Tensor
 import data
 from metadata_manager import experiment
 from metrics import diversity, iou_matrix
-from models import ATFM, checkpoint
+from models import ATFM, checkpoint, load_flow, load_gtr
 from models.atfm import grey
 from models.flow import linear_path
-from models.systems import load_atfm, load_gtr, trained_size
 from tests.benchmarks.measure import report
 
 TIMES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9)
@@ -33,21 +33,20 @@ def errors(atfm: ATFM, image: Tensor, masks: Tensor) -> dict[str, float]:
     """Mean |v - u|^2 at each of TIMES on the paths from one x_0 per image to each annotator; its bounds."""
     b, k = masks.shape[:2]
     x_0 = atfm.source(image, 1, torch.Generator().manual_seed(0))
-    x_1 = 2 * masks - 1 if atfm.signed else masks
     found = {}
     for t in TIMES:
-        path = linear_path(x_0, x_1, torch.full((b,), t))
+        path = linear_path(x_0, masks, torch.full((b,), t))
         x_t, condition = path.x_t.flatten(0, 1)[:, None], grey(image).repeat_interleave(k, dim=0)
         v = atfm.net(x_t, torch.full((b * k,), t), condition).view_as(path.u)
         found[f"t = {t:g}"] = float((v - path.u).square().mean())
-    return found | {"v = 0": float((x_1 - x_0).square().mean()),
-                    "least at t = 0": float(x_1.var(1, correction=0).mean())}
+    return found | {"v = 0": float((masks - x_0).square().mean()),
+                    "least at t = 0": float(masks.var(1, correction=0).mean())}
 
 
 def of_samples(atfm: ATFM, image: Tensor, masks: Tensor) -> dict[str, float]:
     """How results x_1 relate to the x_0 that they come from, and to the experts."""
-    x_0 = atfm.source(image, SAMPLES, torch.Generator().manual_seed(0))
-    x_1 = atfm.sample(image, SAMPLES, STEPS, generator=torch.Generator().manual_seed(0), batch_size=8)
+    x_0, x_1 = (draw(image, SAMPLES, generator=torch.Generator().manual_seed(0)) for draw in
+                (atfm.source, partial(atfm.for_sampling(amp=False).sample, steps=STEPS)))
     starts, ends = x_0 >= 0.5, x_1 >= 0.5
     iou = iou_matrix(starts, ends)
     own = iou.diagonal(dim1=1, dim2=2)
@@ -68,9 +67,10 @@ def main(flags: Sequence[str] | None = None) -> None:
     parser.add_argument("--images", type=int, default=40, help="evenly spaced over the validation split")
     arguments = parser.parse_args(flags)
     metadata = experiment(arguments.what).metadata
-    gtr, content = load_gtr(checkpoint.find(arguments.gtr), metadata)
-    atfm, _, _ = load_atfm(checkpoint.find(arguments.prior), "atfm", gtr)
-    held_out = data.load(replace(metadata, crop=trained_size(content["config"])), "val")
+    gtr = load_gtr(checkpoint.find(arguments.gtr, "GTR"), metadata, same_size=False)
+    metadata = replace(metadata, crop=gtr.trained_on.side)
+    atfm = load_flow(checkpoint.find(arguments.prior, "atfm"), "atfm", gtr, metadata)
+    held_out = data.load(metadata, "val")
     image, masks = held_out.batch(torch.linspace(0, len(held_out) - 1, arguments.images).long().numpy())
     for row in errors(atfm, image, masks), of_samples(atfm, image, masks):
         report([row], prior=arguments.prior, images=arguments.images)

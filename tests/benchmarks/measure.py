@@ -38,19 +38,18 @@ def clock(device: torch.device) -> str:
     return "CPU" if device.type == "cpu" and torch.get_num_threads() == 1 else "wall"
 
 
-def seconds(call: Callable[[], Any], device: torch.device) -> float:
-    """Seconds of one call on `clock`, until the device has done its work."""
-    now = time.process_time if clock(device) == "CPU" else time.perf_counter
-    synchronize(device)
-    start = now()
-    call()
-    synchronize(device)
-    return now() - start
-
-
-def synchronize(device: torch.device) -> None:
+def now(device: torch.device) -> float:
+    """Seconds on `clock`, when the device has done its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+    return time.process_time() if clock(device) == "CPU" else time.perf_counter()
+
+
+def seconds(call: Callable[[], Any], device: torch.device) -> float:
+    """Seconds of one call, until the device has done its work."""
+    start = now(device)
+    call()
+    return now(device) - start
 
 
 def medians(ways: dict[str, Callable[[], Any]], repeats: int, device: torch.device, warm_up: bool = True
@@ -80,9 +79,7 @@ def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
     """FLOP/s of the library's product of two large square matrices, the most that a network can hope for."""
     n = 8192 if device.type == "cuda" else 1024
     a = torch.rand(n, n, device=device).to(dtype)
-    for _ in range(3):
-        a @ a
-    return 2 * n**3 / min(seconds(lambda: a @ a, device) for _ in range(10))
+    return 2 * n**3 / min(seconds(lambda: a @ a, device) for _ in range(13))  # the first warm up
 
 
 def exponent(sizes: Sequence[float], times: Sequence[float]) -> float:

@@ -10,15 +10,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from data.slices import Slices
+from data import ExpertDataset
 from models import ATFM, GTR
 from models.atfm import grey
 from models.flow import draw_time, endpoint, linear_path, semantic_loss
 
 
-def load(dataset: Slices, rows: Iterable[int]) -> tuple[Tensor, Tensor]:
+def load(dataset: ExpertDataset, indices: Iterable[int]) -> tuple[Tensor, Tensor]:
     """A batch as a data loader makes it, item by item: image (b, c, h, w), masks (b, k, h, w)."""
-    image, masks = zip(*(dataset[row] for row in rows))
+    image, masks = zip(*(dataset[index] for index in indices))
     return torch.stack(image), torch.stack(masks)
 
 
@@ -38,7 +38,7 @@ def flow_loss(atfm: ATFM, image: Tensor, masks: Tensor) -> Tensor:
         path = linear_path(x_0, own, t)
         v = atfm.net(path.x_t, t, grey(image))
         l_sf = semantic_loss(endpoint(path.x_t, v, t), own, masks, "soft", "image", "own")
-        terms.append((v - path.u).square().mean() + atfm.alpha * l_sf)
+        terms.append((v - path.u).square().mean() + atfm.objective.alpha * l_sf)
     return torch.stack(terms).mean()
 
 

@@ -21,9 +21,11 @@ from typing import Any
 import numpy as np
 
 import fig
-from metrics import paired_bootstrap
-from models.stages import train_gtr, train_prior
-from models.testing import test_prior
+import test_prior_LIDC
+import train_GTR
+import train_prior_LIDC
+from metrics import bootstrap_interval, write_text
+from models.processes import one_line_errors
 
 GTR = "--epochs 20 --batchsize 32 --lr 1e-3 --num_filters 16 32 64".split()
 FLOW = "--num_epochs 1 --batch_size 8 --lr 1e-3 --dim 16 --amp True --validate_every 1".split()
@@ -92,10 +94,10 @@ def run(variant: Variant, folder: Path, common: Sequence[str]) -> None:
     if (own / "test" / "results.json").exists():
         return
     if variant.own_gtr:
-        train_gtr("LIDC", [*GTR, *shared, *(variant.gtr or "").split()])
-    train_prior("LIDC", [*FLOW, *shared, *variant.flow.split(), "--gtr", gtr])
+        train_GTR.main([*GTR, *shared, *(variant.gtr or "").split()])
+    train_prior_LIDC.main([*FLOW, *shared, *variant.flow.split(), "--gtr", gtr])
     leaks = str("--split released" in variant.every)
-    test_prior("LIDC", [*TEST, *shared, "--gtr", gtr, "--allow_overlap", leaks])
+    test_prior_LIDC.main([*TEST, *shared, "--gtr", gtr, "--allow_overlap", leaks])
 
 
 def finished(root: Path) -> Found:
@@ -117,32 +119,29 @@ def difference(ours: Runs, theirs: Runs, systems: tuple[str, str], score: str) -
     """systems[0] of one row minus systems[1] of another, over the seeds of both.
 
     Paired by image; where the rows were tested on other images, means of which each has its own interval."""
-    common = sorted(ours.keys() & theirs.keys())
-    a, b = (scores({seed: runs[seed] for seed in common}, system, score)
+    seeds = sorted(ours.keys() & theirs.keys())
+    a, b = (scores({seed: runs[seed] for seed in seeds}, system, score)
             for runs, system in zip((ours, theirs), systems))
-    one, other = ours[common[0]], theirs[common[0]]
+    one, other = ours[seeds[0]], theirs[seeds[0]]
     of_runs = a.mean(1) - b.mean(1)
     if one["test_images"] == other["test_images"]:
-        return fig.Difference(*paired_bootstrap(a, b, groups=one["groups"]), of_runs)
-    mean, low, high = paired_bootstrap(a, np.zeros_like(a), groups=one["groups"])
-    its_mean, its_low, its_high = paired_bootstrap(b, np.zeros_like(b), groups=other["groups"])
-    difference = mean - its_mean
-    return fig.Difference(difference, difference - math.hypot(mean - low, its_high - its_mean),
-                          difference + math.hypot(high - mean, its_mean - its_low), of_runs)
+        return fig.Difference(*bootstrap_interval(a - b, one["groups"]), of_runs)
+    mean, low, high = bootstrap_interval(a, one["groups"])
+    its_mean, its_low, its_high = bootstrap_interval(b, other["groups"])
+    return fig.Difference(mean - its_mean, mean - its_mean - math.hypot(mean - low, its_high - its_mean),
+                          mean - its_mean + math.hypot(high - mean, its_mean - its_low), of_runs)
 
 
 def differences(found: Found) -> fig.Differences:
     """Title of a panel -> row -> how ATFM differs from its own Act. GTR, or from the first row's ATFM."""
     first = VARIANTS[0].name
-    panels: dict[str, dict[str, fig.Difference]] = {}
+    panels = {}
     for score, better in SCORES.items():
-        for what, other in (("Act. GTR", "act-gtr"), (first, "atfm")):
-            panel = panels.setdefault(f"{score} minus {what}\n({better} is better)", {})
-            for name, runs in found.items():
-                if other == "act-gtr":
-                    panel[name] = difference(runs, runs, ("atfm", other), score)
-                elif name != first:
-                    panel[name] = difference(runs, found[first], ("atfm", other), score)
+        panels[f"{score} minus Act. GTR\n({better} is better)"] = {
+            name: difference(runs, runs, ("atfm", "act-gtr"), score) for name, runs in found.items()}
+        panels[f"{score} minus {first}\n({better} is better)"] = {
+            name: difference(runs, found[first], ("atfm", "atfm"), score)
+            for name, runs in found.items() if name != first}
     return panels
 
 
@@ -175,11 +174,11 @@ def main(flags: Sequence[str] | None = None) -> None:
             run(VARIANTS[number], root / f"seed{seed}", common)
             found = finished(root)
             panels = differences(found)
-            text = table(found, panels)
-            (root / "table.md").write_text(text)
-            fig.save(fig.differences(panels), root / "study.png")
-    print(text)
+            write_text(root / "table.md", table(found, panels))
+    fig.save(fig.differences(panels), root / "study.png")
+    print((root / "table.md").read_text())
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_errors():
+        main()

@@ -1,0 +1,217 @@
+"""Items, batches and augmentation: every image once per epoch, the same wherever a run resumes."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+
+import data
+from data import ExpertDataset, Loader, Writer, augment
+from data.store import open_store
+from metadata_manager import Metadata, experiment
+
+SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+RANDOM = np.random.RandomState(0)
+IMAGES = RANDOM.randint(0, 65536, (10, 6, 4)).astype(np.uint16)
+MASKS = RANDOM.randint(0, 2, (10, 3, 6, 4)).astype(np.uint8)
+ROWS = np.array([9, 0, 9, 3, 8, 4])  # repeats, as the released ISIC3 lists do
+
+
+def write(path):
+    """IMAGES and MASKS; two slices of each patient."""
+    with Writer(path, "a test") as writer:
+        for row in range(10):
+            writer.append(IMAGES[row], MASKS[row], patient=row // 2, id=f"image {row}")
+    return open_store(path)
+
+
+@pytest.fixture
+def store(tmp_path):
+    return write(tmp_path / "set.h5")
+
+
+@pytest.fixture
+def dataset(store):
+    return ExpertDataset(store, np.arange(10))
+
+
+@pytest.fixture
+def square(tmp_path):
+    """Metadata of a store of 5 images of 4 x 4 pixels, k = 3."""
+    with Writer(tmp_path / "square.h5", "a test") as writer:
+        for row in range(5):
+            writer.append(IMAGES[row, :4], MASKS[row, :, :4], patient=row)
+    return Metadata(data_path=str(tmp_path / "square.h5"), annotators=3, size=4)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_pixels_are_scaled_to_the_unit_range(tmp_path, dtype, channels):
+    image = RANDOM.randint(0, np.iinfo(dtype).max + 1, (6, 4, channels)).astype(dtype)
+    with Writer(tmp_path / "set.h5", "a test") as writer:
+        writer.append(image if channels == 3 else image[..., 0], MASKS[0], patient=0)
+    found, masks = ExpertDataset(open_store(tmp_path / "set.h5"), np.arange(1))[0]
+    assert found.dtype == masks.dtype == torch.float32
+    np.testing.assert_allclose(found, image.transpose(2, 0, 1) / np.iinfo(dtype).max, atol=1e-7)
+    np.testing.assert_array_equal(masks, MASKS[0])
+
+
+def test_rows_may_be_in_any_order_and_repeat(store):
+    items = ExpertDataset(store, ROWS)
+    image, masks = items.batch([5, 0, 2])
+    for b, row in enumerate((4, 9, 9)):
+        assert (np.rint(image[b, 0].numpy() * 65535) == IMAGES[row]).all()
+        assert (masks[b].numpy() == MASKS[row]).all()
+    assert items.ids == [f"image {row}" for row in ROWS]
+    assert items.patients.tolist() == (ROWS // 2).tolist()
+    assert items.subset([3, 0]).ids == ["image 3", "image 9"]
+
+
+def test_a_crop_keeps_the_centre(store):
+    whole, cropped = ExpertDataset(store, ROWS), ExpertDataset(store, ROWS, crop=2)
+    for part in (0, 1):
+        assert torch.equal(cropped[3][part], whole[3][part][:, 2:4, 1:3])
+        assert torch.equal(cropped.subset([3])[0][part], cropped[3][part])
+    assert ExpertDataset(store, ROWS, crop=3)[0][0].equal(whole[0][0][:, 1:4, :3])  # rounded down
+    with pytest.raises(ValueError, match="--crop 5: .* 6 x 4"):
+        ExpertDataset(store, ROWS, crop=5)
+    with pytest.raises(ValueError, match="no image"):
+        ExpertDataset(store, np.arange(0))
+
+
+@pytest.mark.parametrize(("count", "chosen"), [(1, [0]), (3, [0, 4, 9]), (4, [0, 3, 6, 9]), (99, range(10))])
+def test_items_are_spread_evenly(dataset, count, chosen):
+    assert dataset.spread(count).rows.tolist() == list(chosen)  # 4.5 is rounded to the even number
+
+
+def test_fingerprint_follows_content_and_rows_not_the_path(store, tmp_path):
+    other = write(tmp_path / "other.h5")
+    expected = ExpertDataset(store, ROWS).fingerprint
+    assert ExpertDataset(other, ROWS).fingerprint == expected
+    assert ExpertDataset(store, ROWS[::-1]).fingerprint != expected
+    assert ExpertDataset(store, ROWS, crop=2).fingerprint != expected
+    with h5py.File(other.path, "a") as file:
+        file["masks_packed"][4, 0] ^= 1
+    assert ExpertDataset(other, ROWS).fingerprint != expected
+
+
+def test_what_checkpoints_of_earlier_versions_hold():
+    """A run goes on only if the fingerprint and the order of images are what they were."""
+    val = data.load("LIDC_demo", "val")
+    assert val.fingerprint == "821b9e4951498727"
+    loader = Loader(val, 8, seed=3)
+    assert loader.indices(0).tolist() == [7, 15, 35, 50, 53, 31, 16, 54]
+    assert loader.indices(15).tolist() == [100, 20, 71, 7, 11, 87, 91, 74]
+
+
+def test_load_refuses_what_does_not_match_the_metadata(square):
+    assert len(data.load(square, "train")) == 3
+    for wrong, message in (
+        ({"annotators": 4}, "3 annotators, expected 4"), ({"channels": 3}, "1 image channels"),
+        ({"size": 5}, "pixels per side"), ({"crop": 5}, "--crop 5"), ({"limit": 0}, "--limit 0"),
+        ({"data_path": "nowhere"}, "nowhere.*--data_path"), ({"data_path": ""}, "--data_path"),
+    ):
+        with pytest.raises((ValueError, FileNotFoundError), match=message):
+            data.load(replace(square, **wrong), "train")
+    with pytest.raises(ValueError, match="split 'dev'"):
+        data.load(square, "dev")
+
+
+def test_limit_keeps_the_first_images_of_each_split(square):
+    limited = replace(square, limit=2)
+    assert data.load(limited, "train").ids == data.load(square, "train").ids[:2]
+    assert len(data.load(limited, "test")) == 1
+
+
+@pytest.mark.skipif(not SHARED.exists(), reason="needs ../shared/data")
+def test_real_slices():
+    metadata = replace(experiment("LIDC").metadata, data_path=str(SHARED / "lidc_dev.h5"))
+    parts = [data.load(metadata, split) for split in ("train", "val", "test")]
+    assert sum(map(len, parts)) == 4150
+    patients = [set(part.patients) for part in parts]
+    assert sum(map(len, patients)) == len(set.union(*patients)) == 235
+    with h5py.File(SHARED / "lidc_dev.h5") as file:
+        packed, pixels = (file[name][parts[2].rows[5]] for name in ("masks_packed", "images"))
+    image, masks = parts[2][5]
+    np.testing.assert_array_equal(masks, np.unpackbits(packed).reshape(4, 128, 128))
+    np.testing.assert_allclose(image[0], pixels / 255, atol=1e-7)
+
+
+def test_an_epoch_shows_every_image_once(dataset):
+    loader = Loader(dataset, 4, seed=0)
+    assert len(loader) == 3 and [loader.size(step) for step in range(4)] == [4, 4, 2, 4]
+    first, second = (np.concatenate([loader.indices(step) for step in steps]).tolist()
+                     for steps in (range(3), range(3, 6)))
+    assert sorted(first) == sorted(second) == list(range(10)) and first != second
+
+
+def test_a_batch_depends_on_seed_and_step_alone(dataset):
+    straight = Loader(dataset, 4, seed=0)
+    expected = [straight.indices(step).tolist() for step in range(9)]
+    for step in (8, 0, 5, 4, 3):  # a fresh object at any step, as after resuming, and in any order
+        assert Loader(dataset, 4, seed=0).indices(step).tolist() == expected[step]
+        assert straight.indices(step).tolist() == expected[step]
+    assert [Loader(dataset, 4, seed=1).indices(step).tolist() for step in range(9)] != expected
+
+
+def test_images_masks_and_names_of_a_batch_belong_together(dataset):
+    loader = Loader(dataset, 4, seed=0)
+    image, masks = loader(4)
+    for b, name in enumerate(loader.ids(4)):
+        row = int(name.removeprefix("image "))
+        assert (np.rint(image[b, 0].numpy() * 65535) == IMAGES[row]).all()
+        assert (masks[b].numpy() == MASKS[row]).all()
+
+
+def test_processes_share_a_batch(dataset):
+    """The last batch has two images: the third process gets the first of them, as no part of the batch."""
+    whole = Loader(dataset, 4, seed=0)
+    loaders = [Loader(dataset, 4, seed=0, rank=rank, ranks=3) for rank in range(3)]
+    for step, shares in ((0, [0.5, 0.25, 0.25]), (2, [0.5, 0.5, 0])):
+        assert [loader.share(step) for loader in loaders] == shares and whole.share(step) == 1
+        for rank, loader in enumerate(loaders):
+            assert loader.size(step) == whole.size(step) and loader.ids(step) == whole.ids(step)
+            for mine, parts in zip(loader(step), whole(step)):
+                assert torch.equal(mine, parts[rank::3] if shares[rank] else parts[:1])
+    assert [tuple(part.shape) for part in dataset.batch([])] == [(0, 1, 6, 4), (0, 3, 6, 4)]
+
+
+def test_an_empty_batch_is_refused(dataset):
+    with pytest.raises(ValueError, match="batch size 0"):
+        Loader(dataset, 0, seed=0)
+
+
+def test_augmentation_is_applied_to_batches_and_follows_the_global_seed(dataset):
+    loader = Loader(dataset, 4, seed=0, augment=augment)
+    torch.manual_seed(5)
+    first = loader(1)
+    torch.manual_seed(5)
+    assert all(torch.equal(a, b) for a, b in zip(first, loader(1)))
+    assert not torch.equal(first[1], loader(1)[1])
+
+
+def test_image_and_masks_move_together_each_its_own_way_and_by_little():
+    """An image that equals its masks must still do so, but for interpolation at their edges."""
+    y, x = torch.meshgrid(torch.linspace(-1, 1, 64), torch.linspace(-1, 1, 64), indexing="ij")
+    hill = torch.exp(-((x - 0.2) ** 2 / 0.1 + (y + 0.1) ** 2 / 0.05))  # a smooth shape off the centre
+    masks = torch.stack([(hill > level).float() for level in (0.3, 0.5, 0.7)]).expand(4, 3, 64, 64)
+    torch.manual_seed(0)
+    image, moved = augment(masks.clone(), masks)
+    assert image.shape == moved.shape == masks.shape
+    assert set(moved.unique().tolist()) == {0.0, 1.0} and image.min() >= 0 and image.max() <= 1
+    assert ((image > 0.5).float() - moved).abs().mean() < 0.01
+    assert (masks - moved).abs().mean() > 0.03 and not torch.equal(moved[0], moved[1])
+    area = moved.sum((2, 3)) / masks.sum((2, 3))
+    assert (area > 0.75).all() and (area < 1.25).all()  # scale 0.9 to 1.1, squared
+
+
+def test_all_flips_occur():
+    corner = torch.zeros(64, 1, 16, 16)
+    corner[:, :, 3:7, 3:7] = 1
+    torch.manual_seed(0)
+    _, moved = augment(corner.clone(), corner)
+    quarters = moved.reshape(64, 2, 8, 2, 8).sum((2, 4)).flatten(1).argmax(1)
+    assert set(quarters.tolist()) == {0, 1, 2, 3}

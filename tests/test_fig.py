@@ -1,0 +1,218 @@
+"""Pictures show what was given, where it was given. No pixel of a figure is compared exactly."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+from PIL import Image
+
+import fig
+from fig import canvas, method, pictures, results
+
+H, W = 24, 32
+
+
+def disc(row, column, radius):
+    rows, columns = np.mgrid[:H, :W]
+    return ((rows - row) ** 2 + (columns - column) ** 2 <= radius**2).astype(float)
+
+
+def batch(m=2, k=4, n=16, c=1):
+    """Images (m, c, h, w), masks (m, k, h, w) of which the first is empty, samples (m, n, h, w)."""
+    masks = np.stack([np.zeros((H, W)), *[disc(12, 14, radius) for radius in range(3, 2 + k)]])
+    samples = np.stack([disc(12, 14, 2 + 4 * i / n) for i in range(n)])
+    return np.full((m, c, H, W), 0.3), np.stack([masks] * m), np.stack([samples] * m)
+
+
+def vertices(ax):
+    return [np.concatenate([path.vertices for path in drawn.get_paths()]) for drawn in ax.collections]
+
+
+def shown(ax):
+    return np.asarray(ax.images[0].get_array())
+
+
+def test_a_contour_runs_along_the_border_of_its_mask_in_its_experts_colour():
+    edge = np.zeros((H, W))
+    edge[4:10, 20:32] = 1  # touches the right edge, whose border is at x = 31.5
+    ax = Figure().add_subplot()
+    canvas.draw_contours(ax, np.stack([np.zeros((H, W)), edge, edge]))  # an empty mask draws nothing
+    points, _ = vertices(ax)
+    assert (points.min(0).tolist(), points.max(0).tolist()) == ([19.5, 3.5], [31.5, 9.5])
+    colours = [to_hex(drawn.get_edgecolor()[0]).upper() for drawn in ax.collections]
+    assert colours == [canvas.COLOURS[1], canvas.COLOURS[2]]
+    below, above = (drawn.get_linewidth()[0] for drawn in ax.collections)
+    assert below > above > 0  # a border on which experts agree shows both colours
+
+
+def test_zoom_holds_all_marks_in_the_images_proportions_and_frames_them():
+    whole, part = Figure().subplots(1, 2)
+    whole.imshow(np.zeros((H, W)))
+    canvas.zoom([part], disc(2, 30, 3)[None], framed=whole)
+    (left, right), (bottom, top) = part.get_xlim(), part.get_ylim()
+    assert left <= 26.5 and right == W - 0.5 and top == -0.5 and 5.5 <= bottom
+    assert (right - left) / (bottom - top) == pytest.approx(W / H) and right - left < W / 2
+    assert [(box.get_x(), box.get_x() + box.get_width()) for box in whole.patches] == [(left, right)]
+    for everything in (np.zeros((1, H, W)), np.ones((1, H, W))):
+        canvas.zoom([part], everything, framed=whole)
+        assert (*part.get_xlim(), *part.get_ylim()) == (-0.5, W - 0.5, H - 0.5, -0.5)
+
+
+def test_prediction_grid_shows_what_its_columns_say():
+    images, masks, drawn = batch(k=3, c=3)
+    figure = fig.prediction_grid(torch.tensor(images), torch.tensor(masks), torch.tensor(drawn).bool())
+    panels = {ax.get_title(): ax for ax in figure.axes[:10]}
+    assert list(panels) == ["image", "experts", "expert 1", "expert 2", "expert 3", "sample 1", "sample 6",
+                            "sample 11", "sample 16", "variance"]
+    assert len(vertices(panels["experts"])) == 2  # one expert marked nothing
+    np.testing.assert_array_equal(shown(panels["expert 3"]), masks[0, 2])
+    np.testing.assert_array_equal(shown(panels["sample 16"]), drawn[0, 15])
+    np.testing.assert_allclose(shown(panels["variance"]), drawn[0].var(axis=0), atol=1e-6)
+
+
+def test_uncertainty_is_of_experts_above_and_samples_below():
+    images, masks, samples = batch(m=1)
+    figure = pictures.variance_and_entropy(images[0], masks[0], samples[0])
+    for row, members in ((figure.axes[:4], masks[0]), (figure.axes[4:8], samples[0])):
+        p = members.mean(axis=0)
+        bits = -p * np.log2(p + 1e-12) - (1 - p) * np.log2(1 - p + 1e-12)
+        for ax, expected in zip(row[1:], (p, p * (1 - p), bits), strict=True):
+            np.testing.assert_allclose(shown(ax), expected, atol=1e-6)
+    assert len(vertices(figure.axes[0])) == 3 and len(vertices(figure.axes[4])) == 8
+
+
+class Dataset(list):
+    def batch(self, indices, device):  # image i has the brightness i / 10
+        images, masks, _ = batch(m=len(indices))
+        return torch.tensor(images * 0 + np.reshape(indices, (-1, 1, 1, 1)) / 10), torch.tensor(masks)
+
+
+def sample(images, n, generator=None):
+    column = int(torch.randint(8, 24, (1,), generator=generator))
+    return torch.tensor(np.full((len(images), n, H, W), 0.9 * disc(12, column, 5)))
+
+
+def test_a_systems_pictures_are_of_the_first_images_or_of_four_evenly_spaced(tmp_path, monkeypatch):
+    array = fig.validation_picture(sample, Dataset(range(10)))
+    assert array.dtype == np.uint8 and array.shape[1:] == (600, 3) and 150 < array.shape[0] < 300
+    assert (np.abs(array.astype(int) - [0xE6, 0x9F, 0x00]).sum(axis=2) < 30).any()  # the first expert's
+    given = []
+    monkeypatch.setattr(pictures, "prediction_grid", lambda *arrays: given.append(arrays) or Figure())
+    fig.draw_samples(sample, Dataset(range(10)), tmp_path / "new", "atfm, 10 steps", seed=3)
+    ((images, _, samples),) = given
+    assert images[:, 0, 0, 0].tolist() == pytest.approx([0, 0.3, 0.6, 0.9])
+    assert torch.equal(samples, sample(images, 16, torch.Generator().manual_seed(3)) >= 0.5)
+    names = {path.name for path in (tmp_path / "new").iterdir()}
+    assert names == {"atfm_10_steps.png", "atfm_10_steps_uncertainty.png"}
+
+
+def test_write_samples_enlarges_masks_mean_and_variance_and_removes_older_samples(tmp_path):
+    masks = torch.tensor([[[0, 1], [1, 1]], [[0, 0], [1, 1]], [[0, 0], [0, 1]], [[0, 0], [1, 1]]]).bool()
+    for old in ("sample_04.png", "sample_000.png", "notes.txt"):
+        (tmp_path / old).touch()
+    fig.write_samples(tmp_path, torch.full((3, 4, 6), 0.5), masks)
+    files = {f"sample_0{i}.png": 255 * mask for i, mask in enumerate(masks.int())} | {
+        # means 0, 1/4, 3/4, 1; variances 0, 3/16, 3/16, 0, of which 1/4 is 255
+        "mean.png": [[0, 64], [191, 255]], "variance.png": [[0, 191], [191, 0]]}
+    assert {path.name for path in tmp_path.iterdir()} == {*files, "picture.png", "notes.txt"}
+    for name, values in files.items():  # a pixel of the model's is 2 x 3 of the image's
+        with Image.open(tmp_path / name) as file:
+            np.testing.assert_array_equal(np.asarray(file), np.kron(values, np.ones((2, 3), int)))
+
+
+def story():
+    image, masks, samples = (array[0] for array in batch(n=4))
+    gtr_samples = np.linspace(0.2, 0.8, 4)[:, None, None] * samples[::-1]
+    times = np.array([0, 0.25, 0.5, 0.75, 1])
+    states = (1 - times)[:, None, None] * gtr_samples[0] + times[:, None, None] * samples[0]
+    return dict(image=image, masks=masks, mean=8 * samples.mean(0) - 4, factor=samples,
+                gtr_samples=gtr_samples, states=states, times=times, samples=samples)
+
+
+def test_overview_leads_from_image_to_masks():
+    axes, given = fig.overview(**story()).axes, story()
+    assert [ax.get_xlabel() for ax in axes[9:12]] == ["$t = 0$", "$t = 0.25$", "$t = 0.5$"]
+    np.testing.assert_allclose([shown(ax) for ax in axes[9:14]], given["states"], atol=1e-6)
+    np.testing.assert_allclose(shown(axes[17]), given["samples"].var(0), atol=1e-6)
+
+
+@pytest.mark.parametrize("change, message", [
+    ({"masks": np.zeros((2, 4, H, W))}, r"masks: found shape \(2, 4, 24, 32\), expected \(k, 24, 32\)"),
+    ({"samples": np.zeros((0, H, W))}, "samples: found shape .* no side of 0"),
+    ({"samples": np.full((3, H, W), -4.0)}, r"samples: found values from -4 to -4, expected \[0, 1\]"),
+    ({"mean": np.full((H, W), np.nan)}, "mean: found values that are not finite"),
+    ({"image": np.zeros((2, H, W))}, "image: found 2 channels, expected 1"),
+    ({"states": story()["states"][::-1].copy()}, "states: found a first state other than gtr_samples"),
+    ({"samples": story()["samples"][::-1].copy()}, "samples: found a first mask other than"),
+    ({"factor": story()["factor"][:2]}, "factor: found 2, expected at least 3"),
+    ({"times": story()["times"][:4]}, r"states: found shape \(5, 24, 32\), expected \(4, 24, 32\)"),
+])
+def test_arrays_that_do_not_fit_or_contradict_the_arrows_are_named(change, message):
+    with pytest.raises(ValueError, match=message):
+        fig.overview(**story() | change)
+
+
+def test_leading_directions_keep_the_covariance_longest_first():
+    factor = np.random.default_rng(0).normal(size=(3, H, W))
+    columns, found = factor.reshape(3, -1), method.leading_directions(factor, 3).reshape(3, -1)
+    np.testing.assert_allclose(found.T @ found, columns.T @ columns, atol=1e-9)
+    assert (np.diff(np.linalg.norm(found, axis=1)) < 0).all()
+
+
+def test_learning_curves_have_a_panel_per_series_and_a_line_per_run():
+    short, long = np.arange(10), np.arange(1000)
+    loss, ged = fig.learning_curves({"train/loss": {"a": (long, 100 * np.sin(long) + 200)},
+                                     "GED": {"a": (short, 1 / (1 + short)), "b": ([5], [1.0])}}).axes
+    assert (loss.get_yscale(), len(loss.lines)) == ("log", 2)  # points and mean
+    assert (ged.get_yscale(), [line.get_marker() for line in ged.lines]) == ("linear", ["o", "o"])
+    steps, mean = loss.lines[1].get_data()
+    assert (steps[0], steps[-1]) == (19, 999)
+    assert mean[0] == pytest.approx(np.mean(100 * np.sin(long[:20]) + 200))
+    assert {"100", "200", "300"} <= {text.get_text() for text in loss.get_yticklabels()}
+
+
+def report(steps=(), solver=(), **systems):
+    """Of systems (evaluations, alpha, what scores are lower by): two seeds, two patients' four images."""
+    values, spread = {"GED2": 0.5, "GED4": 0.4, "HM-IoU4": 0.7}, np.array([[-0.1, 0.1, 0, 0]] * 2)
+    return {"groups": ["a", "b", "a", "b"], "metadata": {"what": "LIDC_demo", "reader": "lidc"},
+            "sampling": {"samples": [2, 4], "steps": list(steps), "solver": list(solver)},
+            "systems": {label.replace("__", ", ").replace("_", " "): {
+                "method": "atfm", "evaluations": cost, "alpha": alpha, "solver": "euler", "steps": cost,
+                "scores": {name: (value - less + spread).tolist() for name, value in values.items()},
+            } for label, (cost, alpha, less) in systems.items()}}
+
+
+STEPS = report([25, 1], act_gtr=(0, None, 0), atfm__25_steps=(25, None, 0.2), atfm__1_steps=(1, None, 0))
+ALPHAS = report(act_gtr=(0, None, 0), atfm__alpha_1=(25, 1e-3, 0), atfm__alpha_0=(25, 0.0, 0.1))
+
+
+def test_curves_join_the_rows_of_a_test_that_differ_in_cost_or_alpha():
+    (ged, hm_iou), (swept, _) = results.tradeoff(STEPS).axes, results.sweep(ALPHAS).axes
+    lines, evenly, higher = (
+        {drawn.get_label(): drawn[0].get_xydata().T.round(6).tolist() for drawn in ax.containers}
+        for ax in (ged, swept, hm_iou))
+    assert ged.get_ylabel() == "GED4 (lower is better)\n95 % interval over patients"
+    assert lines == {"act gtr": [[0], [0.4]], "atfm": [[1, 25], [0.4, 0.2]]}
+    assert evenly == {"atfm": [[0, 1], [0.3, 0.4]]} and higher["atfm"] == [[1, 25], [0.7, 0.5]]
+    _, _, (bars,) = ged.containers[1]  # patients' means are 0.05 below and above the mean
+    np.testing.assert_allclose(bars.get_segments()[1][:, 1], [0.15, 0.25])
+    assert [text.get_text() for text in swept.get_xticklabels()] == ["0", "0.001"]
+    assert [line.get_xdata()[0] for line in swept.lines if line.get_label() == "paper's default"] == [1]
+
+
+def test_a_test_leaves_the_curves_that_its_rows_give_rise_to(tmp_path):
+    assert fig.results_curves(STEPS, tmp_path) == ["tradeoff.png"]
+    assert fig.results_curves(ALPHAS, tmp_path) == ["sweep.png"]
+    assert {path.name for path in tmp_path.iterdir()} == {"tradeoff.png", "sweep.png"}
+    not_varied = report(act_gtr=(0, None, 0), atfm=(25, None, 0), cfm=(100, None, 0))
+    assert fig.results_curves(not_varied, tmp_path) == []
+
+
+@pytest.mark.parametrize("text", ["no JSON", "[]", json.dumps(STEPS | {"systems": {"atfm": {}}})])
+def test_a_file_that_is_no_report_is_named(tmp_path, text):
+    (tmp_path / "a.json").write_text(text)
+    with pytest.raises(ValueError, match="a.json: not the results.json of a test .*; run the test again"):
+        results.read_report(tmp_path / "a.json")

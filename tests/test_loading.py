@@ -1,0 +1,87 @@
+"""Trained models from checkpoints: which files a flag means, and what a model is refused for."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from metadata_manager import EvaluationConfig, Objective, RunConfig, experiment
+from models import ATFM, STNet, checkpoint, load_flow, load_gtr, load_systems
+from models.atfm import STATES_ON_CPU
+
+METADATA = replace(experiment("LIDC").metadata, crop=8)
+CPU = torch.device("cpu")
+
+
+def systems(run, metadata=METADATA, test_ids=(), **flags):
+    return load_systems(EvaluationConfig(**flags), metadata, RunConfig(output_path=str(run)), CPU, test_ids)
+
+
+@pytest.mark.parametrize("place", ["", "GTR", "GTR/best.pt"])
+def test_a_top_folder_a_steps_folder_and_a_file_mean_the_same_checkpoint(run, place):
+    assert checkpoint.find(run / place, "GTR") == run / "GTR" / "best.pt"
+
+
+def test_a_place_that_does_not_exist_is_named_as_it_was_given(tmp_path):
+    assert checkpoint.find(tmp_path / "GTR", "GTR") == tmp_path / "GTR"
+    with pytest.raises(FileNotFoundError, match="GTR: no such checkpoint; train that stage first"):
+        checkpoint.load(tmp_path / "GTR")
+
+
+def test_a_system_is_a_function_from_an_image_to_probabilities(run):
+    found = systems(run, steps=(1, 2), solver=("euler", "heun"))
+    assert {system.label: system.evaluations for system in found} == {
+        "act-gtr": 0, "atfm, euler, 1 steps": 1, "atfm, euler, 2 steps": 2, "atfm, heun, 1 steps": 2,
+        "atfm, heun, 2 steps": 4}
+    for system in found:
+        drawn = system.sample(torch.rand(1, 1, 8, 8), 3, generator=torch.Generator().manual_seed(0))
+        assert drawn.shape == (1, 3, 8, 8) and drawn.min() >= 0 and drawn.max() <= 1
+        assert (system.trained_on.side, system.trained_on.channels) == (8, 1)
+    assert [Path(path).parent.name for path in found[-1].checkpoints] == ["GTR", "atfm"]
+
+
+def test_what_was_trained_on_is_not_tested(run, capsys):
+    trained_on = load_gtr(run / "GTR" / "best.pt", METADATA).trained_on.ids
+    with pytest.raises(ValueError, match="GTR/best.pt: 1 of the 2 test images were trained on.*--allow_over"):
+        systems(run, test_ids=[trained_on[0], "another"])
+    systems(run, test_ids=[trained_on[0], "another"], allow_overlap=True)
+    assert "warning" in capsys.readouterr().out
+
+
+def test_images_of_another_kind_are_refused(run, isic_folder):
+    with pytest.raises(ValueError, match="trained on 8 x 8 pixels.*pass the same --crop to all stages"):
+        systems(run, replace(METADATA, crop=16))
+    assert systems(run, replace(METADATA, crop=16), test_ids=None)  # the user's own are resized
+    with pytest.raises(ValueError, match="1-channel images of LIDC, but isic3_style_concat has 3"):
+        systems(run, experiment("isic3_style_concat").metadata)
+
+
+def test_a_checkpoint_of_the_other_step_is_refused(run):
+    gtr, flow = (run / stage / "best.pt" for stage in ("GTR", "atfm"))
+    with pytest.raises(ValueError, match="a checkpoint of stage GTR, expected atfm"):
+        systems(run, prior=str(gtr))
+    with pytest.raises(ValueError, match="a checkpoint of stage atfm, expected GTR"):
+        load_gtr(flow, METADATA)
+
+
+def test_one_flow_for_several_methods_is_refused(run):
+    with pytest.raises(ValueError, match="--prior names one flow, but --methods atfm sfm asks for 2"):
+        systems(run, methods=("atfm", "sfm"), prior="some.pt")
+
+
+def test_a_flow_over_another_gtr_is_pointed_out(run, capsys):
+    gtr = load_gtr(run / "GTR" / "best.pt", METADATA)
+    load_flow(run / "atfm" / "best.pt", "atfm", gtr, METADATA)
+    assert capsys.readouterr().out == ""
+    torch.nn.init.zeros_(gtr.mean.weight)
+    load_flow(run / "atfm" / "best.pt", "atfm", gtr, METADATA)
+    assert "was trained over another GTR than the one given" in capsys.readouterr().out
+
+
+def test_states_go_through_the_net_a_few_at_a_time():
+    atfm, sizes = ATFM(None, STNet(4, (1, 2)), Objective(source="normal")), []
+    atfm.net.register_forward_pre_hook(lambda net, inputs: sizes.append(len(inputs[0])))
+    for batch_size in (None, 5):
+        atfm.sample(torch.rand(1, 1, 8, 8), 2 * STATES_ON_CPU, steps=1, batch_size=batch_size)
+    assert sizes == [STATES_ON_CPU] * 2 + [4] * 4

@@ -1,0 +1,165 @@
+"""Flags: generated from the dataclasses, strict, and in the order defaults < preset < method < flags."""
+
+import shlex
+from dataclasses import fields, replace
+
+import pytest
+
+from metadata_manager import (
+    EXPERIMENTS,
+    PATHS,
+    EvaluationConfig,
+    FlowConfig,
+    GTRConfig,
+    LoopConfig,
+    Metadata,
+    Objective,
+    RunConfig,
+    experiment,
+    parse,
+)
+
+KINDS = {"gtr": (GTRConfig, LoopConfig), "flow": (FlowConfig, LoopConfig), "test": (EvaluationConfig,)}
+
+
+def read(line, script="flow", what="LIDC"):
+    """The settings of a command line, split as a shell does, by the type of each."""
+    found = parse(shlex.split(line), what, "", RunConfig, Metadata, *KINDS[script])
+    return {type(config): config for config in found}
+
+
+def refused(line, capsys, script="flow"):
+    """What a refused command line prints last."""
+    with pytest.raises(SystemExit) as exit:
+        read(line, script)
+    assert exit.value.code == 2
+    return capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize("script", KINDS)
+def test_every_setting_is_a_flag_with_its_reason(script, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "1000")  # no line breaks within a reason
+    with pytest.raises(SystemExit) as exit:
+        read("--help", script)
+    assert exit.value.code == 0
+    text = " ".join(capsys.readouterr().out.split())
+    for kind in (RunConfig, Metadata, *KINDS[script]):
+        for one in fields(kind):
+            if one.metadata:
+                assert all(f"{flag} " in text for flag in one.metadata["flags"] or [f"--{one.name}"])
+                assert one.metadata["why"] in text
+
+
+@pytest.mark.parametrize("what", EXPERIMENTS)
+def test_without_flags_the_settings_are_those_of_the_dataset(what):
+    expected = EXPERIMENTS[what]
+    found = read("", "flow", what) | read("", "gtr", what) | read("", "test", what)
+    assert found[Metadata] == replace(expected.metadata, data_path=PATHS[what])
+    assert found[RunConfig] == RunConfig(output_path=f"runs/{what}")
+    for config in (expected.gtr, expected.flow, expected.loop, expected.evaluation):
+        assert found[type(config)] == config
+
+
+def test_facts_about_a_dataset_are_not_flags(capsys):
+    assert "--annotators 5" in refused("--annotators 5", capsys)
+
+
+@pytest.mark.parametrize("text, value", [("True", True), ("true", True), ("1", True),
+                                         ("False", False), ("false", False), ("0", False)])
+def test_booleans_are_read_as_they_read(text, value):
+    assert read(f"--save_model {text}")[LoopConfig].save_model is value
+
+
+@pytest.mark.parametrize("line, message", [
+    ("--save_model no", "argument --save_model: 'no': expected True or False"),
+    ("--save_model", "argument --save_model: expected one argument"),
+    ("--lrr 1e-3", "unrecognized arguments: --lrr 1e-3"),
+    ("--num_epoch 3", "unrecognized arguments: --num_epoch 3"),  # no abbreviations
+    ("--epochs 3", "unrecognized arguments: --epochs 3"),  # a flag of the other step
+    ("--dim sixteen", "argument --dim: invalid int value: 'sixteen'"),
+    ("--solver eular", "argument --solver: invalid choice: 'eular'"),
+    ("--method ATFM", "argument --method: invalid choice: 'ATFM'"),
+    ("--what lidc", "--what lidc: unknown dataset; expected one of LIDC, isic3_style_concat"),
+    ("--preset paper2", "--preset paper2: unknown; expected one of paper, released, best"),
+])
+def test_mistakes_are_refused_by_name(line, message, capsys):
+    assert message in refused(line, capsys)
+
+
+@pytest.mark.parametrize("line, script, kind, name, value", [
+    ("--lr=1e-3", "flow", FlowConfig, "lr", 1e-3),
+    ("--dim_mults 1 2", "flow", FlowConfig, "dim_mults", (1, 2)),
+    ("--alphas 0 1e-4 --dim 8", "flow", FlowConfig, "alphas", (0.0, 1e-4)),
+    ("--gtr some/folder", "flow", FlowConfig, "gtr", "some/folder"),
+    ("--checkpoint True", "flow", FlowConfig, "recompute", True),
+    ("--limit 20", "flow", Metadata, "limit", 20),
+    ("--skip_nonfinite True", "gtr", LoopConfig, "skip_nonfinite", True),
+    ("--batchsize 5", "gtr", GTRConfig, "batchsize", 5),
+    ("--betchsize 5", "gtr", GTRConfig, "batchsize", 5),  # as the authors spell it
+    ("--methods act-gtr cfm", "test", EvaluationConfig, "methods", ("act-gtr", "cfm")),
+    ("--method sfm", "test", EvaluationConfig, "methods", ("sfm",)),
+    ("--solver euler heun", "test", EvaluationConfig, "solver", ("euler", "heun")),
+])
+def test_values_get_the_type_of_their_setting(line, script, kind, name, value):
+    found = getattr(read(line, script)[kind], name)
+    assert found == value and type(found) is type(value)
+
+
+def test_the_published_commands():
+    lidc = read("--what LIDC --epochs 1000 --batchsize 256 --save_model True --save_model_step 50", "gtr")
+    assert (lidc[Metadata].what, lidc[GTRConfig].epochs, lidc[GTRConfig].batchsize) == ("LIDC", 1000, 256)
+    assert (lidc[LoopConfig].save_model, lidc[LoopConfig].save_model_step) == (True, 50)
+    isic = read("--what isic3_style_concat --epochs 400 --batchsize 8", "gtr")
+    assert (isic[Metadata].channels, isic[GTRConfig].epochs, isic[GTRConfig].batchsize) == (3, 400, 8)
+
+
+@pytest.mark.parametrize("line, expected", [
+    ("", (6, "euler", "standard", 1e-3, "gtr")),  # defaults
+    ("--preset released", (6, "euler", "released", 1e-3, "gtr")),
+    ("--method cfm", (64, "midpoint", "standard", 0.0, "normal")),
+    ("--preset released --method cfm", (64, "midpoint", "released", 0.0, "normal")),
+    ("--alpha 0.5 --method cfm --batch_size 3 --weight_standardization none --preset released",
+     (3, "midpoint", "none", 0.5, "normal")),
+    ("--method=sfm --what=LIDC", (6, "euler", "standard", 1e-3, "normal")),
+])
+def test_flags_go_before_the_method_before_the_preset_before_defaults(line, expected):
+    found = read(line)[FlowConfig]
+    assert expected == (
+        found.batch_size, found.solver, found.weight_standardization, found.alpha, found.source)
+
+
+def test_the_path_of_a_flag_goes_before_the_environment_before_the_file(monkeypatch):
+    monkeypatch.setenv("ATFM_LIDC_PATH", "/from/environment")
+    assert read("")[Metadata].data_path == "/from/environment"
+    assert read("", what="isic3_style_concat")[Metadata].data_path == PATHS["isic3_style_concat"]
+    assert read("--data_path /from/flag")[Metadata].data_path == "/from/flag"
+
+
+def test_a_flow_per_alpha_has_a_folder_of_its_own():
+    config = FlowConfig(alphas=(0.0, 5e-4))
+    assert [(flow.alpha, flow.folder) for flow in config.per_alpha()] == [
+        (0.0, "atfm_alpha_0"), (5e-4, "atfm_alpha_0.0005")]
+    assert [flow.folder for flow in FlowConfig(method="sfm").per_alpha()] == ["sfm"]
+
+
+@pytest.mark.parametrize("make, message", [
+    (lambda: Objective(source="noise"), "source='noise': expected one of gtr, normal"),
+    (lambda: FlowConfig(dice="hard"), "dice='hard': expected one of soft, thresholded"),
+    (lambda: GTRConfig(pool="min"), "pool='min': expected one of max, avg"),
+    (lambda: EvaluationConfig(methods=("atfm", "gan")), "methods='gan': expected one of act-gtr, atfm"),
+    (lambda: LoopConfig(val_images=0), "--val_images 0: expected at least 1"),
+    (lambda: experiment("lidc"), "--what lidc: unknown dataset"),
+    (lambda: experiment("LIDC", "papers"), "--preset papers: unknown"),
+])
+def test_a_value_that_does_not_exist_is_named(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_presets_change_what_the_sources_disagree_about():
+    paper, released = experiment("LIDC"), experiment("LIDC", "released")
+    assert (paper.gtr.convs, paper.gtr.pool, paper.gtr.up) == (2, "max", "transposed")
+    assert (released.gtr.convs, released.gtr.pool, released.gtr.up) == (3, "avg", "bilinear")
+    assert (released.metadata.split, released.flow.dice, released.flow.time_scale) == (
+        "released", "thresholded", 1.0)
+    assert experiment("isic3_style_concat", "released").flow.steps == 50

@@ -1,0 +1,225 @@
+"""What a script needs of its process: errors, device, seeds, lock; and two processes that train as one."""
+
+import fcntl
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import test_prior_LIDC
+import train_GTR
+from data import Loader, load
+from metadata_manager import LoopConfig, RunConfig, experiment
+from models import Validation, checkpoint, train_loop
+from models.processes import (
+    FLOW_MEMORY,
+    NonFiniteLoss,
+    Processes,
+    device_of,
+    join,
+    lock,
+    one_line_errors,
+    peak_memory,
+    seed_step,
+)
+from tests import tiny
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.parametrize("error, message", [
+    (ValueError("--crop 0"), "error: --crop 0"),
+    (FileNotFoundError("best.pt: none"), "error: best.pt: none"),
+    (NonFiniteLoss("step 3"), "error: step 3"),
+    (torch.cuda.OutOfMemoryError("tried 2 GiB\nmore"),
+     f"error: out of GPU memory. What helps: {FLOW_MEMORY}. (tried 2 GiB)"),
+])
+def test_a_user_s_mistake_ends_in_one_line(error, message):
+    with pytest.raises(SystemExit) as end, one_line_errors(FLOW_MEMORY):
+        raise error
+    assert end.value.code == message  # which Python prints, with exit code 1
+
+
+def test_our_own_mistakes_keep_their_traceback():
+    with pytest.raises(KeyError), one_line_errors():
+        raise KeyError
+
+
+def test_an_unavailable_device_is_named(monkeypatch):
+    with pytest.raises(ValueError, match="--device cuda:99: not available.*auto or cpu"):
+        device_of("cuda:99")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert device_of("auto") == device_of("cpu") == torch.device("cpu")
+
+
+def test_every_step_of_every_seed_in_every_process_draws_other_numbers():
+    def draw(seed, step, rank):
+        seed_step(seed, step, rank)
+        return float(torch.rand((), dtype=torch.float64))
+
+    places = [(seed, step, rank) for seed in (-1, 0, 1, 2**32) for step in range(-1, 20) for rank in range(3)]
+    assert len({draw(*place) for place in places}) == len(places)
+    assert draw(1, 3, 0) == draw(1, 3, 0)
+
+
+def test_a_folder_that_cannot_be_locked_is_used_with_a_warning(tmp_path, monkeypatch, capsys):
+    def unsupported(*arguments):
+        raise OSError("no locks available")
+
+    monkeypatch.setattr(fcntl, "flock", unsupported)
+    with lock(tmp_path / "new", Processes(torch.device("cpu"))):
+        assert "new cannot be locked (no locks available)" in capsys.readouterr().out
+
+
+def test_the_peak_of_memory_is_counted_in_bytes():
+    assert 2**26 < peak_memory() < 2**40
+
+
+# Two processes. Each computes every second image of a batch.
+
+def deterministic(folder, lidc):
+    """Trains a convolution without noise by the processes of this run."""
+    metadata = experiment("LIDC").metadata
+    train = load(type(metadata)(data_path=str(lidc), crop=8, limit=5), "train")
+    with join(RunConfig(device="cpu")) as processes:
+        torch.manual_seed(0)
+        net = nn.Conv2d(1, 4, 3, padding=1)
+        train_loop(net, lambda image, masks: [{"loss": (net(image) - masks).square().mean()}],
+                   torch.optim.SGD(net.parameters(), 0.1),
+                   Loader(train, 4, 0, rank=processes.rank, ranks=processes.count),
+                   lambda _: Validation({"GED": 0.0}, np.zeros((2, 2, 3), np.uint8)), folder=Path(folder),
+                   about={"stage": "GTR", "config": {}}, epochs=2, config=LoopConfig(), seed=0,
+                   processes=processes)
+
+
+def interrupted(step, argv):
+    """train_GTR, whose second process receives a signal in a step."""
+
+    class Interrupting(Loader):
+        def __call__(self, now):
+            if now == step and self.rank == 1:
+                signal.raise_signal(signal.SIGTERM)
+            return super().__call__(now)
+
+    train_GTR.Loader = Interrupting
+    train_GTR.main(argv)
+
+
+def as_rank(rank, port, function, arguments):
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    function(*arguments)
+
+
+@pytest.fixture
+def two(processes):
+    """Calls a function in two processes at once; returns their exit codes."""
+
+    def call(function, *arguments):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        pair = [processes.Process(target=as_rank, args=(rank, port, function, arguments)) for rank in (0, 1)]
+        for process in pair:
+            process.start()
+        for process in pair:
+            process.join(120)
+            process.kill()
+        return [process.exitcode for process in pair]
+
+    return call
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one_does_up_to_rounding(lidc, two, tmp_path):
+    deterministic(tmp_path / "one", lidc)
+    assert two(deterministic, tmp_path / "two", lidc) == [0, 0]
+    one, both = (checkpoint.load(tmp_path / name / "last.pt") for name in ("one", "two"))
+    assert both["state"]["step"] == one["state"]["step"] == 4  # of 4 and 1 images: one process has none
+    for name, weight in one["model"].items():
+        torch.testing.assert_close(both["model"][name], weight, rtol=1e-5, atol=1e-7)
+    losses = [re.findall(r" loss (\S+)", (tmp_path / name / "log.txt").read_text()) for name in ("one", "two")]
+    assert losses[0] == losses[1]
+
+
+@pytest.mark.slow
+def test_two_processes_repeat_and_go_on_with_their_run_bit_for_bit(lidc, two, tmp_path):
+    def argv(folder):
+        return [*tiny.GTR, *tiny.where(lidc, tmp_path / folder), "--batchsize", "2", "--epochs", "2"]
+
+    assert two(train_GTR.main, argv("whole")) == two(train_GTR.main, argv("again")) == [0, 0]
+    assert two(interrupted, 4, argv("parts")) == [143, 143]
+    assert checkpoint.load(tmp_path / "parts" / "GTR" / "last.pt")["state"]["step"] == 5
+    assert two(train_GTR.main, argv("parts")) == [0, 0]
+    for folder in ("again", "parts"):
+        tiny.assert_same_runs(tmp_path / folder / "GTR", tmp_path / "whole" / "GTR")
+    log = (tmp_path / "again" / "GTR" / "log.txt").read_text().splitlines()  # one process writes
+    assert [line.split(":")[2][3:] for line in log] == ["epoch 1/2", "epoch 2/2", "epoch 2 validation"]
+    assert len(list((tmp_path / "again" / "GTR").glob("events.*"))) == 1
+
+
+# torchrun.
+
+def torchrun(script, *flags):
+    """Starts a script as two processes of one thread."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
+               str(ROOT / script)]
+    return subprocess.Popen([*command, *flags], env={**os.environ, "OMP_NUM_THREADS": "1"}, text=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def finish(process, code=0):
+    """What it printed, once it ended with `code`."""
+    printed, errors = process.communicate(timeout=120)
+    assert process.returncode == code, errors
+    return printed, errors
+
+
+@pytest.mark.slow
+def test_two_processes_score_as_one_does(lidc, run, tmp_path, no_pictures):
+    def argv(folder):
+        return [*tiny.TEST, *tiny.where(lidc, tmp_path / folder), "--limit", "5", "--steps", "2",
+                "--gtr", str(run), "--prior", str(run)]
+
+    test_prior_LIDC.main(argv("one"))
+    printed, _ = finish(torchrun("test_prior_LIDC.py", *argv("two")))
+    assert printed.count("| system |") == 1
+    one, both = (json.loads((tmp_path / name / "test" / "results.json").read_text())["systems"]
+                 for name in ("one", "two"))
+    assert [(both[name]["ids"], both[name]["scores"]) for name in both] == [
+        (one[name]["ids"], one[name]["scores"]) for name in one]
+
+
+@pytest.mark.slow
+def test_a_mistake_ends_all_processes_with_its_error(tmp_path):
+    _, errors = finish(torchrun("train_GTR.py", "--data_path", str(tmp_path / "nothing.h5")), code=1)
+    assert "error: LIDC: data_path" in errors
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc").exists(), reason="finds the workers in /proc")
+def test_a_worker_that_dies_ends_the_run(lidc, tmp_path):
+    run = torchrun("train_GTR.py", *tiny.GTR, *tiny.where(lidc, tmp_path), "--epochs", "100000")
+    deadline = time.monotonic() + 100
+    while not (tmp_path / "GTR" / "log.txt").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    os.kill(second_worker(run), signal.SIGKILL)
+    assert "SIGKILL" in finish(run, code=1)[1]
+
+
+def second_worker(run):
+    """Process number of torchrun's worker of rank 1."""
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit() and f"\nPPid:\t{run.pid}\n" in (folder / "status").read_text():
+            if "RANK=1" in (folder / "environ").read_text().split("\0"):
+                return int(folder.name)

@@ -1,0 +1,126 @@
+"""What a test prints and writes: intervals, tables beside the paper's rows, results.json, whole files."""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from metadata_manager import METHODS, EvaluationConfig
+from metrics import Evaluation, Row, bootstrap_interval, differences_table, results, scores_table, write_text
+from metrics.files import whole_file
+from metrics.report import PAPER, columns
+
+PATIENTS = np.repeat(["p", "q", "r"], 2)
+
+
+def row(method, ged, label=None):
+    """A system whose GED2 is `ged` (seeds, images), and all its other scores half of it."""
+    scores = {name: np.array(ged) * (1 if name == "GED2" else 0.5) for name in columns((2,))}
+    evaluation = Evaluation(tuple("abcdef"), tuple(range(len(ged))), scores)
+    system = SimpleNamespace(label=label or method, method=method, evaluations=25, checkpoints=("gtr.pt",),
+                             alpha=None, solver="euler", steps=25)
+    return Row(system, evaluation, seconds=1.5)
+
+
+ACT_GTR, ATFM = row("act-gtr", [[0.5] * 6, [0.3] * 6]), row("atfm", [[0.25] * 6, [0.25] * 6])
+
+
+def test_interval_has_the_width_of_the_normal_one():
+    values = np.random.default_rng(0).normal(0.1, 1, 400)
+    found = bootstrap_interval(values, np.arange(400), draws=4000)
+    half = 1.96 * values.std() / 20
+    assert found[0] == values.mean()
+    assert found[1:] == pytest.approx((found[0] - half, found[0] + half), abs=0.006)
+    assert found == bootstrap_interval(values, np.arange(400), draws=4000)
+    assert found != bootstrap_interval(values, np.arange(400), draws=4000, seed=1)
+
+
+def test_interval_resamples_whole_patients():
+    values = np.repeat(np.random.default_rng(0).normal(0, 1, 100), 4)  # four equal slices of each patient
+    _, low, high = bootstrap_interval(values, np.arange(400), draws=2000)
+    _, group_low, group_high = bootstrap_interval(values, np.repeat(np.arange(100), 4), draws=2000)
+    assert (group_high - group_low) / (high - low) == pytest.approx(2, rel=0.1)  # the root of 4 slices each
+
+
+@pytest.mark.parametrize("values, patients, expected", [
+    ([0.25] * 6, PATIENTS, (0.25, 0.25, 0.25)),
+    ([0.0, 0.0, 0.0, 1.0], list("pppq"), (0.25, 0, 1)),  # a quarter of the draws is p twice, one q twice
+    ([[1.0, 2.0], [3.0, 6.0]], list("pp"), (3, 3, 3)),  # seeds are averaged; one patient: no width
+])
+def test_interval_of_a_few_images(values, patients, expected):
+    assert bootstrap_interval(np.array(values), patients, draws=200) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("values, patients, message", [
+    ([1.0, 2.0], ["p"] * 3, "2 images with 3 patients"), ([], [], "0 images"),
+    ([0.0, np.nan], ["p", "q"], "scores of image 1 are not finite"),
+])
+def test_other_patients_and_bad_scores_are_refused(values, patients, message):
+    with pytest.raises(ValueError, match=message):
+        bootstrap_interval(np.array(values), patients)
+
+
+def test_the_paper_s_tables_have_columns_of_ours_in_which_atfm_is_best():
+    for table in PAPER.values():
+        for column, (best, _) in table["atfm"].items():
+            means = [row[column][0] for row in table.values() if column in row]
+            assert best == (min(means) if "GED" in column else max(means))
+            assert column in columns((16, 32, 100))
+    assert PAPER["LIDC"]["Prob. U-Net"]["GED16"] == (0.31, 0.01)
+    assert PAPER["LIDC"]["PHiSeg"]["GED32"] == (0.247, None) and "GED16" not in PAPER["LIDC"]["CIMD"]
+    assert {*METHODS, "act-gtr"} - set(PAPER["LIDC"]) == {"cfm"}
+
+
+def test_scores_table_has_the_papers_row_below_each_methods_rows():
+    rows = [ACT_GTR, row("atfm", [[0.25] * 6], "atfm, 5 steps"), ATFM, row("cfm", [[0.25] * 6])]
+    lines = scores_table("LIDC", rows, (2,)).splitlines()
+    assert lines[0] == ("| system | evaluations | GED2 | HM-IoU2 | MDM2 | Diversity2 | S_NCC | Dice of means "
+                        "| ECE |")
+    assert [line.split(" | ")[0] for line in lines[2:]] == [
+        "| act-gtr, ours", "| act-gtr, paper", "| atfm, 5 steps, ours", "| atfm, ours", "| atfm, paper",
+        "| cfm, ours"]
+    assert lines[2].startswith("| act-gtr, ours | 25 | 0.400 +- 0.141 | 0.200 +- 0.071 |")
+    assert lines[4].startswith("| atfm, 5 steps, ours | 25 | 0.250 | 0.125 |")  # one seed: no deviation
+    assert "paper" not in scores_table("LIDC_demo", rows, (2,))
+
+
+def test_scores_are_shown_at_the_papers_n_where_it_was_drawn():
+    assert columns((16, 32, 100))[:4] == ["GED16", "GED32", "GED100", "HM-IoU32"]
+    assert columns((4, 8))[:3] == ["GED4", "GED8", "HM-IoU8"]
+
+
+def test_differences_are_from_atfm_with_intervals_over_patients():
+    rows = [ACT_GTR, ATFM, row("sfm", [[0.0] * 4 + [0.5] * 2])]
+    assert differences_table(rows, PATIENTS, (2,)).splitlines()[1:] == [
+        "| minus atfm | GED2 | HM-IoU2 | MDM2 |", "|---|---|---|---|",
+        "| act-gtr | +0.150 [+0.150, +0.150] | +0.075 [+0.075, +0.075] | +0.075 [+0.075, +0.075] |",
+        "| sfm | -0.083 [-0.250, +0.250] | -0.042 [-0.125, +0.125] | -0.042 [-0.125, +0.125] |"]
+    assert "+0.150 (one patient: no interval)" in differences_table([ACT_GTR, ATFM], ["p"] * 6, (2,))
+    assert differences_table([ATFM], PATIENTS, (2,)) == ""
+
+
+def test_results_survive_json(tmp_path):
+    found = results([ACT_GTR, ATFM], PATIENTS, "fingerprint", {"torch": "2"}, torch.device("cpu"),
+                    evaluation=EvaluationConfig(samples=(2,)))
+    write_text(tmp_path / "new" / "results.json", found)
+    read = json.loads((tmp_path / "new" / "results.json").read_text())
+    assert read["test_images"] == "fingerprint" and read["groups"] == list("ppqqrr")
+    assert read["evaluation"]["samples"] == [2] and {"command", "hardware", "versions"} < set(read)
+    system = read["systems"]["act-gtr"]
+    assert (system["solver"], system["seconds"], system["ids"]) == ("euler", 1.5, list("abcdef"))
+    assert system["scores"]["GED2"] == [[0.5] * 6, [0.3] * 6]
+
+
+def test_a_file_is_whole_or_what_it_was(tmp_path):
+    path = tmp_path / "table.md"
+    write_text(path, "old")
+    with pytest.raises(KeyboardInterrupt), whole_file(path) as file:
+        file.write(b"half")
+        raise KeyboardInterrupt
+    with pytest.raises(OSError, match=r"table.md: cannot be written \(disk full\); what was there before"):
+        with whole_file(path) as file:
+            file.write(b"half")
+            raise OSError("disk full")
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
