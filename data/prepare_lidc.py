@@ -207,8 +207,9 @@ def _named(path: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        raise ValueError(f"{path}: not a readable DICOM slice ({error}); restore the file, or install the "
-                         "decoder that is named") from error
+        reason = " ".join(str(error).split())  # pydicom's may have several lines
+        raise ValueError(f"{path}: not a readable DICOM slice ({reason}); restore the file, or install a "
+                         "decoder if one is missing") from error
 
 
 def read_slice(path: Path, spacing: float) -> np.ndarray:

@@ -44,10 +44,9 @@ def overview(image: Array, masks: Array, mean: Array, factor: Array, gtr_samples
         raise ValueError("samples: found a first mask other than states[-1] >= 0.5, expected the same; "
                          "put the mask of that path first")
     gaps = [[0, *(ARROW if j in groups else canvas.GAP for j in range(1, 9))] for groups in GROUPS]
-    figure, axes = canvas.panel_grid(
+    figure, (above, below) = canvas.panel_grid(
         gaps, image.shape[1] / image.shape[2], experts=len(masks), top=TITLE, bottom=NAME, left=0.08,
         right=canvas.BAR, between=NAME + ARROW + TITLE)
-    above, below = axes
     canvas.show(above[0], image)
     canvas.show(above[1], image)
     canvas.draw_contours(above[1], masks)
@@ -62,9 +61,9 @@ def overview(image: Array, masks: Array, mean: Array, factor: Array, gtr_samples
     canvas.zoom([*above[1:], *below], masks, drawn, framed=above[0])
     names = ["image", "experts", r"mean $\mu$", "$D$: 1st", "$D$: 2nd", "$D$: 3rd", *["$x_0$"] * 3,
              *[f"$t = {t:g}$" for t in times], *["mask"] * 3, ""]
-    for ax, name in zip(axes.flat, names, strict=True):
+    for ax, name in zip([*above, *below], names, strict=True):
         ax.set_xlabel(name, fontsize=canvas.SMALL, labelpad=2)
-    _join_groups(figure, axes)
+    _join_groups(figure, [above, below])
     return figure
 
 
@@ -80,7 +79,7 @@ def leading_directions(factor: np.ndarray, count: int) -> np.ndarray:
     return (directions * np.sign(largest)[:, None]).reshape(-1, h, w)
 
 
-def _join_groups(figure: Figure, axes: np.ndarray) -> None:
+def _join_groups(figure: Figure, axes: list[np.ndarray]) -> None:
     """A title above each group; arrows along the rows, and from image and x_0 down to the path they start."""
 
     def arrow(*points: tuple[float, float]) -> None:

@@ -1,4 +1,4 @@
-"""What several test modules share: tiny data sets, a tiny run on one, and an environment without surprises."""
+"""What several test modules share: tiny data sets, a tiny run on one, and no paths of the user's."""
 
 import multiprocessing
 import os

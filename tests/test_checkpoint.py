@@ -1,6 +1,5 @@
 """Checkpoints: the old file or the whole new one, and refusals that name the file."""
 
-import errno
 import os
 import pickle
 import random
@@ -38,35 +37,22 @@ def test_what_is_saved_is_loaded(path):
 
 # Written whole or not at all.
 
-def assert_old_file_stays(path):
-    with pytest.raises(OSError, match=r"last\.pt: cannot be written .*what was there before is intact.*again"):
-        checkpoint.save(path, content(2.0))
-    assert torch.equal(checkpoint.load(path)["model"]["weight"], torch.ones(2))
-    assert names(path.parent) == ["last.pt"]
+def half(content, file):
+    file.write(b"PK half of it")
+    raise RuntimeError("unexpected pos 64 vs 0")  # how torch reports a failed write
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full, a disk that is always full")
-def test_a_full_disk_leaves_the_old_file(path):
-    (path.parent / "last.pt.writing").symlink_to("/dev/full")
-    assert_old_file_stays(path)
-
-
-@pytest.mark.parametrize("step", ["fsync", "replace"])
-def test_a_failure_on_the_way_to_the_disk_leaves_the_old_file(step, path, monkeypatch):
-    def fail(*arguments):
-        raise OSError(errno.EIO, os.strerror(errno.EIO))
-
-    monkeypatch.setattr(os, step, fail)
-    assert_old_file_stays(path)
-
-
-def test_a_write_that_fails_halfway_leaves_the_old_file(path, monkeypatch):
-    def half(content, file):
-        file.write(b"PK half of it")
-        raise RuntimeError("unexpected pos 64 vs 0")  # how torch reports a failed write
-
-    monkeypatch.setattr(torch, "save", half)
-    assert_old_file_stays(path)
+@pytest.mark.parametrize("full", [True, False])
+def test_a_full_disk_or_a_failed_write_leaves_the_old_file(full, path, monkeypatch):
+    if full:
+        (path.parent / "last.pt.writing").symlink_to("/dev/full")
+    else:
+        monkeypatch.setattr(torch, "save", half)
+    with pytest.raises(OSError, match=r"last\.pt: cannot be written .*there before is intact.*again"):
+        checkpoint.save(path, content(2.0))
+    assert torch.equal(checkpoint.load(path)["model"]["weight"], torch.ones(2))
+    assert names(path.parent) == ["last.pt"]
 
 
 def test_the_new_file_is_on_the_disk_before_it_takes_the_name(path, monkeypatch):
@@ -100,21 +86,15 @@ def test_a_process_killed_while_it_saves_leaves_a_whole_file(path, processes):
 
 # Refused by name.
 
-def test_a_missing_file_says_what_to_do(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"best\.pt: no such checkpoint; train that stage first"):
-        checkpoint.load(tmp_path / "best.pt")
-
-
-def test_another_stage_is_refused(path):
-    with pytest.raises(ValueError, match=r"last\.pt: a checkpoint of stage GTR, expected atfm; check --gtr"):
-        checkpoint.load(path, "atfm")
-
-
-@pytest.mark.parametrize("number", [0, 99])
-def test_another_format_is_refused_by_the_versions_that_wrote_it(number, path):
-    torch.save({**content(), "format": number, "versions": {"torch": "9.0"}}, path)
-    with pytest.raises(ValueError, match=rf"checkpoint format {number}, written by .*9\.0.*reads format 1"):
-        checkpoint.load(path)
+@pytest.mark.parametrize("changes, stage, message", [
+    ({}, "atfm", "a checkpoint of stage GTR, expected atfm; check --gtr"),
+    ({"format": 0}, "GTR", r"checkpoint format 0, written by .*9\.0.*reads format 1"),
+    ({"format": 99}, "GTR", r"checkpoint format 99, written by .*9\.0.*reads format 1"),
+])
+def test_another_stage_or_format_is_refused(changes, stage, message, path):
+    torch.save({**content(), "format": 1, "versions": {"torch": "9.0"}, **changes}, path)
+    with pytest.raises(ValueError, match=rf"last\.pt: {message}"):
+        checkpoint.load(path, stage)
 
 
 class RunsCode:
@@ -150,7 +130,7 @@ def unpack_to_more_than_its_size(path):
 ])
 def test_a_file_that_is_damaged_or_runs_code_is_refused(damage, reason, path):
     damage(path)
-    with pytest.raises(ValueError, match=rf"last\.pt: not a readable checkpoint \(.*{reason}.*\); take another"):
+    with pytest.raises(ValueError, match=rf"last\.pt: not a readable checkpoint \(.*{reason}.*\); take"):
         checkpoint.load(path)
     assert names(path.parent) == ["last.pt"]  # no code ran
 
@@ -161,8 +141,7 @@ def test_a_file_that_is_damaged_or_runs_code_is_refused(damage, reason, path):
 ])
 def test_tensors_that_are_no_checkpoint_are_refused(found, path):
     torch.save(found, path)
-    message = r"last\.pt: a file of tensors, but not a checkpoint of this project .*--released_checkpoint True"
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=r"last\.pt: a file of tensors, but not a .*--released_checkpoint True"):
         checkpoint.load(path, "GTR")
 
 
@@ -181,16 +160,6 @@ def test_the_authors_weights_are_tensors_by_name_perhaps_below_state_dict(path):
     torch.save({"w": 3}, path)
     with pytest.raises(ValueError, match=r"last\.pt: expected a dict of tensors"):
         checkpoint.state_dict(path)
-
-
-def test_a_folder_of_a_run_or_of_its_stage_means_the_best_checkpoint(path, tmp_path):
-    stage = tmp_path / "GTR"
-    assert checkpoint.find(stage, "GTR") == stage  # neither is there: a file's name
-    checkpoint.save(stage / "best.pt", content())
-    for place in (tmp_path, str(tmp_path), stage):
-        assert checkpoint.find(place, "GTR") == stage / "best.pt"
-    assert checkpoint.find(stage / "last.pt", "GTR") == stage / "last.pt"
-    assert checkpoint.find(path.parent, "GTR") == path.parent / "best.pt"  # for the message: it is missing
 
 
 def test_a_fingerprint_changes_with_any_weight():

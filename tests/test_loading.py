@@ -2,13 +2,17 @@
 
 from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
+import numpy as np
 import pytest
 import torch
 
+import train_prior_LIDC
 from metadata_manager import EvaluationConfig, Objective, RunConfig, experiment
 from models import ATFM, STNet, checkpoint, load_flow, load_gtr, load_systems
 from models.atfm import STATES_ON_CPU
+from tests import tiny
 
 METADATA = replace(experiment("LIDC").metadata, crop=8)
 CPU = torch.device("cpu")
@@ -79,9 +83,35 @@ def test_a_flow_over_another_gtr_is_pointed_out(run, capsys):
     assert "was trained over another GTR than the one given" in capsys.readouterr().out
 
 
+def test_a_flow_is_sampled_as_it_was_trained_unless_told(lidc, tmp_path, no_pictures):
+    train_prior_LIDC.main([*tiny.PRIOR, *tiny.where(lidc, tmp_path), "--num_epochs", "1", "--steps", "3",
+                           "--method", "cfm"])
+    (cfm,) = systems(tmp_path, methods=("cfm",))  # without a GTR, which it does not need
+    assert (cfm.solver, cfm.steps, cfm.evaluations) == ("midpoint", 3, 12)
+    assert cfm.checkpoints == (f"{tmp_path}/cfm/best.pt",)
+
+
+def test_the_authors_weights_are_read_in_the_layout_of_the_preset(tmp_path):
+    torch.save({"state_dict": {"init_conv.weight": torch.ones(1)}}, tmp_path / "theirs.pth")
+    with pytest.raises(ValueError, match=r"stem\.weight: checkpoint \(1,\), model \(128, 2, 1, 1\)"):
+        systems(tmp_path, methods=("sfm",), prior=str(tmp_path / "theirs.pth"), released_checkpoint=True)
+
+
 def test_states_go_through_the_net_a_few_at_a_time():
     atfm, sizes = ATFM(None, STNet(4, (1, 2)), Objective(source="normal")), []
     atfm.net.register_forward_pre_hook(lambda net, inputs: sizes.append(len(inputs[0])))
     for batch_size in (None, 5):
         atfm.sample(torch.rand(1, 1, 8, 8), 2 * STATES_ON_CPU, steps=1, batch_size=batch_size)
     assert sizes == [STATES_ON_CPU] * 2 + [4] * 4
+
+
+@pytest.mark.parametrize("free, expected", [(20, 16), (19, 16), (18, 8), (0, 2), (-4, 1)])
+def test_a_power_of_two_of_states_fits_in_70_percent_of_a_gpu_s_memory(free, expected, monkeypatch):
+    """Its allocator simulated: 3 GiB in use and 4 more reserved, 5 GiB at the most with two states."""
+    atfm, states = ATFM(None, STNet(4, (1,)), Objective(source="normal")), mock.MagicMock()
+    monkeypatch.setattr(atfm, "_velocity", mock.MagicMock())
+    states.device = torch.device("cuda")
+    gib = {"memory_allocated": 3, "max_memory_allocated": 5, "memory_reserved": 7, "mem_get_info": (free, 24)}
+    returns = {name: mock.Mock(return_value=2**30 * np.array(value)) for name, value in gib.items()}
+    with mock.patch.multiple(torch.cuda, reset_peak_memory_stats=mock.Mock(), **returns):
+        assert atfm.states_at_once(states, states) == expected

@@ -19,7 +19,7 @@ from torch import nn
 import test_prior_LIDC
 import train_GTR
 from data import Loader, load
-from metadata_manager import LoopConfig, RunConfig, experiment
+from metadata_manager import LoopConfig, Metadata, RunConfig
 from models import Validation, checkpoint, train_loop
 from models.processes import (
     FLOW_MEMORY,
@@ -29,7 +29,6 @@ from models.processes import (
     join,
     lock,
     one_line_errors,
-    peak_memory,
     seed_step,
 )
 from tests import tiny
@@ -67,7 +66,7 @@ def test_every_step_of_every_seed_in_every_process_draws_other_numbers():
         seed_step(seed, step, rank)
         return float(torch.rand((), dtype=torch.float64))
 
-    places = [(seed, step, rank) for seed in (-1, 0, 1, 2**32) for step in range(-1, 20) for rank in range(3)]
+    places = [(seed, step, rank) for seed in (-1, 0, 1, 2**32) for step in range(-1, 5) for rank in range(3)]
     assert len({draw(*place) for place in places}) == len(places)
     assert draw(1, 3, 0) == draw(1, 3, 0)
 
@@ -81,16 +80,11 @@ def test_a_folder_that_cannot_be_locked_is_used_with_a_warning(tmp_path, monkeyp
         assert "new cannot be locked (no locks available)" in capsys.readouterr().out
 
 
-def test_the_peak_of_memory_is_counted_in_bytes():
-    assert 2**26 < peak_memory() < 2**40
-
-
 # Two processes. Each computes every second image of a batch.
 
 def deterministic(folder, lidc):
     """Trains a convolution without noise by the processes of this run."""
-    metadata = experiment("LIDC").metadata
-    train = load(type(metadata)(data_path=str(lidc), crop=8, limit=5), "train")
+    train = load(Metadata(data_path=str(lidc), crop=8, limit=5), "train")
     with join(RunConfig(device="cpu")) as processes:
         torch.manual_seed(0)
         net = nn.Conv2d(1, 4, 3, padding=1)
@@ -132,7 +126,7 @@ def two(processes):
         for process in pair:
             process.start()
         for process in pair:
-            process.join(120)
+            process.join(300)
             process.kill()
         return [process.exitcode for process in pair]
 
@@ -147,8 +141,8 @@ def test_two_processes_train_as_one_does_up_to_rounding(lidc, two, tmp_path):
     assert both["state"]["step"] == one["state"]["step"] == 4  # of 4 and 1 images: one process has none
     for name, weight in one["model"].items():
         torch.testing.assert_close(both["model"][name], weight, rtol=1e-5, atol=1e-7)
-    losses = [re.findall(r" loss (\S+)", (tmp_path / name / "log.txt").read_text()) for name in ("one", "two")]
-    assert losses[0] == losses[1]
+    logs = [(tmp_path / name / "log.txt").read_text() for name in ("one", "two")]
+    assert re.findall(r" loss \S+", logs[0]) == re.findall(r" loss \S+", logs[1])
 
 
 @pytest.mark.slow
@@ -179,7 +173,7 @@ def torchrun(script, *flags):
 
 def finish(process, code=0):
     """What it printed, once it ended with `code`."""
-    printed, errors = process.communicate(timeout=120)
+    printed, errors = process.communicate(timeout=300)
     assert process.returncode == code, errors
     return printed, errors
 
@@ -209,7 +203,7 @@ def test_a_mistake_ends_all_processes_with_its_error(tmp_path):
 @pytest.mark.skipif(not Path("/proc").exists(), reason="finds the workers in /proc")
 def test_a_worker_that_dies_ends_the_run(lidc, tmp_path):
     run = torchrun("train_GTR.py", *tiny.GTR, *tiny.where(lidc, tmp_path), "--epochs", "100000")
-    deadline = time.monotonic() + 100
+    deadline = time.monotonic() + 300
     while not (tmp_path / "GTR" / "log.txt").exists():
         assert time.monotonic() < deadline
         time.sleep(0.1)
