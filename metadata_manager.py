@@ -123,8 +123,8 @@ class Objective(Config):
     alpha: float = setting(1e-3, "weight of the semantic term L_SF (paper, LIDC: 1e-3; ISIC3: 1e-4)")
     dice: str = setting("soft", "soft: Dice with a gradient; thresholded: the released code's, without",
                         ("soft", "thresholded"))
-    dice_over: str = setting("image", "one Dice per image, or one over the batch (released)",
-                             ("image", "batch"))
+    dice_over: str = setting("image", "one Dice per image, or one over the batch (released), of which each "
+                                      "of several processes takes its own part", ("image", "batch"))
     semantic_target: str = setting("own", "compare x_1^t on the path to an annotator with that one's mask, "
                                           "or with all", ("own", "all"))
     solver: str = setting("euler", "of the ODE in testing (paper: euler; CFM: midpoint)", SOLVERS)

@@ -97,8 +97,9 @@ def contour_database(path: Path) -> Iterator[sqlite3.Connection]:
 def read_scans(database: sqlite3.Connection) -> list[Scan]:
     """All scans on which somebody drew, in the order of the database."""
     scans: dict[int, Scan] = {}
-    for key, *facts, annotation, z, inclusion, text in database.execute(DRAWN):
-        scan = scans.setdefault(key, Scan(*facts, defaultdict(list)))
+    rows = database.execute(DRAWN)
+    for key, series, patient, thickness, spacing, annotation, z, inclusion, text in rows:
+        scan = scans.setdefault(key, Scan(series, patient, thickness, spacing, defaultdict(list)))
         x_y = np.array([[int(number) for number in line.split(",")] for line in text.split("\n")])
         scan.annotations[annotation].append(Contour(z, bool(inclusion), x_y[:, ::-1]))
     return list(scans.values())

@@ -42,11 +42,14 @@ def test_interval_resamples_whole_patients():
     _, low, high = bootstrap_interval(values, np.arange(400), draws=2000)
     _, group_low, group_high = bootstrap_interval(values, np.repeat(np.arange(100), 4), draws=2000)
     assert (group_high - group_low) / (high - low) == pytest.approx(2, rel=0.1)  # the root of 4 slices each
+    # A patient weighs as many images as it has: 50 patients of three 0s, 50 of one 1.
+    mean, low, high = bootstrap_interval(np.repeat([0.0, 1.0], [150, 50]),
+                                         [*np.repeat(np.arange(50), 3), *range(50, 100)])
+    assert low < mean == 0.25 < high < 0.4
 
 
 @pytest.mark.parametrize("values, patients, expected", [
     ([0.25] * 6, PATIENTS, (0.25, 0.25, 0.25)),
-    ([0.0, 0.0, 0.0, 1.0], list("pppq"), (0.25, 0, 1)),  # a quarter of the draws is p twice, one q twice
     ([[1.0, 2.0], [3.0, 6.0]], list("pp"), (3, 3, 3)),  # seeds are averaged; one patient: no width
 ])
 def test_interval_of_a_few_images(values, patients, expected):

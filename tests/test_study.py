@@ -46,7 +46,9 @@ def run(folder, rows, seeds=("0",)):
     study.main(["--data_path", "lidc.h5", "--output_path", str(folder), "--rows", *rows, "--seeds", *seeds])
 
 
-def test_a_row_trains_its_own_gtr_only_where_it_differs_and_nothing_twice(trained, tmp_path):
+@pytest.mark.slow
+def test_a_row_trains_its_own_gtr_only_where_it_differs_and_nothing_twice(trained, tmp_path, monkeypatch):
+    monkeypatch.setattr(study.fig, "save", lambda *_: None)  # takes a second
     run(tmp_path, [ROWS[PLAIN], ROWS[ALL_EXPERTS]], ["0", "2"])
     gtrs = [folder for script, folder, _ in trained if script == "train_GTR"]
     own = "all_experts_per_step_in_GTR"
@@ -62,6 +64,7 @@ def test_a_row_trains_its_own_gtr_only_where_it_differs_and_nothing_twice(traine
     assert len(trained) == done
 
 
+@pytest.mark.slow
 def test_the_table_compares_runs_of_the_same_seeds_on_the_same_images(trained, tmp_path, capsys):
     run(tmp_path, [ROWS[PAPER]], ["0", "1"])
     run(tmp_path, [ROWS[PLAIN], ROWS[LEAK]], ["1"])

@@ -51,7 +51,7 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Way:
-    """One way to compute the gradient of a step; `ours` False is the straightforward one."""
+    """One way to compute the gradient of a step; `ours` False is the straightforward one. None: all."""
 
     ours: bool
     annotators_per_pass: int | None = None
@@ -66,11 +66,6 @@ class Way:
         if self.ours:
             return atfm.losses(image, masks)
         return [{"loss": straightforward.flow_loss(atfm, image, masks)}]
-
-    def named(self) -> dict[str, str]:
-        return {"way": "ours" if self.ours else "straightforward",
-                "annotators per pass": str(self.annotators_per_pass or "all") if self.ours else "1",
-                "recompute": "yes" if self.recompute else "no", "bfloat16": "yes" if self.amp else "no"}
 
 
 BOTH = (False, True)
@@ -178,7 +173,7 @@ def main(flags: Sequence[str] | None = None) -> None:
     for way in WAYS:
         saved, block = counted(way, sizes)
         first = first or saved
-        rows.append({**way.named(), "saved GiB": saved / GIB, "times less": first / saved,
+        rows.append({**vars(way), "saved GiB": saved / GIB, "times less": first / saved,
                      "recomputed GiB": block / GIB, "times less with it": first / (saved + block)})
         if device.type == "cuda":
             rows[-1] |= measured(way, sizes, device, arguments.repeats)
