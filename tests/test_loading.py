@@ -1,6 +1,7 @@
 """Trained models from checkpoints: which files a flag means, and what a model is refused for."""
 
 from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 from unittest import mock
 
@@ -38,10 +39,12 @@ def test_a_system_is_a_function_from_an_image_to_probabilities(run):
     assert {system.label: system.evaluations for system in found} == {
         "act-gtr": 0, "atfm, euler, 1 steps": 1, "atfm, euler, 2 steps": 2, "atfm, heun, 1 steps": 2,
         "atfm, heun, 2 steps": 4}
+    image, ends = torch.rand(1, 1, 8, 8), []
     for system in found:
-        drawn = system.sample(torch.rand(1, 1, 8, 8), 3, generator=torch.Generator().manual_seed(0))
-        assert drawn.shape == (1, 3, 8, 8) and drawn.min() >= 0 and drawn.max() <= 1
+        ends.append(system.sample(image, 3, generator=torch.Generator().manual_seed(0)))
+        assert ends[-1].shape == (1, 3, 8, 8) and ends[-1].min() >= 0 and ends[-1].max() <= 1
         assert (system.trained_on.side, system.trained_on.channels) == (8, 1)
+    assert all(not torch.equal(a, b) for a, b in combinations(ends, 2))
     assert [Path(path).parent.name for path in found[-1].checkpoints] == ["GTR", "atfm"]
 
 
