@@ -131,6 +131,11 @@ class Objective(Config):
     steps: int = setting(25, "solver steps in testing (paper: 25; released ISIC3 test script: 50; CFM: 100)")
 
 
+def flow_folder(method: str, alpha: float | None) -> str:
+    """Name of the folder that a flow is trained into; alpha: its own, if it is one of several."""
+    return method if alpha is None else f"{method}_alpha_{alpha:g}"
+
+
 @dataclass(frozen=True)
 class FlowConfig(Objective):
     """Step 2: training the flow, whose velocity is ST-Net, from the frozen GTR, Algorithm 1."""
@@ -161,7 +166,7 @@ class FlowConfig(Objective):
     @property
     def folder(self) -> str:
         """Name of the folder that this flow is trained into: its method, and its alpha if one of several."""
-        return f"{self.method}_alpha_{self.alpha:g}" if self.alphas else self.method
+        return flow_folder(self.method, self.alpha if self.alphas else None)
 
     def per_alpha(self) -> "list[FlowConfig]":
         """The flows to train: this one, or one for each of `alphas`."""

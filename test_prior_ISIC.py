@@ -22,6 +22,7 @@ MEMORY = "a smaller --batch_size (in proportion), --amp True (to about a half)"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    """The experiment; argv: its flags, those of the command line unless given."""
     # Settings: metadata_manager's defaults, then --preset, then flags.
     run, metadata, config = parse(argv, "isic3_style_concat", __doc__, RunConfig, Metadata, EvaluationConfig)
     output = Path(run.output_path)
@@ -29,14 +30,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     with join(run) as processes:
         device = processes.device
         if config.images:  # no expert has marked them: samples instead of scores
-            systems = load_systems(config, metadata, run, device)
-            drawn = next((system for system in systems if system.evaluations > 0), systems[0])  # a flow
-            fig.draw_own_images(drawn, config.images, max(config.samples), config.seeds[0],
-                                output / "images", device)
+            if processes.first:
+                systems = load_systems(config, metadata, run, device)
+                drawn = next((system for system in systems if system.evaluations > 0), systems[0])  # a flow
+                fig.draw_own_images(drawn, config.images, max(config.samples), config.seeds[0],
+                                    output / "images", device)
             return
 
         # Data: 20 % of the images; a system that was trained on one of these images is refused.
-        test = processes.in_turn(lambda: load(metadata, "test"))
+        test = processes.in_turn(lambda: load(metadata, "test")).to(device)
 
         # Systems: each a function sample(image, n, generator) -> n masks as probabilities.
         systems = load_systems(config, metadata, run, device, test.ids)
@@ -46,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         rows = []
         for system in systems:
             started = time.perf_counter()
-            found = evaluate(system.sample, test.to(device), config.samples, config.seeds, device, mine,
+            found = evaluate(system.sample, test, config.samples, config.seeds, device, mine,
                              title=system.label if processes.first else None)
             rows.append(Row(system, interleaved(processes.gather(found)), time.perf_counter() - started))
 

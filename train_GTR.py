@@ -24,6 +24,7 @@ MEMORY = "a smaller --batchsize (in proportion), fewer --mc_samples"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    """The experiment; argv: its flags, those of the command line unless given."""
     # Settings: metadata_manager's defaults, then --preset, then flags.
     run, metadata, config, loop = parse(argv, "LIDC", __doc__, RunConfig, Metadata, GTRConfig, LoopConfig)
 

@@ -20,6 +20,7 @@ from models.processes import FLOW_MEMORY, INITIALIZATION, Processes, join, one_l
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    """The experiment; argv: its flags, those of the command line unless given."""
     # Settings: metadata_manager's defaults, then --preset, then --method, then flags.
     run, metadata, config, loop = parse(argv, "isic3_style_concat", __doc__, RunConfig, Metadata,
                                         FlowConfig, LoopConfig)

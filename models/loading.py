@@ -22,6 +22,7 @@ from metadata_manager import (
     Metadata,
     RunConfig,
     experiment,
+    flow_folder,
 )
 from models import checkpoint
 from models.atfm import ATFM
@@ -140,7 +141,7 @@ def load_systems(config: EvaluationConfig, metadata: Metadata, run: RunConfig, d
             found.append(System(method, method, gtr.sample, 0, (str(gtr_path),), gtr.trained_on))
             continue
         for alpha in config.alphas or (None,):
-            folder = method if alpha is None else f"{method}_alpha_{alpha:g}"
+            folder = flow_folder(method, alpha)
             path = checkpoint.find(config.prior or output / folder, folder)
             atfm = tested_flow(path, method, gtr, config, metadata, run.preset, test_ids).to(device)
             files = (str(path),) if atfm.gtr is None else (str(gtr_path), str(path))

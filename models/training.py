@@ -107,14 +107,15 @@ def train_loop(model: nn.Module, losses: Callable[[Tensor, Tensor], Iterable[dic
                     # Batch.
                     seed_step(seed, step, processes.rank)
                     image, masks = batches(step)
+                    weight = batches.share(step)  # of this process's means in the whole batch's
 
                     # Gradients, piece by piece, so that a piece's activations are freed before the next.
                     terms: dict[str, Tensor] = {}
                     for piece in losses(image, masks):
-                        (batches.share(step) * piece["loss"]).backward()
+                        (weight * piece["loss"]).backward()
                         for name, value in piece.items():
-                            terms[name] = terms.get(name, 0) + batches.share(step) * value.detach()
-                    gradients = [weight.grad for weight in model.parameters() if weight.grad is not None]
+                            terms[name] = terms.get(name, 0) + weight * value.detach()
+                    gradients = [one.grad for one in model.parameters() if one.grad is not None]
                     processes.sum([*terms.values(), *gradients])
                     terms["gradient_norm"] = torch.nn.utils.get_total_norm(gradients)
 

@@ -1,5 +1,6 @@
 """Samples for images of the user's own, from the command to the files. (Reading them: test_images.py.)"""
 
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
@@ -16,6 +17,7 @@ from metadata_manager import experiment
 from metrics import image_seed
 from models import load_flow, load_gtr
 from models.gtr import TrainedOn
+from models.processes import Processes
 
 
 def noise(path, *shape):
@@ -55,6 +57,15 @@ def test_the_flow_draws_from_an_image_of_any_shape_whatever_else_is_drawn(draw, 
     line = capsys.readouterr().out.splitlines()[-1]
     assert line.startswith(f"{path}: 16 x 24 grey (not square, so its proportions change) "
                            f"resized to 8 x 8 grey; 3 samples of atfm in {folder} ")
+
+
+def test_of_several_processes_the_first_alone_draws(draw, tmp_path, monkeypatch):
+    path = noise(tmp_path / "a.png", 8, 8)
+    for rank, drawn in ((1, False), (0, True)):
+        processes = Processes(torch.device("cpu"), rank, 2)
+        monkeypatch.setattr(test_prior_LIDC, "join", lambda run, these=processes: nullcontext(these))
+        draw(path, "--samples", "1")
+        assert (tmp_path / "out").exists() == drawn
 
 
 def test_nothing_is_drawn_if_one_file_is_wrong(draw, tmp_path):
