@@ -8,19 +8,17 @@
 What a user has in another format, an original, is turned into a store by `data.convert`.
 """
 
-import fcntl
-import glob
 import io
-import os
-import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import h5py
 import numpy as np
+
+from metrics.files import whole_file
 
 FORMAT = 1  # raise it when the layout changes: stores of another number are refused
 FIELDS = ("patient", "id", "nodule", "slice", "style")
@@ -175,13 +173,10 @@ class Writer:
         small: compressed; without it a store loads fastest."""
         self.path = Path(path)
         self._packing = {"compression": "gzip", "compression_opts": 9} if small else {}
-        self._remove_abandoned()
-        # A name of its own, so that two processes writing the same file do not meet.
-        self._temporary = self.path.with_name(f".{self.path.name}.{secrets.token_hex(4)}.tmp")
-        self._out = open(self._temporary, "xb")
-        _locked(self._out)
+        self._stack = ExitStack()
+        self._out = self._stack.enter_context(whole_file(self.path))
         self._memory = io.BytesIO()
-        self._file = h5py.File(self._memory, "w")
+        self._file = self._stack.enter_context(h5py.File(self._memory, "w"))
         self._file.attrs.update(atfm_format=FORMAT, source=_fixed(origin), fingerprint=_fixed(digest))
         self._fields: dict[str, list] = {}
         self._pixels: dict[str, list[np.ndarray]] = {"images": [], "masks_packed": []}  # not in the file yet
@@ -233,39 +228,13 @@ class Writer:
             data = _fixed(values) if isinstance(values[0], str) else values
             self._file.create_dataset(name, data=data, **self._packing)
         self._file.close()
-        try:
-            self._out.write(self._memory.getbuffer())
-            self._out.flush()
-            os.fsync(self._out.fileno())
-            os.replace(self._temporary, self.path)
-        except OSError as error:
-            raise OSError(f"{self.path}: cannot be written ({error}); choose another place") from error
+        self._out.write(self._memory.getbuffer())
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
-        try:
-            if kind is None:
-                self._complete()
-        finally:
-            self._file.close()
-            self._temporary.unlink(missing_ok=True)
-            with suppress(OSError):  # closing a file on a full disk tries once more to write
-                self._out.close()
-
-    def _remove_abandoned(self) -> None:
-        """Removes temporary files of processes that were killed: locks end with their process."""
-        for old in self.path.parent.glob(f".{glob.escape(self.path.name)}.*.tmp"):
-            with suppress(OSError), open(old, "rb") as file:  # gone by now, or of another user
-                if _locked(file):
-                    old.unlink()
-
-
-def _locked(file: BinaryIO) -> bool:
-    """Locks an open file until it is closed; False if a process has it, or the file system knows no locks."""
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
+        with self._stack:
+            if error is not None:
+                raise error
+            self._complete()
 
 
 def _fixed(text: str | list[str]) -> np.ndarray:

@@ -1,8 +1,11 @@
-"""How every file of results is written: whole, or not at all."""
+"""How every file is written: whole, or not at all."""
 
+import fcntl
+import glob
 import os
+import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -12,18 +15,39 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
     """A binary file under a temporary name that becomes `path` when the block ends without an error.
 
     Flushed to disk before it is renamed: a reader, or a run after a crash, finds the old file or the new one.
-    Folders are made as needed. Raises OSError naming the path, for example when the disk is full; then what
-    was there before is intact."""
-    temporary = path.with_name(path.name + ".writing")
+    Each writer has a temporary name of its own, so that two of the same file do not meet, and holds a lock
+    on it, by which the next writer knows what killed ones left behind and removes it. Folders are made as
+    needed. Raises OSError naming the path, for example when the disk is full; then what was there before is
+    intact."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
+        _remove_abandoned(path)
+        with open(temporary, "xb") as file:
+            _locked(file)
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+            os.replace(temporary, path)
     except OSError as error:
         raise OSError(f"{path}: cannot be written ({error}); what was there before is intact. Free some "
-                      "space and run the same command again") from error
+                      "space and run the same command again, or choose another place") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _remove_abandoned(path: Path) -> None:
+    """Removes the temporary files of processes that were killed: locks end with their process."""
+    for old in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        with suppress(OSError), open(old, "rb") as file:  # gone by now, or of another user
+            if _locked(file):
+                old.unlink()
+
+
+def _locked(file: BinaryIO) -> bool:
+    """Locks an open file until it is closed; False if a process has it, or the file system knows no locks."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
