@@ -91,15 +91,24 @@ class Metadata(Config):
 
 
 @dataclass(frozen=True)
-class GTRConfig(Config):
+class OptimizerConfig(Config):
+    """How weights are updated, in both steps."""
+
+    lr: float = setting(1e-4, "learning rate of Adam (paper, App. 6)")
+    schedule: str = setting("constant", "of the learning rate: constant (paper), or cosine: falling to 0 at "
+                                        "the last step along half a cosine", ("constant", "cosine"))
+    clip: float = setting(0.0, "largest norm of a step's gradient, longer ones are shortened to it; 0: any")
+    ema: float = setting(0.0, "decay of the moving average of weights that is validated and used; 0: none")
+
+
+@dataclass(frozen=True)
+class GTRConfig(OptimizerConfig):
     """Step 1: training the Gaussian Truncation Representation, Eq. 3-5."""
 
     epochs: int = setting(1000, "passes over the training images (paper, LIDC: 1000; ISIC3: 400)")
     batchsize: int = setting(256, "images per step (paper, LIDC: 256; ISIC3: 8)",
                              flags=("--batchsize", "--betchsize"))  # as the authors spell it
-    lr: float = setting(1e-4, "learning rate (paper, App. 6)")
     weight_decay: float = setting(0.0, "of AdamW; at 0 (paper) it is Adam; released: 1e-4")
-    ema: float = setting(0.0, "decay of the moving average of weights that is validated and used; 0: none")
     num_filters: tuple[int, ...] = setting((32, 64, 128, 192), "filters per U-Net level (paper, App. 6)")
     rank: int = setting(10, "columns of the covariance factor D, r (paper, App. 6)")
     convs: int = setting(2, "convolutions per block (paper: 2; released: 3)")
@@ -137,15 +146,13 @@ def flow_folder(method: str, alpha: float | None) -> str:
 
 
 @dataclass(frozen=True)
-class FlowConfig(Objective):
+class FlowConfig(Objective, OptimizerConfig):
     """Step 2: training the flow, whose velocity is ST-Net, from the frozen GTR, Algorithm 1."""
 
     method: str = setting("atfm", "the system to train; it sets fields of Objective", tuple(METHODS))
     gtr: str | None = setting(None, "run folder or checkpoint of step 1 (default: <output_path>/GTR)")
     num_epochs: int = setting(200, "passes over the training images (paper, LIDC: 200; ISIC3: 120)")
     batch_size: int = setting(6, "images per step, each with all its annotators (paper, LIDC: 6; ISIC3: 1)")
-    lr: float = setting(1e-4, "learning rate of Adam (paper, App. 6)")
-    ema: float = setting(0.0, "decay of the moving average of weights that is validated and tested; 0: none")
     alphas: tuple[float, ...] = setting((), "train one flow per alpha, each into its own folder")
     dim: int = setting(128, "width of ST-Net (LIDC: 128; released ISIC3 script: 256)")
     dim_mults: tuple[int, ...] = setting((1, 2, 4), "width multipliers per level (App. 6)")

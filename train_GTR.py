@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
         train_loop(gtr, losses, optimizer, batches, validate,
                    folder=Path(run.output_path) / "GTR", epochs=config.epochs, config=loop, seed=run.seed,
-                   about=describe("GTR", metadata, config, run.seed, train), ema=config.ema,
+                   about=describe("GTR", metadata, config, run.seed, train), optimization=config,
                    processes=processes)
 
 

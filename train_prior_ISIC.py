@@ -65,7 +65,7 @@ def train_flow(run: RunConfig, metadata: Metadata, config: FlowConfig, loop: Loo
 
     train_loop(net, atfm.losses, optimizer, batches, validate,
                folder=output / config.folder, epochs=config.num_epochs, config=loop, seed=run.seed,
-               about=describe(config.method, metadata, config, run.seed, train, gtr), ema=config.ema,
+               about=describe(config.method, metadata, config, run.seed, train, gtr), optimization=config,
                processes=processes)
 
 

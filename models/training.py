@@ -22,13 +22,15 @@ from torch.optim.swa_utils import AveragedModel
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from metadata_manager import LoopConfig
+from metadata_manager import LoopConfig, Objective, OptimizerConfig
 from models import checkpoint
 from models.processes import NonFiniteLoss, Processes, lock, peak_memory, seed_step, stop_signals
 
 # Settings that a run may change when it goes on: none of them alters what a step computes, beyond rounding.
 FREE = {"data_path", "epochs", "num_epochs", "gtr", "alphas", "solver", "steps", "annotators_per_pass",
         "recompute", "checkpoint", "channels_last", "compile"}  # "checkpoint": `recompute` in older files
+# What runs did before there were these settings.
+EARLIER = {one.name: one.default for kind in (OptimizerConfig, Objective) for one in fields(kind)}
 IN_WORDS = {"gtr_weights": "over another GTR", "training_images": "on other images"}
 
 
@@ -71,20 +73,20 @@ class State:
 def train_loop(model: nn.Module, losses: Callable[[Tensor, Tensor], Iterable[dict[str, Tensor]]],
                optimizer: torch.optim.Optimizer, batches: Batches, validate: Callable[[Any], Validation], *,
                folder: Path, about: dict[str, Any], epochs: int, config: LoopConfig, seed: int,
-               processes: Processes, ema: float = 0.0) -> None:
+               optimization: OptimizerConfig, processes: Processes) -> None:
     """Trains `model` in place up to `epochs`, going on from folder/last.pt if there is one.
 
     losses(image, masks): pieces of a batch's loss, each a dict of "loss" and of terms to log; the pieces'
     sum is the batch's mean. validate(model) sees the averaged weights, if there are any.
-    about: what every checkpoint says of itself, see `loading.describe`. ema: decay of the moving average of
-    the weights that is validated and saved; 0: the weights themselves.
+    about: what every checkpoint says of itself, see `loading.describe`. optimization: schedule, clipping and
+    averaging; the optimizer has its learning rate.
     Raises ValueError if the folder is in use or holds a run with other settings; NonFiniteLoss naming the
     batch; SystemExit with 128 + the signal's number after SIGINT or SIGTERM, the run saved.
     """
     with lock(folder, processes), stop_signals() as signals:
         # State: where the run stands, and the moving average of its weights.
         state = State()
-        average = moving_average(model, ema, state) if ema else None
+        average = moving_average(model, optimization.ema, state) if optimization.ema else None
 
         def save(name: str) -> None:
             if config.save_model and processes.first:
@@ -117,7 +119,9 @@ def train_loop(model: nn.Module, losses: Callable[[Tensor, Tensor], Iterable[dic
                             terms[name] = terms.get(name, 0) + weight * value.detach()
                     gradients = [one.grad for one in model.parameters() if one.grad is not None]
                     processes.sum([*terms.values(), *gradients])
-                    terms["gradient_norm"] = torch.nn.utils.get_total_norm(gradients)
+                    terms["gradient_norm"] = norm = torch.nn.utils.get_total_norm(gradients)
+                    if optimization.clip:
+                        torch.nn.utils.clip_grads_with_norm_(model.parameters(), optimization.clip, norm)
 
                     # Step. Terms are looked at one step later, so that a GPU does not wait for the host.
                     read_terms(state, batches, folder)
@@ -125,6 +129,8 @@ def train_loop(model: nn.Module, losses: Callable[[Tensor, Tensor], Iterable[dic
                         state.totals["skipped_batches"] = state.totals.get("skipped_batches", 0.0) + 1
                     else:
                         state.unread = (step, terms)
+                        for group in optimizer.param_groups:
+                            group["lr"] = learning_rate(optimization, step / (epochs * len(batches)))
                         optimizer.step()
                     optimizer.zero_grad(set_to_none=True)
                     state.step += 1
@@ -168,6 +174,12 @@ def train_loop(model: nn.Module, losses: Callable[[Tensor, Tensor], Iterable[dic
                     stop(signals, state, config, processes, save)
 
 
+def learning_rate(optimization: OptimizerConfig, done: float) -> float:
+    """Of a step before which a share `done`, in [0, 1), of all steps was taken."""
+    falling = (1 + math.cos(math.pi * done)) / 2 if optimization.schedule == "cosine" else 1.0
+    return optimization.lr * falling
+
+
 def moving_average(model: nn.Module, decay: float, state: State) -> AveragedModel:
     """Exponential moving average of a model's weights; its decay after step s is at most s / (s + 10).
 
@@ -198,7 +210,10 @@ def resume(path: Path, about: dict[str, Any], model: nn.Module, average: Average
     """Fills model, average, optimizer and state from a checkpoint, after checking that it is the same run."""
     content = checkpoint.load(path, about["stage"])
     theirs, ours = content["config"], about["config"]
-    names = sorted((theirs.keys() | ours.keys()) - FREE)
+    # More epochs would move a falling learning rate.
+    free = FREE if ours.get("schedule", "constant") == "constant" else FREE - {"epochs", "num_epochs"}
+    names = sorted((theirs.keys() | ours.keys()) - free)
+    theirs = EARLIER | theirs
     different = [IN_WORDS.get(name) or f"{name} {theirs.get(name)} there, {ours.get(name)} here"
                  for name in names if theirs.get(name) != ours.get(name)]
     if different:

@@ -15,10 +15,10 @@ import fig
 import train_GTR
 import train_prior_LIDC
 from data import Loader
-from metadata_manager import LoopConfig
+from metadata_manager import LoopConfig, OptimizerConfig
 from models import Validation, checkpoint, train_loop
 from models.processes import NonFiniteLoss, Processes, seed_step
-from models.training import State, moving_average
+from models.training import State, learning_rate, moving_average
 from tests import tiny
 from tests.tiny import assert_same_runs, checkpoints
 
@@ -68,7 +68,7 @@ def at_call(number, action, losses):
 
 
 def train(folder, epochs=3, wrap=lambda losses: losses, settings=None, lr=0.01, seed=0, scores=(), ema=0.0,
-          **loop):
+          schedule="constant", clip=0.0, optimizer=torch.optim.Adam, **loop):
     """Trains a convolution in `folder`: its weights, a vector. scores: of the validations, else its bias."""
     seed_step(seed, -1)
     model, successive = nn.Conv2d(1, 1, 3, padding=1), iter(scores)
@@ -76,10 +76,10 @@ def train(folder, epochs=3, wrap=lambda losses: losses, settings=None, lr=0.01, 
     def validate(validated):
         return Validation({"GED": next(successive, validated.bias.item())}, np.zeros((2, 2, 3), np.uint8))
 
-    train_loop(model, wrap(squares(model)), torch.optim.Adam(model.parameters(), lr), Pairs(), validate,
+    train_loop(model, wrap(squares(model)), optimizer(model.parameters(), lr), Pairs(), validate,
                folder=folder, about={"stage": "GTR", "config": {"lr": lr, **(settings or {})}},
                epochs=epochs, config=LoopConfig(**{"validate_every": 1, **loop}), seed=seed, processes=CPU,
-               ema=ema)
+               optimization=OptimizerConfig(lr=lr, schedule=schedule, clip=clip, ema=ema))
     return nn.utils.parameters_to_vector(model.parameters()).detach()
 
 
@@ -293,6 +293,42 @@ def test_the_average_is_validated_and_saved_while_the_weights_train_on(tmp_path)
     assert torch.equal(train(tmp_path / "averaged", epochs=1, ema=0.9), plain)
     saved = checkpoint.load(tmp_path / "averaged" / "best.pt")
     assert saved["model"]["bias"].item() == saved["state"]["best"] != plain[-1].item()
+
+
+# Learning rate and length of the gradient.
+
+def test_the_learning_rate_falls_along_half_a_cosine_also_in_a_run_that_was_stopped(tmp_path):
+    rates = [learning_rate(OptimizerConfig(lr=2.0, schedule="cosine"), step / 4) for step in range(4)]
+    assert rates == pytest.approx([2, 1 + 0.5**0.5, 1, 1 - 0.5**0.5])
+    assert learning_rate(OptimizerConfig(lr=2.0), 0.5) == 2.0
+    cosine = {"schedule": "cosine", "settings": {"schedule": "cosine"}}
+    weights = train(tmp_path / "whole", **cosine)
+    with pytest.raises(SystemExit):
+        train(tmp_path / "stopped", wrap=signal_at(4), **cosine)
+    assert torch.equal(train(tmp_path / "stopped", **cosine), weights)
+    assert not torch.equal(train(tmp_path / "constant"), weights)
+    assert "learning_rate 0.00030154" in log_lines(tmp_path / "whole")[-2]  # of step 8 of 9
+
+
+def test_more_epochs_are_refused_where_they_would_move_the_learning_rate(tmp_path):
+    cosine = {"schedule": "cosine", "settings": {"schedule": "cosine", "epochs": 1}}
+    train(tmp_path, epochs=1, **cosine)
+    cosine["settings"]["epochs"] = 2
+    with pytest.raises(ValueError, match=r"last\.pt.*\(epochs 1 there, 2 here\)"):
+        train(tmp_path, epochs=2, **cosine)
+
+
+def test_long_gradients_are_shortened_and_logged_as_they_were(tmp_path):
+    seed_step(0, -1)
+    start = nn.utils.parameters_to_vector(nn.Conv2d(1, 1, 3, padding=1).parameters()).detach()
+    descent = {"optimizer": torch.optim.SGD, "lr": 1e-3, "epochs": 1}  # Adam forgets how long a gradient was
+    free, loose = (train(tmp_path / f"{clip}", clip=clip, **descent) for clip in (0.0, 1e3))
+    clipped = train(tmp_path / "clipped", clip=1e-2, **descent)
+    assert torch.equal(free, loose)
+    assert (clipped - start).norm() <= STEPS * 1e-3 * 1e-2 * 1.01 < (free - start).norm()
+    norm, clipped_norm = (float(re.search(r"gradient_norm (\S+)", log_lines(tmp_path / name)[0])[1])
+                          for name in ("0.0", "clipped"))
+    assert clipped_norm == pytest.approx(norm, rel=0.02) and norm > 0.1
 
 
 # Losses that are not finite.
