@@ -29,7 +29,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "atfm-no-sf": {"alpha": 0.0},
     "sfm": {"source": "normal"},
     "sfm-no-sf": {"source": "normal", "alpha": 0.0},
-    "cfm": {"source": "normal", "alpha": 0.0, "experts": "one", "signed": True,
+    "cfm": {"source": "normal", "alpha": 0.0, "objective": "velocity", "coupling": "independent",
+            "path_noise": 0.0, "experts": "one", "signed": True,
             "condition_dropout": 0.5, "guidance": 0.3, "batch_size": 64,
             "solver": "midpoint", "steps": 100},
 }
@@ -125,6 +126,18 @@ class Objective(Config):
     """What the flow learns (Algorithm 1), from which x_0 and by which loss, and how it samples."""
 
     source: str = setting("gtr", "x_0: a sample of GTR, or standard normal noise", ("gtr", "normal"))
+    temperature: float = setting(1.0, "tau of x_0 = sigmoid(GTR's logits / tau); paper: 1; above, x_0 is "
+                                      "less binary and keeps more of what GTR knows")
+    coupling: str = setting("independent", "independent: x_0 and the expert are drawn on their own (paper); "
+                                           "assigned: draws of x_0 go to an image's experts by optimal "
+                                           "transport (arXiv 2302.00482)", ("independent", "assigned"))
+    draws: int = setting(1, "draws of x_0 per expert in the coupling `assigned`")
+    path_noise: float = setting(0.0, "sigma: x_t has noise of deviation sigma sqrt(t (1 - t)) in training, "
+                                     "sampling is a Brownian bridge (paper: 0)")
+    noise_power: float = setting(0.0, "p of that noise's spectrum 1 / f^p; 0: white; 2: equal in each octave")
+    objective: str = setting("velocity", "velocity: the net gives v, squared error (Algorithm 1); endpoint: "
+                                         "logits of the mask, cross-entropy, v follows (arXiv 2406.04843)",
+                             ("velocity", "endpoint"))
     experts: str = setting("all", "all annotators of an image per step, or one at random", ("all", "one"))
     signed: bool = setting(False, "the flow's masks are -1 / 1 rather than 0 / 1 (CFM)")
     condition_dropout: float = setting(0.0, "share of training images replaced by zeros (CFM: 0.5)")

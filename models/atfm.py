@@ -2,14 +2,20 @@
 
 import math
 from collections.abc import Iterator
+from functools import partial
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metadata_manager import GREY, Objective
 from models.flow import (
     SOLVERS,
+    Path,
     Velocity,
+    bridge,
+    coloured_noise,
+    couple,
     draw_time,
     endpoint,
     linear_path,
@@ -61,7 +67,7 @@ class ATFM(nn.Module):
     def source(self, image: Tensor, n: int, generator: torch.Generator | None = None) -> Tensor:
         """n draws of x_0 per image (b, c, h, w): (b, n, h, w), sigmoid of GTR's logits or standard normal."""
         if self.gtr is not None:
-            return self.gtr.sample(image, n, generator)
+            return self.gtr.sample(image, n, generator, self.objective.temperature)
         b, _, h, w = image.shape
         return torch.randn(b, n, h, w, device=image.device, generator=generator)
 
@@ -76,25 +82,36 @@ class ATFM(nn.Module):
         if masks.ndim != 4 or len(masks) != len(image) or masks.shape[2:] != image.shape[2:]:
             raise ValueError(f"masks of shape {tuple(masks.shape)} for image of shape {tuple(image.shape)}: "
                              "expected (b, k, h, w) for (b, c, h, w)")
-        x_0 = self.source(image, 1)  # (b, 1, h, w), shared by all annotators, as is t
+        choice = self.objective
+        if choice.coupling == "independent":
+            x_0 = self.source(image, 1).expand_as(masks)  # shared by all annotators, as is t
+        else:
+            x_0 = couple(self.source(image, choice.draws * masks.shape[1]), masks)
         t = draw_time(len(image), image.device)
         condition = self._drop_condition(grey(image))
-        targets = one_expert(masks) if self.objective.experts == "one" else masks  # (b, k or 1, h, w)
-        for of_pass in targets.split(self.annotators_per_pass or targets.shape[1], dim=1):
-            weight = of_pass.shape[1] / targets.shape[1]
-            l_fm, l_sf = (weight * term for term in self._terms(x_0, of_pass, masks, t, condition))
-            yield {"loss": l_fm + self.objective.alpha * l_sf, "L_FM": l_fm.detach(), "L_SF": l_sf.detach()}
+        targets = masks
+        if choice.experts == "one":
+            x_0, targets = one_expert(torch.stack((x_0, masks), dim=2)).unbind(2)  # (b, 1, h, w)
+        path = linear_path(x_0, self._signed(targets), t, choice.path_noise, choice.noise_power)
+        j = self.annotators_per_pass or targets.shape[1]
+        for y, x_t, u in zip(targets.split(j, 1), path.x_t.split(j, 1), path.u.split(j, 1)):
+            weight = y.shape[1] / targets.shape[1]
+            l_fm, l_sf = (weight * term for term in self._terms(y, masks, Path(x_t, u), t, condition))
+            yield {"loss": l_fm + choice.alpha * l_sf, "L_FM": l_fm.detach(), "L_SF": l_sf.detach()}
 
-    def _terms(self, x_0: Tensor, targets: Tensor, all_masks: Tensor, t: Tensor, condition: Tensor
+    def _terms(self, targets: Tensor, all_masks: Tensor, path: Path, t: Tensor, condition: Tensor
                ) -> tuple[Tensor, Tensor]:
-        """L_FM and L_SF on the paths from x_0 (b, 1, h, w) to the masks `targets` (b, j, h, w)."""
+        """L_FM and L_SF on the ways to the masks `targets` (b, j, h, w)."""
         j, choice = targets.shape[1], self.objective
-        path = linear_path(x_0, 2 * targets - 1 if choice.signed else targets, t)
         x_t = path.x_t.flatten(0, 1)[:, None]  # (b * j, 1, h, w)
-        v = self._v(x_t, t.repeat_interleave(j), condition.repeat_interleave(j, dim=0))
-        v = v.view_as(path.x_t)
-        l_fm = (v - path.u).square().mean()
-        x_1t = self._probability(endpoint(path.x_t, v, t))
+        found = self._out(x_t, t.repeat_interleave(j), condition.repeat_interleave(j, dim=0))
+        found = found.view_as(targets)
+        if choice.objective == "endpoint":
+            l_fm = F.binary_cross_entropy_with_logits(found, targets)
+            x_1t = found.sigmoid()
+        else:
+            l_fm = (found - path.u).square().mean()
+            x_1t = self._probability(endpoint(path.x_t, found, t))
         return l_fm, semantic_loss(x_1t, targets, all_masks, choice.dice, choice.dice_over,
                                    choice.semantic_target)
 
@@ -113,13 +130,26 @@ class ATFM(nn.Module):
         if solver not in SOLVERS or min(steps, n, 1 if batch_size is None else batch_size) < 1:
             raise ValueError(f"solver={solver!r}, steps={steps}, n={n}, batch_size={batch_size}: expected "
                              f"one of {', '.join(SOLVERS)}, and the numbers to be at least 1")
+        if self.objective.path_noise and solver != "euler" or (
+                self.objective.objective == "endpoint" and solver in ("heun", "rk4")):
+            raise ValueError(f"--solver {solver}: expected euler where x_t has noise, and none that needs v "
+                             "at t = 1 where the net gives the endpoint")
         conditions = grey(image).repeat_interleave(n, dim=0)  # (b * n, 1, h, w)
         x_0 = self.source(image, n, generator)  # (b, n, h, w)
         states = x_0.flatten(0, 1)[:, None]
         parts = math.ceil(len(states) / (batch_size or self.states_at_once(states, conditions)))
-        ends = [SOLVERS[solver](self._velocity(condition), state, steps)
-                for state, condition in zip(states.tensor_split(parts), conditions.tensor_split(parts))]
-        return self._probability(torch.cat(ends).view_as(x_0)).clamp(0, 1)
+        fields = [self._velocity(condition) for condition in conditions.tensor_split(parts)]
+
+        def velocity(x: Tensor, t: float) -> Tensor:
+            return torch.cat([field(part, t) for field, part in zip(fields, x.tensor_split(parts))])
+
+        sigma, power = self.objective.path_noise, self.objective.noise_power
+        if sigma == 0:
+            x_1 = SOLVERS[solver](velocity, states, steps)
+        else:
+            normal = partial(coloured_noise, states.shape, power, states.device, generator)
+            x_1 = bridge(velocity, states, steps, sigma, normal)
+        return self._probability(x_1.view_as(x_0)).clamp(0, 1)
 
     def states_at_once(self, states: Tensor, conditions: Tensor) -> int:
         """How many states the net should take at once, of those (m, 1, h, w) with images (m, 1, h, w).
@@ -154,10 +184,17 @@ class ATFM(nn.Module):
         return velocity
 
     def _v(self, x_t: Tensor, t: Tensor, condition: Tensor) -> Tensor:
-        """v in float32, the net itself under autocast if `amp`."""
+        """v, or where the net gives logits of the mask, (x_1^t - x_t) / (1 - t) (arXiv 2406.04843)."""
+        found = self._out(x_t, t, condition)
+        if self.objective.objective == "velocity":
+            return found
+        return (self._signed(found.sigmoid()) - x_t) / (1 - t)[:, None, None, None]
+
+    def _out(self, x_t: Tensor, t: Tensor, condition: Tensor) -> Tensor:
+        """What the net gives, in float32; it runs under autocast if `amp`."""
         with torch.autocast(x_t.device.type, torch.bfloat16, enabled=self.amp):
-            v = self.net(x_t, t, condition)
-        return v.float()
+            found = self.net(x_t, t, condition)
+        return found.float()
 
     def _drop_condition(self, condition: Tensor) -> Tensor:
         """Replaces whole images by zeros, each with probability `condition_dropout`."""
@@ -165,6 +202,9 @@ class ATFM(nn.Module):
             return condition
         kept = torch.rand(len(condition), 1, 1, 1, device=condition.device)
         return condition * (kept >= self.objective.condition_dropout)
+
+    def _signed(self, mask: Tensor) -> Tensor:
+        return 2 * mask - 1 if self.objective.signed else mask
 
     def _probability(self, x: Tensor) -> Tensor:
         return (x + 1) / 2 if self.objective.signed else x

@@ -1,9 +1,12 @@
-"""SFM, Segmentation Flow Matching (paper, Algorithm 1): path, losses on it, and ODE solvers, as functions."""
+"""SFM, Segmentation Flow Matching (paper, Algorithm 1): coupling, path, losses and solvers, as functions."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 TIMES = 1000  # t is drawn from {0, 1/1000, ..., 999/1000}: the paper's lambda = 1e-3
@@ -11,7 +14,7 @@ TIMES = 1000  # t is drawn from {0, 1/1000, ..., 999/1000}: the paper's lambda =
 
 @dataclass(frozen=True)
 class Path:
-    """States on straight lines from x_0 to x_1, and their velocity: both (b, k, h, w)."""
+    """States on the ways from x_0 to x_1, and their velocity: both (b, k, h, w)."""
 
     x_t: Tensor
     u: Tensor
@@ -28,10 +31,53 @@ def one_expert(masks: Tensor) -> Tensor:
     return masks[torch.arange(b), torch.randint(k, (b,))][:, None]
 
 
-def linear_path(x_0: Tensor, x_1: Tensor, t: Tensor) -> Path:
-    """x_t = t x_1 + (1 - t) x_0 and u = x_1 - x_0 for x_0 (b, 1, h, w), x_1 (b, k, h, w), t (b,)."""
+def couple(x_0: Tensor, masks: Tensor) -> Tensor:
+    """The draw of x_0 that belongs to each expert, (b, k, h, w): of draws (b, c k, h, w), masks (b, k, h, w).
+
+    Draws are assigned one-to-one to c copies of the masks by the least sum of squared differences, optimal
+    transport within the image (arXiv 2302.00482); one of an expert's c draws is taken at random. A random
+    expert's draw is any of them equally often, so both marginals are those of independent draws.
+    Raises ValueError unless the draws are a multiple of k."""
+    k = masks.shape[1]
+    copies, rest = divmod(x_0.shape[1], k)
+    if rest or not copies:
+        raise ValueError(f"{x_0.shape[1]} draws of x_0 for {k} experts: expected a multiple")
+    # |x - y|^2 = |x|^2 + |y|^2 - 2 x y, of which only the last depends on the assignment.
+    gain = (x_0.flatten(2) @ masks.flatten(2).to(x_0.dtype).mT).repeat(1, 1, copies)  # (b, c k, c k)
+    draws = np.stack([np.argsort(linear_sum_assignment(one, maximize=True)[1]) for one in gain.cpu().numpy()])
+    of_expert = torch.from_numpy(draws).to(x_0.device).view(-1, copies, k)  # numbers of draws
+    one = torch.randint(copies, (len(x_0), 1, k), device=x_0.device)
+    chosen = of_expert.gather(1, one)[:, 0]  # (b, k)
+    return x_0[torch.arange(len(x_0), device=x_0.device)[:, None], chosen]
+
+
+def linear_path(x_0: Tensor, x_1: Tensor, t: Tensor, sigma: float = 0.0, power: float = 0.0) -> Path:
+    """x_t = t x_1 + (1 - t) x_0 + sigma sqrt(t (1 - t)) z for x_0, x_1 (b, k, h, w) and t (b,) in [0, 1).
+
+    u = (x_1 - x_t) / (1 - t), which is x_1 - x_0 without noise; with it, x_t is a Brownian bridge of scale
+    sigma (arXiv 2303.08797, Sec. 3) and u its drift. z: `coloured_noise` of a power."""
     t = t[:, None, None, None]
-    return Path(t * x_1 + (1 - t) * x_0, x_1 - x_0)
+    x_t = t * x_1 + (1 - t) * x_0
+    if sigma == 0:
+        return Path(x_t, x_1 - x_0)
+    x_t = x_t + sigma * (t * (1 - t)).sqrt() * coloured_noise(x_t.shape, power, x_t.device)
+    return Path(x_t, (x_1 - x_t) / (1 - t))
+
+
+def coloured_noise(shape: tuple[int, ...], power: float, device: torch.device,
+                   generator: torch.Generator | None = None) -> Tensor:
+    """Gaussian maps (..., h, w) of unit variance at each pixel, whose spectrum falls as 1 / f^power.
+
+    power 0: white; 2: as much variance in every octave of f. Frequency 0 has what the lowest other has."""
+    white = torch.randn(shape, device=device, generator=generator)
+    if power == 0:
+        return white
+    h, w = shape[-2:]
+    rows, columns = torch.fft.fftfreq(h, device=device), torch.fft.fftfreq(w, device=device)
+    squared = (rows[:, None].square() + columns.square()).clamp(min=1 / max(h, w) ** 2)
+    amplitude = squared ** (-power / 4)  # f^(-power / 2)
+    amplitude = amplitude / amplitude.square().mean().sqrt()
+    return torch.fft.irfft2(torch.fft.rfft2(white) * amplitude[:, :w // 2 + 1], s=(h, w))
 
 
 def endpoint(x_t: Tensor, v: Tensor, t: Tensor) -> Tensor:
@@ -77,6 +123,21 @@ def euler(velocity: Velocity, x_0: Tensor, steps: int) -> Tensor:
     x = x_0
     for i in range(steps):
         x = x + velocity(x, i / steps) / steps
+    return x
+
+
+def bridge(velocity: Velocity, x_0: Tensor, steps: int, sigma: float, normal: Callable[[], Tensor]) -> Tensor:
+    """Steps of the Brownian bridge of scale sigma from x_0 to the mask that the velocity points at.
+
+    x_s = x_t + (s - t) v + sigma sqrt((s - t) (1 - s) / (1 - t)) z, exact in law where
+    x_1^t = x_t + (1 - t) v stays the same. The last step adds no noise and ends at x_1^t. sigma 0: `euler`.
+    normal(): z, like x_0."""
+    x = x_0
+    for i in range(steps):
+        x = x + velocity(x, i / steps) / steps
+        left = steps - i - 1
+        if sigma and left:
+            x = x + sigma * math.sqrt(left / (left + 1) / steps) * normal()
     return x
 
 

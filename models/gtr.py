@@ -104,11 +104,12 @@ class GTR(nn.Module):
             return LowRankGaussian(self.mean(features)[:, 0], self.cov_factor(features), cov_diag[:, 0])
 
     @torch.no_grad()
-    def sample(self, image: Tensor, n: int, generator: torch.Generator | None = None) -> Tensor:
-        """x_0, the source of the flow: n sigmoids of logit maps per image (b, c, h, w), (b, n, h, w).
+    def sample(self, image: Tensor, n: int, generator: torch.Generator | None = None,
+               temperature: float = 1.0) -> Tensor:
+        """x_0, the source of the flow: sigmoid(logits / temperature), n per image (b, c, h, w): (b, n, h, w).
 
         Thresholded at 0.5, without a flow, they are what the paper calls Act. GTR (Table 4)."""
-        return self(image).sample(n, generator).sigmoid()
+        return (self(image).sample(n, generator) / temperature).sigmoid()
 
 
 def monte_carlo_nll(logits: Tensor, mask: Tensor) -> Tensor:
