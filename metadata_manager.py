@@ -27,6 +27,7 @@ SOLVERS = ("euler", "midpoint", "heun", "rk4", "ab2")
 METHODS: dict[str, dict[str, Any]] = {
     "atfm": {},
     "atfm-no-sf": {"alpha": 0.0},
+    "refiner": {"times": "zero", "steps": 1},
     "sfm": {"source": "normal"},
     "sfm-no-sf": {"source": "normal", "alpha": 0.0},
     "cfm": {"source": "normal", "alpha": 0.0, "objective": "velocity", "coupling": "independent",
@@ -34,6 +35,9 @@ METHODS: dict[str, dict[str, Any]] = {
             "condition_dropout": 0.5, "guidance": 0.3, "batch_size": 64,
             "solver": "midpoint", "steps": 100},
 }
+
+
+CONTROLS = ("act-gtr-emptied", "act-gtr-smoothed")  # GTR's samples, simply post-processed
 
 
 def setting(default: Any, why: str, choices: tuple[str, ...] = (), flags: tuple[str, ...] = ()) -> Any:
@@ -134,6 +138,8 @@ class Objective(Config):
     draws: int = setting(1, "draws of x_0 per expert in the coupling `assigned`")
     path_noise: float = setting(0.0, "sigma: x_t has noise of deviation sigma sqrt(t (1 - t)) in training, "
                                      "sampling is a Brownian bridge (paper: 0)")
+    times: str = setting("uniform", "t in training: uniform in [0, 1) (Algorithm 1); zero: 0 only, a refiner "
+                                    "in one step", ("uniform", "zero"))
     noise_power: float = setting(0.0, "p of that noise's spectrum 1 / f^p; 0: white; 2: equal in each octave")
     objective: str = setting("velocity", "velocity: the net gives v, squared error (Algorithm 1); endpoint: "
                                          "logits of the mask, cross-entropy, v follows (arXiv 2406.04843)",
@@ -218,8 +224,9 @@ class EvaluationConfig(Config):
 
     gtr: str | None = setting(None, "run folder or checkpoint of step 1 (default: <output_path>/GTR)")
     prior: str | None = setting(None, "run folder or checkpoint of step 2 (default: <output_path>/<method>)")
-    methods: tuple[str, ...] = setting(("act-gtr", "atfm"), "systems; act-gtr: GTR's samples, no flow",
-                                       ("act-gtr", *METHODS), ("--methods", "--method"))
+    methods: tuple[str, ...] = setting(("act-gtr", "atfm"), "systems; act-gtr: GTR's samples, no flow; "
+                                       "-emptied, -smoothed: controls, see metrics/controls.py",
+                                       ("act-gtr", *CONTROLS, *METHODS), ("--methods", "--method"))
     solver: tuple[str, ...] = setting((), "solvers of the flow's ODE, a row each (default: the checkpoint's)",
                                       SOLVERS)
     steps: tuple[int, ...] = setting((), "numbers of solver steps, a row each (default: the checkpoint's)")

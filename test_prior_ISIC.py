@@ -7,17 +7,29 @@ The paper's row stands below ours in the table that it prints. All flags: --help
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import fig
 from data import load
 from metadata_manager import EvaluationConfig, Metadata, RunConfig, parse
-from metrics import Row, differences_table, evaluate, interleaved, results, scores_table, write_text
+from metrics import (
+    CONTROLS,
+    Row,
+    differences_table,
+    empty_table,
+    evaluate,
+    interleaved,
+    parts_table,
+    results,
+    scores_table,
+    write_text,
+)
 from models import load_systems
 from models.checkpoint import versions
 from models.processes import join, one_line_errors
 
+CONTROL_IMAGES = 200
 MEMORY = "a smaller --batch_size (in proportion), --amp True (to about a half)"
 
 
@@ -29,9 +41,13 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     with join(run) as processes:
         device = processes.device
+
+        def control(method: str, sample: Callable) -> Callable:  # what it chooses, on validation images
+            return CONTROLS[method](sample, load(metadata, "val").spread(CONTROL_IMAGES), device)
+
         if config.images:  # no expert has marked them: samples instead of scores
             if processes.first:
-                systems = load_systems(config, metadata, run, device)
+                systems = load_systems(config, metadata, run, device, control)
                 drawn = next((system for system in systems if system.evaluations > 0), systems[0])  # a flow
                 fig.draw_own_images(drawn, config.images, max(config.samples), config.seeds[0],
                                     output / "images", device)
@@ -41,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         test = processes.in_turn(lambda: load(metadata, "test")).to(device)
 
         # Systems: each a function sample(image, n, generator) -> n masks as probabilities.
-        systems = load_systems(config, metadata, run, device, test.ids)
+        systems = load_systems(config, metadata, run, device, control, test.ids)
 
         # Scores of each on every test image (App. 7); each process draws and scores every m-th image.
         mine = range(processes.rank, len(test), processes.count)
@@ -57,6 +73,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     # Report: ours beside the paper's rows, and each system's difference from atfm, over patients.
     table = scores_table(metadata.what, rows, config.samples)
     table += differences_table(rows, test.patients, config.samples)
+    table += empty_table(rows) + parts_table(rows, max(config.samples))
     report = results(rows, test.patients, test.fingerprint, versions(), device,
                      run=run, metadata=metadata, sampling=config)
     print(table)

@@ -1,4 +1,4 @@
-"""Curves from a test's results.json: scores against cost or alpha, as in the paper's ablations.
+"""Curves from a test's results.json: scores against cost or alpha, as in the paper's ablations, and parts.
 
 A report is the content of that file; report["systems"][label] is what a system scored, and how it sampled."""
 
@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from fig.canvas import DPI, SMALL, WIDTH, colour, save
 from fig.curves import label
 from metadata_manager import experiment
+from metrics.parts import THIRDS, empty_correlation, parts_of, thirds
 from metrics.report import bootstrap_interval, matching_n
 
 Report = dict[str, Any]
@@ -26,8 +27,10 @@ DRAWS = 2000  # of the bootstrap, per point: enough for an interval that is read
 def results_curves(report: Report, folder: Path) -> list[str]:
     """Write the curves that a test gives rise to into `folder`; returns the names of the files.
 
-    tradeoff.png if a flow was tested with several --steps or --solver; sweep.png with several --alphas."""
-    sampling, written = report["sampling"], []
+    parts.png; tradeoff.png if a flow was tested with several --steps or --solver; sweep.png with several
+    --alphas."""
+    sampling, written = report["sampling"], ["parts.png"]
+    save(parts(report), folder / written[-1])
     if max(len(sampling["steps"]), len(sampling["solver"])) > 1 and len(_values(report, "evaluations")) > 1:
         written.append("tradeoff.png")
         save(tradeoff(report), folder / written[-1])
@@ -59,6 +62,37 @@ def sweep(report: Report) -> Figure:
     """Scores against alpha, the weight of the semantic term, a line per method, solver and steps."""
     return _curves(report, "alpha", r"$\alpha$, weight of the semantic term", r", alpha [^,]+",
                    "flows of different alpha; train and test with several --alphas")
+
+
+def parts(report: Report) -> Figure:
+    """Calibration of empty masks, distance from the experts and diversity by size of what they mark.
+
+    report: of results.json, with the scores "Empty", "Distance", ... of each system; means over seeds."""
+    n = max(report["sampling"]["samples"])
+    figure = Figure(figsize=(WIDTH, 3.0), dpi=DPI, layout="constrained")
+    empty, distance, diversity = figure.subplots(1, 3)
+    for i, (name, one) in enumerate(report["systems"].items()):
+        scores = {key: np.array(values) for key, values in one["scores"].items()}
+        style = {"color": colour(i), "marker": MARKERS[i % len(MARKERS)], "markersize": 5, "linewidth": 1.5}
+        ours, theirs = scores["Empty"].mean(0), scores["Experts empty"].mean(0)
+        shares = np.unique(theirs)
+        empty.plot(shares, [ours[theirs == share].mean() for share in shares], **style,
+                   label=f"{name} (correlation {empty_correlation(scores):.2f})")
+        by_size = [parts_of(scores, n, images) for images in thirds(scores["Size"].mean(0)).values()
+                   if len(images)]
+        distance.plot([of["Distance"] for of in by_size], **style)
+        diversity.plot([of["Diversity"] for of in by_size], **style)
+    diversity.plot([of["Experts' diversity"] for of in by_size], color="0.4", linestyle="--", linewidth=1.5,
+                   label="experts")
+    empty.plot([0, 1], [0, 1], color="0.4", linestyle="--", linewidth=1.5)
+    label(empty, "share of an image's experts who mark nothing", "share of empty samples")
+    label(distance, "", "E d(sample, expert)")
+    label(diversity, "", "E d(sample, sample);  dashed: experts")
+    for ax in (distance, diversity):
+        ax.set_xticks(range(len(by_size)), [third.replace(" ", "\n") for third in THIRDS[:len(by_size)]])
+    figure.legend(*empty.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False,
+                  fontsize=SMALL)
+    return figure
 
 
 def _values(report: Report, field: str) -> set[float]:

@@ -1,8 +1,10 @@
 """Scores of App. 7 on binary masks, others' scores used in the field, and their evaluation over a dataset."""
 
+from metrics.controls import CONTROLS
 from metrics.evaluation import Evaluation, evaluate, image_seed, interleaved, score
 from metrics.maps import calibration_error, dice_of_means, entropy_map, s_ncc, variance_map
 from metrics.overlap import Overlaps, dice_matrix, iou_matrix
+from metrics.parts import empty_table, parts_table
 from metrics.report import Row, bootstrap_interval, differences_table, results, scores_table, write_text
 from metrics.scores import (
     d_max,
@@ -17,8 +19,9 @@ from metrics.scores import (
 )
 
 __all__ = [
-    "Evaluation", "Overlaps", "Row", "bootstrap_interval", "calibration_error", "d_max", "dice_matrix",
-    "dice_of_means", "differences_table", "diversity", "diversity_from", "entropy_map", "evaluate", "ged",
-    "ged_from", "hm_iou", "hm_iou_from", "image_seed", "interleaved", "iou_matrix", "mdm", "mdm_from",
-    "results", "s_ncc", "score", "scores_table", "variance_map", "write_text",
+    "CONTROLS", "Evaluation", "Overlaps", "Row", "bootstrap_interval", "calibration_error", "d_max",
+    "dice_matrix", "dice_of_means", "differences_table", "diversity", "diversity_from", "empty_table",
+    "entropy_map", "evaluate", "ged", "ged_from", "hm_iou", "hm_iou_from", "image_seed", "interleaved",
+    "iou_matrix", "mdm", "mdm_from", "parts_table", "results", "s_ncc", "score", "scores_table",
+    "variance_map", "write_text",
 ]

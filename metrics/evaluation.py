@@ -14,10 +14,23 @@ from tqdm import tqdm
 
 from metrics.maps import calibration_error, dice_of_means, s_ncc
 from metrics.overlap import Overlaps
-from metrics.scores import diversity_from, ged_from, hm_iou_from, mdm_from
+from metrics.scores import (
+    distance_from,
+    diversity_from,
+    empty_share,
+    experts_diversity_from,
+    ged_from,
+    hm_iou_from,
+    mdm_from,
+)
 
 PER_N = {"GED": ged_from, "HM-IoU": hm_iou_from, "MDM": mdm_from, "Diversity": diversity_from}
 AT_MAX_N = {"S_NCC": s_ncc, "Dice of means": dice_of_means, "ECE": calibration_error}
+# Where GED_n comes from, and how often nothing is marked (`metrics.parts`): also of all n samples.
+PARTS = {"Distance": distance_from, "Experts' diversity": experts_diversity_from}
+OF_MASKS = {"Empty": lambda samples, _: empty_share(samples),
+            "Experts empty": lambda _, masks: empty_share(masks),
+            "Size": lambda _, masks: masks.sum((1, 2, 3)) / masks.shape[1]}  # pixels, mean over experts
 
 SCORED_TOGETHER = 8  # sets of samples on a GPU, which waits for launches; on a CPU one at a time is faster
 
@@ -85,7 +98,8 @@ def score(samples: Tensor, masks: Tensor, prefixes: Sequence[int]) -> dict[str, 
     GED, HM-IoU, MDM and diversity of the first n samples per n of `prefixes`; the rest of all samples."""
     overlaps = Overlaps.of(samples, masks)
     per_n = {f"{name}{n}": of(overlaps.prefix(n)) for name, of in PER_N.items() for n in prefixes}
-    return per_n | {name: of(samples, masks) for name, of in AT_MAX_N.items()}
+    parts = {name: of(overlaps) for name, of in PARTS.items()}
+    return per_n | parts | {name: of(samples, masks) for name, of in (AT_MAX_N | OF_MASKS).items()}
 
 
 @torch.no_grad()

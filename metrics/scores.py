@@ -75,5 +75,20 @@ def diversity_from(overlaps: Overlaps) -> Tensor:
     return _diversity(overlaps.iou_ss)
 
 
+def distance_from(overlaps: Overlaps) -> Tensor:
+    """E d(s, y), the mean of 1 - IoU over all pairs of a sample and an expert's mask, (b,) float64."""
+    return 1 - overlaps.iou_sy.mean((1, 2))
+
+
+def experts_diversity_from(overlaps: Overlaps) -> Tensor:
+    """E d(y, y') over all ordered pairs of experts, (b,) float64."""
+    return _diversity(overlaps.iou_yy)
+
+
+def empty_share(masks: Tensor) -> Tensor:
+    """How many of the masks (b, n, h, w) mark nothing: (b,) float64 in [0, 1]."""
+    return 1 - masks.flatten(2).any(2).double().mean(1)
+
+
 def _diversity(iou_ss: Tensor) -> Tensor:
     return 1 - iou_ss.mean((1, 2))

@@ -87,7 +87,7 @@ class ATFM(nn.Module):
             x_0 = self.source(image, 1).expand_as(masks)  # shared by all annotators, as is t
         else:
             x_0 = couple(self.source(image, choice.draws * masks.shape[1]), masks)
-        t = draw_time(len(image), image.device)
+        t = draw_time(len(image), image.device, choice.times)
         condition = self._drop_condition(grey(image))
         targets = masks
         if choice.experts == "one":

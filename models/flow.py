@@ -20,8 +20,10 @@ class Path:
     u: Tensor
 
 
-def draw_time(b: int, device: torch.device) -> Tensor:
-    """t for each image of the batch, (b,), shared by its annotators (Algorithm 1)."""
+def draw_time(b: int, device: torch.device, times: str = "uniform") -> Tensor:
+    """t for each image of the batch, (b,), shared by its annotators (Algorithm 1); times "zero": t = 0."""
+    if times == "zero":
+        return torch.zeros(b, device=device)
     return torch.randint(TIMES, (b,), device=device) / TIMES
 
 

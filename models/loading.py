@@ -122,23 +122,26 @@ class System:
 
 
 def load_systems(config: EvaluationConfig, metadata: Metadata, run: RunConfig, device: torch.device,
+                 control: Callable[[str, Callable[..., Tensor]], Callable[..., Tensor]],
                  test_ids: Sequence[str] | None = None) -> list[System]:
     """The systems that the flags of a test name, ready to sample on a device.
 
-    test_ids: the images to be tested on; None: the user's own images, which are resized. Raises ValueError
-    for a system that was trained on one of the images to be tested on, or on images of another size."""
-    flows = [method for method in config.methods if method != "act-gtr"]
+    control(method, sample): the sampler of one of CONTROLS, from GTR's. test_ids: the images to be tested on;
+    None: the user's own images, which are resized. Raises ValueError for a system that was trained on one of
+    the images to be tested on, or on images of another size."""
+    flows = [method for method in config.methods if method in METHODS]
     if config.prior is not None and (len(flows) > 1 or config.alphas):
         raise ValueError(f"--prior names one flow, but --methods {' '.join(config.methods)} asks for "
                          f"{len(flows)}; leave --prior out, the folders of --output_path are taken")
     output = Path(run.output_path or "runs")
     gtr, gtr_path = None, checkpoint.find(config.gtr or output / "GTR", "GTR")
-    if "act-gtr" in config.methods or any(METHODS[method].get("source") != "normal" for method in flows):
+    if len(flows) < len(config.methods) or any(METHODS[method].get("source") != "normal" for method in flows):
         gtr = tested_gtr(gtr_path, config, metadata, run.preset, test_ids).to(device)
     found: list[System] = []
     for method in config.methods:
-        if method == "act-gtr" and gtr is not None:
-            found.append(System(method, method, gtr.sample, 0, (str(gtr_path),), gtr.trained_on))
+        if method not in METHODS and gtr is not None:
+            sample = gtr.sample if method == "act-gtr" else control(method, gtr.sample)
+            found.append(System(method, method, sample, 0, (str(gtr_path),), gtr.trained_on))
             continue
         for alpha in config.alphas or (None,):
             folder = flow_folder(method, alpha)

@@ -43,6 +43,9 @@ def test_per_image_scores_are_those_of_the_thresholded_samples():
     expected = {f"{name}{n}": of(drawn[:, :n], masks) for name, of in per_n.items() for n in (2, 5)}
     expected |= {"S_NCC": metrics.s_ncc(drawn, masks), "ECE": metrics.calibration_error(drawn, masks),
                  "Dice of means": metrics.dice_of_means(drawn, masks)}
+    expected |= {"Distance": 1 - metrics.iou_matrix(drawn, masks).mean(), "Size": masks.sum() / 3,
+                 "Experts' diversity": 1 - metrics.iou_matrix(masks, masks).mean(),
+                 "Empty": torch.zeros(()), "Experts empty": torch.zeros(())}
     assert all(values.shape == (2, 5) and values.dtype == np.float64 for values in found.scores.values())
     assert {name: values[1, 2] for name, values in found.scores.items()} == pytest.approx(
         {name: value.item() for name, value in expected.items()}, abs=1e-6)

@@ -175,6 +175,8 @@ def test_learning_curves_have_a_panel_per_series_and_a_line_per_run():
 def report(steps=(), solver=(), **systems):
     """Of systems (evaluations, alpha, what scores are lower by): two seeds, two patients' four images."""
     values, spread = {"GED2": 0.5, "GED4": 0.4, "HM-IoU4": 0.7}, np.array([[-0.1, 0.1, 0, 0]] * 2)
+    values |= {"Distance": 0.5, "Diversity4": 0.4, "Experts' diversity": 0.2, "Size": 9.0, "Empty": 0.5,
+               "Experts empty": 0.5}
     return {"groups": ["a", "b", "a", "b"], "metadata": {"what": "LIDC_demo", "reader": "lidc"},
             "sampling": {"samples": [2, 4], "steps": list(steps), "solver": list(solver)},
             "systems": {label.replace("__", ", ").replace("_", " "): {
@@ -202,11 +204,22 @@ def test_curves_join_the_rows_of_a_test_that_differ_in_cost_or_alpha():
 
 
 def test_a_test_leaves_the_curves_that_its_rows_give_rise_to(tmp_path):
-    assert fig.results_curves(STEPS, tmp_path) == ["tradeoff.png"]
-    assert fig.results_curves(ALPHAS, tmp_path) == ["sweep.png"]
-    assert {path.name for path in tmp_path.iterdir()} == {"tradeoff.png", "sweep.png"}
+    assert fig.results_curves(STEPS, tmp_path) == ["parts.png", "tradeoff.png"]
+    assert fig.results_curves(ALPHAS, tmp_path) == ["parts.png", "sweep.png"]
+    assert {path.name for path in tmp_path.iterdir()} == {"parts.png", "tradeoff.png", "sweep.png"}
     not_varied = report(act_gtr=(0, None, 0), atfm=(25, None, 0), cfm=(100, None, 0))
-    assert fig.results_curves(not_varied, tmp_path) == []
+    assert fig.results_curves(not_varied, tmp_path) == ["parts.png"]
+
+
+def test_the_parts_of_a_score_and_the_shares_of_empty_masks():
+    empty, distance, diversity = results.parts(STEPS).axes
+    act_gtr, _, _, diagonal = empty.lines
+    assert act_gtr.get_xydata().T.round(6).tolist() == [[0.4, 0.5, 0.6], [0.4, 0.5, 0.6]]
+    assert diagonal.get_xydata().tolist() == [[0, 0], [1, 1]]
+    # By size, smallest first: images 0 and 2; 3; 1.
+    assert distance.lines[0].get_ydata().round(6).tolist() == [0.45, 0.5, 0.6]
+    assert diversity.lines[1].get_ydata().round(6).tolist() == [0.15, 0.2, 0.3]
+    assert diversity.lines[-1].get_ydata().round(6).tolist() == [0.15, 0.2, 0.3]
 
 
 @pytest.mark.parametrize("text", ["no JSON", "[]", json.dumps(STEPS | {"systems": {"atfm": {}}})])

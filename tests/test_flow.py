@@ -40,6 +40,7 @@ def test_time_is_drawn_from_all_thousandths_below_one():
     t = flow.draw_time(100_000, torch.device("cpu"))
     assert torch.equal(t.unique(), torch.arange(1000) / 1000)
     assert t.mean().item() == pytest.approx(0.4995, abs=5 * (1 / 12 / 100_000) ** 0.5)
+    assert torch.equal(flow.draw_time(3, torch.device("cpu"), "zero"), torch.zeros(3))
 
 
 def test_one_expert_is_drawn_for_each_image():

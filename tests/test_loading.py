@@ -20,7 +20,8 @@ GIB = 2**30
 
 
 def systems(run, metadata=METADATA, test_ids=(), **flags):
-    return load_systems(EvaluationConfig(**flags), metadata, RunConfig(output_path=str(run)), CPU, test_ids)
+    return load_systems(EvaluationConfig(**flags), metadata, RunConfig(output_path=str(run)), CPU,
+                        lambda method, sample: (method, sample), test_ids)
 
 
 @pytest.mark.parametrize("place", ["", "GTR", "GTR/best.pt"])

@@ -132,7 +132,7 @@ def test_a_flow_per_alpha_has_a_folder_of_its_own():
     (lambda: Objective(source="noise"), "source='noise': expected one of gtr, normal"),
     (lambda: FlowConfig(dice="hard"), "dice='hard': expected one of soft, thresholded"),
     (lambda: GTRConfig(pool="min"), "pool='min': expected one of max, avg"),
-    (lambda: EvaluationConfig(methods=("atfm", "gan")), "methods='gan': expected one of act-gtr, atfm"),
+    (lambda: EvaluationConfig(methods=("atfm", "gan")), "methods='gan': expected one of act-gtr, act-gtr-emptied"),
     (lambda: LoopConfig(val_images=0), "--val_images 0: expected at least 1"),
     (lambda: experiment("lidc"), "--what lidc: unknown dataset"),
     (lambda: experiment("LIDC", "papers"), "--preset papers: unknown"),

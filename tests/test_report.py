@@ -73,7 +73,7 @@ def test_the_paper_s_tables_have_columns_of_ours_in_which_atfm_is_best():
             assert column in columns((16, 32, 100))
     assert PAPER["LIDC"]["Prob. U-Net"]["GED16"] == (0.31, 0.01)
     assert PAPER["LIDC"]["PHiSeg"]["GED32"] == (0.247, None) and "GED16" not in PAPER["LIDC"]["CIMD"]
-    assert {*METHODS, "act-gtr"} - set(PAPER["LIDC"]) == {"cfm"}
+    assert {*METHODS, "act-gtr"} - set(PAPER["LIDC"]) == {"cfm", "refiner"}
 
 
 def test_scores_table_has_the_papers_row_below_each_methods_rows():

@@ -14,7 +14,7 @@ import test_prior_LIDC
 import train_GTR
 import train_prior_ISIC
 import train_prior_LIDC
-from metadata_manager import METHODS
+from metadata_manager import CONTROLS, METHODS
 from models import checkpoint
 from tests import tiny
 from tests.tiny import where
@@ -128,10 +128,11 @@ def test_every_method_trains_and_tests(lidc, run_copy, no_pictures):
     for method in set(METHODS) - {"atfm"}:
         train_prior_LIDC.main([*PRIOR, *where(lidc, run_copy), "--method", method])
         assert checkpoint.load(run_copy / method / "best.pt")["stage"] == method
-    test_prior_LIDC.main([*TEST, *where(lidc, run_copy), "--methods", "act-gtr", *METHODS])
+    test_prior_LIDC.main([*TEST, *where(lidc, run_copy), "--methods", "act-gtr", *CONTROLS, *METHODS])
     table = rows((run_copy / "test" / "table.md").read_text())
     assert {name: row["evaluations"] for name, row in table.items()} == {
-        "act-gtr, ours": "0", "act-gtr, paper": "", "atfm, ours": "1", "atfm, paper": "",
+        "act-gtr, ours": "0", "act-gtr, paper": "", "act-gtr-emptied, ours": "0",
+        "act-gtr-smoothed, ours": "0", "refiner, ours": "1", "atfm, ours": "1", "atfm, paper": "",
         "atfm-no-sf, ours": "1", "atfm-no-sf, paper": "", "sfm, ours": "1", "sfm, paper": "",
         "sfm-no-sf, ours": "1", "sfm-no-sf, paper": "",
         "cfm, ours": "4"}  # two per midpoint step, each with and without the image
