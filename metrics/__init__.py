@@ -5,7 +5,15 @@ from metrics.evaluation import Evaluation, evaluate, image_seed, interleaved, sc
 from metrics.maps import calibration_error, dice_of_means, entropy_map, s_ncc, variance_map
 from metrics.overlap import Overlaps, dice_matrix, iou_matrix
 from metrics.parts import empty_table, parts_table
-from metrics.report import Row, bootstrap_interval, differences_table, results, scores_table, write_text
+from metrics.report import (
+    Row,
+    bootstrap_interval,
+    differences_table,
+    results,
+    scores_table,
+    two_level_interval,
+    write_text,
+)
 from metrics.scores import (
     d_max,
     diversity,
@@ -23,5 +31,5 @@ __all__ = [
     "dice_matrix", "dice_of_means", "differences_table", "diversity", "diversity_from", "empty_table",
     "entropy_map", "evaluate", "ged", "ged_from", "hm_iou", "hm_iou_from", "image_seed", "interleaved",
     "iou_matrix", "mdm", "mdm_from", "parts_table", "results", "s_ncc", "score", "scores_table",
-    "variance_map", "write_text",
+    "two_level_interval", "variance_map", "write_text",
 ]

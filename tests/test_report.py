@@ -8,7 +8,16 @@ import pytest
 import torch
 
 from metadata_manager import METHODS, EvaluationConfig
-from metrics import Evaluation, Row, bootstrap_interval, differences_table, results, scores_table, write_text
+from metrics import (
+    Evaluation,
+    Row,
+    bootstrap_interval,
+    differences_table,
+    results,
+    scores_table,
+    two_level_interval,
+    write_text,
+)
 from metrics.files import whole_file
 from metrics.report import PAPER, columns
 
@@ -127,3 +136,23 @@ def test_a_file_is_whole_or_what_it_was(tmp_path):
             file.write(b"half")
             raise OSError("disk full")
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_two_level_interval_resamples_runs_and_patients():
+    random = np.random.default_rng(0)
+    of_runs, of_images = random.normal(0, 1, 40), random.normal(0, 1, 100)
+    values = 0.3 + of_runs[:, None] + of_images
+    mean, low, high = two_level_interval(values, np.arange(100), draws=4000)
+    half = 1.96 * np.hypot(of_runs.std() / 40**0.5, of_images.std() / 10)
+    assert mean == values.mean() and (low, high) == pytest.approx((mean - half, mean + half), abs=0.03)
+    # One run: over patients alone, as the plain interval. One patient: over runs alone.
+    assert two_level_interval(values[:1], np.arange(100)) == pytest.approx(
+        bootstrap_interval(values[0], np.arange(100)), abs=0.02)
+    mean, low, high = two_level_interval(values, ["p"] * 100, draws=4000)
+    assert high - low == pytest.approx(2 * 1.96 * of_runs.std() / 40**0.5, rel=0.05)
+
+
+def test_two_level_interval_weighs_patients_by_their_images():
+    values = np.repeat([[0.0, 1.0]], 2, 0).repeat([3, 1], 1)
+    mean, low, high = two_level_interval(values, list("pppq"))
+    assert (mean, low, high) == (0.25, 0, 1)

@@ -86,24 +86,39 @@ Runs = dict[int, dict[str, Any]]  # seed -> content of a run's results.json
 Found = dict[str, Runs]  # by row
 
 
-def run(variant: Variant, folder: Path, common: Sequence[str]) -> None:
+@dataclass(frozen=True)
+class Study:
+    """Rows, of which the first has the GTR that others share, and what they have in common, by script."""
+
+    rows: tuple[Variant, ...]
+    gtr: Sequence[str]
+    flow: Sequence[str]
+    test: Sequence[str]
+
+
+CHOICES = Study(VARIANTS, GTR, FLOW, TEST)
+
+
+def run(study: Study, variant: Variant, folder: Path, common: Sequence[str]) -> None:
     """Trains and tests a row in a folder of `folder`, beside the first row's, as far as that is not done."""
     own = folder / variant.folder
     shared = [*common, *variant.every.split(), "--output_path", str(own)]
-    gtr = str((own if variant.own_gtr else folder / VARIANTS[0].folder) / "GTR")
     if (own / "test" / "results.json").exists():
         return
-    if variant.own_gtr:
-        train_GTR.main([*GTR, *shared, *(variant.gtr or "").split()])
-    train_prior_LIDC.main([*FLOW, *shared, *variant.flow.split(), "--gtr", gtr])
+    with_gtr = variant if variant.own_gtr else study.rows[0]
+    gtr = folder / with_gtr.folder / "GTR"
+    if with_gtr is variant or not gtr.exists():
+        train_GTR.main([*study.gtr, *common, *with_gtr.every.split(), *(with_gtr.gtr or "").split(),
+                        "--output_path", str(gtr.parent)])
+    train_prior_LIDC.main([*study.flow, *shared, *variant.flow.split(), "--gtr", str(gtr)])
     leaks = str("--split released" in variant.every)
-    test_prior_LIDC.main([*TEST, *shared, "--gtr", gtr, "--allow_overlap", leaks])
+    test_prior_LIDC.main([*study.test, *shared, "--gtr", str(gtr), "--allow_overlap", leaks])
 
 
-def finished(root: Path) -> Found:
-    """The results of all rows and seeds that are done, in the order of VARIANTS."""
+def finished(study: Study, root: Path) -> Found:
+    """The results of all rows and seeds that are done, in the order of the rows."""
     found: Found = {}
-    for variant in VARIANTS:
+    for variant in study.rows:
         for path in sorted(root.glob(f"seed*/{variant.folder}/test/results.json")):
             seed = int(path.parts[-4].removeprefix("seed"))
             found.setdefault(variant.name, {})[seed] = json.loads(path.read_text())
@@ -171,8 +186,8 @@ def main(flags: Sequence[str] | None = None) -> None:
     for seed in arguments.seeds:
         common = ["--data_path", arguments.data_path, "--crop", arguments.crop, "--seed", str(seed)]
         for number in sorted({0, *arguments.rows}):
-            run(VARIANTS[number], root / f"seed{seed}", common)
-            found = finished(root)
+            run(CHOICES, VARIANTS[number], root / f"seed{seed}", common)
+            found = finished(CHOICES, root)
             panels = differences(found)
             write_text(root / "table.md", table(found, panels))
     fig.save(fig.differences(panels), root / "study.png")

@@ -1,0 +1,113 @@
+"""Does the flow gain anything, and from what: against GTR's own samples and against simple controls.
+
+Every row has the same GTR per seed, the same number of steps and of paths per step, and is tested once on the
+same test images. Differences are of the same training run; their 95 % intervals resample training runs and
+patients together. Then each run of the last row on its own, over patients. A row takes about 8 minutes per
+seed on one core, and the GTR of a seed 4. What is done already is not repeated:
+
+    python -m tests.benchmarks.gain --data_path <lidc .h5 file or pickle folder> --seeds 0 1 2
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from metrics import bootstrap_interval, two_level_interval, write_text
+from metrics.parts import empty_correlation
+from models.processes import one_line_errors
+from tests.benchmarks.study import SCORES, Found, Runs, Study, Variant, finished, run, scores
+
+GTR = ("--epochs 20 --batchsize 32 --lr 1e-3 --schedule cosine --ema 0.99 --num_filters 16 32 64 "
+       "--validate_every 20").split()
+FLOW = ("--batch_size 8 --lr 1e-3 --dim 16 --experts one --num_epochs 4 --validate_every 4 --val_images 8 "
+        "--val_steps 1").split()
+TEST = ("--methods act-gtr act-gtr-emptied act-gtr-smoothed atfm --samples 16 --seeds 0 --batch_size 8 "
+        "--limit 120").split()
+LEARNING = "--schedule cosine --clip 1 --ema 0.999 --weight_standardization none --time_scale 10"
+ENDPOINT, COUPLED, SOFT = "--objective endpoint", "--coupling assigned", "--temperature 4"
+NOISE = "--path_noise 0.5"
+PLAIN = "flow of the paper, learning rate falling"
+BEST = f"{LEARNING} {ENDPOINT} {COUPLED} {SOFT} {NOISE}"
+ROWS = (
+    Variant("paper", gtr=""),
+    Variant(PLAIN, flow=LEARNING),
+    Variant("endpoint", flow=f"{LEARNING} {ENDPOINT}"),
+    Variant("coupling", flow=f"{LEARNING} {COUPLED}"),
+    Variant("temperature 4", flow=f"{LEARNING} {SOFT}"),
+    Variant("noise", flow=f"{LEARNING} {NOISE}"),
+    Variant("best without endpoint", flow=f"{LEARNING} {COUPLED} {SOFT} {NOISE}"),
+    Variant("best without coupling", flow=f"{LEARNING} {ENDPOINT} {SOFT} {NOISE}"),
+    Variant("best without temperature", flow=f"{LEARNING} {ENDPOINT} {COUPLED} {NOISE}"),
+    Variant("best without noise", flow=f"{LEARNING} {ENDPOINT} {COUPLED} {SOFT}"),
+    Variant("best at t = 0 only", flow=f"{BEST} --times zero"),
+    Variant("best", flow=BEST),
+)
+CONTROLS = {"act-gtr": "Act. GTR", "act-gtr-emptied": "emptied"}
+
+
+def against(runs: Runs, control: str, score: str) -> str:
+    """Mean difference of ATFM from a control, with the two-level interval, and in per cent of the control."""
+    ours, theirs = scores(runs, "atfm", score), scores(runs, control, score)
+    mean, low, high = two_level_interval(ours - theirs, next(iter(runs.values()))["groups"])
+    return f"{mean:+.3f} [{low:+.3f}, {high:+.3f}] ({mean / theirs.mean():+.0%})"
+
+
+def table(found: Found) -> str:
+    """Markdown: a row per choice."""
+    names = [f"{score} minus {name}" for name in CONTROLS.values() for score in SCORES]
+    lines = [f"| row | runs | evaluations | GED16 | HM-IoU16 | {' | '.join(names)} | empty, correlation |",
+             "|---" * (6 + len(names)) + "|"]
+    for name, runs in found.items():
+        flows = [content["systems"]["atfm"] for content in runs.values()]
+        empty = [{key: np.array(flow["scores"][key]) for key in ("Empty", "Experts empty")} for flow in flows]
+        cells = [name, str(len(runs)), str(flows[0]["evaluations"])]
+        cells += [f"{scores(runs, 'atfm', score).mean():.3f}" for score in SCORES]
+        cells += [against(runs, control, score) for control in CONTROLS for score in SCORES]
+        cells += [f"{np.mean([one['Empty'].mean() for one in empty]):.2f}, "
+                  f"{np.mean([empty_correlation(one) for one in empty]):+.2f}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def runs_table(runs: Runs) -> str:
+    """Markdown: GTR, controls and ATFM of each training run, and its difference from them over patients."""
+    names = [f"{score} minus {name}" for name in CONTROLS.values() for score in SCORES]
+    lines = [f"| seed | {' | '.join(names)} |", "|---" * (1 + len(names)) + "|"]
+    for seed, content in runs.items():
+        one, cells = {seed: content}, []
+        for control in CONTROLS:
+            for score in SCORES:
+                difference = scores(one, "atfm", score) - scores(one, control, score)
+                mean, low, high = bootstrap_interval(difference, content["groups"])
+                cells.append(f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]")
+        lines.append(f"| {seed} | {' | '.join(cells)} |")
+    return "\n" + "\n".join(lines) + "\n"
+
+
+def main(flags: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data_path", required=True, help="LIDC: an .h5 file or the folder of pickles")
+    parser.add_argument("--output_path", type=Path, default=Path("runs/gain"),
+                        help="a folder per seed and row, table.md")
+    parser.add_argument("--crop", default="32", help="centre crop, pixels per side")
+    parser.add_argument("--steps", default="4", help="of the flow in testing")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of both stages' training")
+    parser.add_argument("--rows", type=int, nargs="+", default=range(len(ROWS)), help="which, from 0")
+    arguments = parser.parse_args(flags)
+    root = arguments.output_path
+    study = Study(ROWS, GTR, FLOW, [*TEST, "--steps", arguments.steps])
+    for number in arguments.rows:
+        for seed in arguments.seeds:
+            common = ["--data_path", arguments.data_path, "--crop", arguments.crop, "--seed", str(seed)]
+            run(study, ROWS[number], root / f"seed{seed}", common)
+    found = finished(study, root)
+    text = table(found) + (runs_table(found["best"]) if "best" in found else "")
+    write_text(root / "table.md", text)
+    print(text)
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        main()
