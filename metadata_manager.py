@@ -140,7 +140,6 @@ class Objective(Config):
                                      "sampling is a Brownian bridge (paper: 0)")
     times: str = setting("uniform", "t in training: uniform in [0, 1) (Algorithm 1); zero: 0 only, a refiner "
                                     "in one step", ("uniform", "zero"))
-    noise_power: float = setting(0.0, "p of that noise's spectrum 1 / f^p; 0: white; 2: equal in each octave")
     objective: str = setting("velocity", "velocity: the net gives v, squared error (Algorithm 1); endpoint: "
                                          "logits of the mask, cross-entropy, v follows (arXiv 2406.04843)",
                              ("velocity", "endpoint"))

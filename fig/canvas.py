@@ -1,10 +1,16 @@
 """What all pictures share: checked arrays, panels, contours, rendering. Nothing here is of pyplot."""
 
+import os
+import sys
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
+
+if "IPython" not in sys.modules:  # a notebook's backend, left to its shell, may not be installed here
+    os.environ.pop("MPLBACKEND", None)
+
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage

@@ -14,7 +14,6 @@ from models.flow import (
     Path,
     Velocity,
     bridge,
-    coloured_noise,
     couple,
     draw_time,
     endpoint,
@@ -92,7 +91,7 @@ class ATFM(nn.Module):
         targets = masks
         if choice.experts == "one":
             x_0, targets = one_expert(torch.stack((x_0, masks), dim=2)).unbind(2)  # (b, 1, h, w)
-        path = linear_path(x_0, self._signed(targets), t, choice.path_noise, choice.noise_power)
+        path = linear_path(x_0, self._signed(targets), t, choice.path_noise)
         j = self.annotators_per_pass or targets.shape[1]
         for y, x_t, u in zip(targets.split(j, 1), path.x_t.split(j, 1), path.u.split(j, 1)):
             weight = y.shape[1] / targets.shape[1]
@@ -143,12 +142,11 @@ class ATFM(nn.Module):
         def velocity(x: Tensor, t: float) -> Tensor:
             return torch.cat([field(part, t) for field, part in zip(fields, x.tensor_split(parts))])
 
-        sigma, power = self.objective.path_noise, self.objective.noise_power
-        if sigma == 0:
+        if self.objective.path_noise == 0:
             x_1 = SOLVERS[solver](velocity, states, steps)
         else:
-            normal = partial(coloured_noise, states.shape, power, states.device, generator)
-            x_1 = bridge(velocity, states, steps, sigma, normal)
+            normal = partial(torch.randn, states.shape, device=states.device, generator=generator)
+            x_1 = bridge(velocity, states, steps, self.objective.path_noise, normal)
         return self._probability(x_1.view_as(x_0)).clamp(0, 1)
 
     def states_at_once(self, states: Tensor, conditions: Tensor) -> int:

@@ -53,33 +53,17 @@ def couple(x_0: Tensor, masks: Tensor) -> Tensor:
     return x_0[torch.arange(len(x_0), device=x_0.device)[:, None], chosen]
 
 
-def linear_path(x_0: Tensor, x_1: Tensor, t: Tensor, sigma: float = 0.0, power: float = 0.0) -> Path:
+def linear_path(x_0: Tensor, x_1: Tensor, t: Tensor, sigma: float = 0.0) -> Path:
     """x_t = t x_1 + (1 - t) x_0 + sigma sqrt(t (1 - t)) z for x_0, x_1 (b, k, h, w) and t (b,) in [0, 1).
 
     u = (x_1 - x_t) / (1 - t), which is x_1 - x_0 without noise; with it, x_t is a Brownian bridge of scale
-    sigma (arXiv 2303.08797, Sec. 3) and u its drift. z: `coloured_noise` of a power."""
+    sigma (arXiv 2303.08797, Sec. 3) and u its drift. z is standard normal."""
     t = t[:, None, None, None]
     x_t = t * x_1 + (1 - t) * x_0
     if sigma == 0:
         return Path(x_t, x_1 - x_0)
-    x_t = x_t + sigma * (t * (1 - t)).sqrt() * coloured_noise(x_t.shape, power, x_t.device)
+    x_t = x_t + sigma * (t * (1 - t)).sqrt() * torch.randn_like(x_t)
     return Path(x_t, (x_1 - x_t) / (1 - t))
-
-
-def coloured_noise(shape: tuple[int, ...], power: float, device: torch.device,
-                   generator: torch.Generator | None = None) -> Tensor:
-    """Gaussian maps (..., h, w) of unit variance at each pixel, whose spectrum falls as 1 / f^power.
-
-    power 0: white; 2: as much variance in every octave of f. Frequency 0 has what the lowest other has."""
-    white = torch.randn(shape, device=device, generator=generator)
-    if power == 0:
-        return white
-    h, w = shape[-2:]
-    rows, columns = torch.fft.fftfreq(h, device=device), torch.fft.fftfreq(w, device=device)
-    squared = (rows[:, None].square() + columns.square()).clamp(min=1 / max(h, w) ** 2)
-    amplitude = squared ** (-power / 4)  # f^(-power / 2)
-    amplitude = amplitude / amplitude.square().mean().sqrt()
-    return torch.fft.irfft2(torch.fft.rfft2(white) * amplitude[:, :w // 2 + 1], s=(h, w))
 
 
 def endpoint(x_t: Tensor, v: Tensor, t: Tensor) -> Tensor:

@@ -33,13 +33,17 @@ class NonFiniteLoss(RuntimeError):
 def one_line_errors(saves_memory: str = "") -> Iterator[None]:
     """Ends the process with one line and exit code 1 for what a user can put right, instead of a traceback.
 
-    saves_memory: the flags that help when a GPU's memory does not suffice."""
+    saves_memory: the flags that help when memory does not suffice."""
     try:
         yield
     except torch.cuda.OutOfMemoryError as error:
         sys.exit(f"error: out of GPU memory. What helps: {saves_memory}. ({str(error).splitlines()[0]})")
     except (ValueError, OSError, NonFiniteLoss) as error:
         sys.exit(f"error: {error}")
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and "can't allocate memory" not in str(error):
+            raise
+        sys.exit(f"error: out of memory. What helps: {saves_memory}. ({str(error).splitlines()[-1:]})")
 
 
 @dataclass(frozen=True)
@@ -167,9 +171,14 @@ def lock(folder: Path, processes: Processes) -> Iterator[None]:
 
 @contextmanager
 def stop_signals() -> Iterator[list[int]]:
-    """A list that receives SIGINT or SIGTERM instead of the process; a second signal acts at once."""
+    """A list that receives SIGINT, SIGTERM or SIGHUP instead of the process; a second one acts at once.
+
+    SIGHUP, of a terminal that is closed, goes on being ignored where it is, as under nohup."""
     received: list[int] = []
-    previous: dict[int, Any] = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
+    previous: dict[int, Any] = {
+        n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    if previous[signal.SIGHUP] == signal.SIG_IGN:
+        del previous[signal.SIGHUP]
 
     def receive(number: int, frame: object) -> None:
         received.append(number)

@@ -81,7 +81,7 @@ def train_loop(model: nn.Module, losses: Callable[[Tensor, Tensor], Iterable[dic
     about: what every checkpoint says of itself, see `loading.describe`. optimization: schedule, clipping and
     averaging; the optimizer has its learning rate.
     Raises ValueError if the folder is in use or holds a run with other settings; NonFiniteLoss naming the
-    batch; SystemExit with 128 + the signal's number after SIGINT or SIGTERM, the run saved.
+    batch; SystemExit with 128 + the signal's number after SIGINT, SIGTERM or SIGHUP, saved.
     """
     with lock(folder, processes), stop_signals() as signals:
         # State: where the run stands, and the moving average of its weights.

@@ -67,7 +67,7 @@ def step(atfm, seed=0):
     {"source": "normal", "signed": True}, {"objective": "endpoint"},
     {"objective": "endpoint", "temperature": 4.0, "coupling": "assigned", "path_noise": 0.5},
     {"objective": "endpoint", "source": "normal", "signed": True, "experts": "one", "coupling": "assigned"},
-    {"path_noise": 0.5, "noise_power": 2.0, "coupling": "assigned", "draws": 2},
+    {"path_noise": 0.5, "coupling": "assigned", "draws": 2},
 ])
 def test_the_terms_agree_with_their_formulas_under_the_same_seed(choices):
     atfm, (image, masks) = system(alpha=0.25, **choices), batch()
@@ -84,7 +84,7 @@ def test_the_terms_agree_with_their_formulas_under_the_same_seed(choices):
     if choices.get("experts") == "one":
         expert = torch.randint(3, (2,))
         x_0, targets = x_0[[0, 1], expert][:, None], masks[[0, 1], expert][:, None]
-    noise = flow.coloured_noise(x_0.shape, choices.get("noise_power", 0), x_0.device) if sigma else 0 * x_0
+    noise = torch.randn_like(x_0) if sigma else 0 * x_0
     squares, distances = [], []
     for i, annotator in product(range(2), range(targets.shape[1])):
         source, y = x_0[i, annotator], targets[i, annotator]  # the annotators of an image share t
@@ -110,7 +110,7 @@ def test_the_terms_agree_with_their_formulas_under_the_same_seed(choices):
 @pytest.mark.parametrize("choices", [
     {}, {"semantic_target": "all"}, {"dice_over": "batch"}, {"dice": "thresholded"},
     {"source": "normal", "signed": True, "condition_dropout": 0.5},
-    {"objective": "endpoint", "coupling": "assigned", "path_noise": 0.5, "noise_power": 2.0},
+    {"objective": "endpoint", "coupling": "assigned", "path_noise": 0.5},
 ])
 @pytest.mark.parametrize("annotators_per_pass, expected_parts", [(1, 3), (2, 2), (3, 1)])
 @pytest.mark.parametrize("recompute", [False, True])
@@ -206,7 +206,7 @@ def test_a_net_that_gives_the_mask_ends_at_it_whatever_the_noise(signed, noise):
     assert single_pass(atfm, image, masks)["loss"].item() == pytest.approx(0, abs=1e-5)
 
 
-NOISE = {"objective": "endpoint", "path_noise": 0.5, "noise_power": 2.0, "temperature": 4.0}
+NOISE = {"objective": "endpoint", "path_noise": 0.5, "temperature": 4.0}
 
 
 @pytest.mark.parametrize("objective", [{}, NOISE])

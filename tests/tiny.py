@@ -59,7 +59,7 @@ def to_older_form(path: Path) -> None:
     del content["state"]["epoch"]
     content["config"]["checkpoint"] = content["config"].pop("recompute", False)
     for name in ("schedule", "clip", "objective", "coupling", "draws", "temperature", "path_noise",
-                 "noise_power", "times"):
+                 "times"):
         content["config"].pop(name, None)
     for group in content["optimizer"]["param_groups"]:  # AdamW without weight decay, which is Adam
         group["decoupled_weight_decay"] = True
