@@ -40,23 +40,34 @@ METHODS: dict[str, dict[str, Any]] = {
 CONTROLS = ("act-gtr-emptied", "act-gtr-smoothed")  # GTR's samples, simply post-processed
 
 
-def setting(default: Any, why: str, choices: tuple[str, ...] = (), flags: tuple[str, ...] = ()) -> Any:
+def setting(default: Any, why: str, choices: tuple[str, ...] = (), flags: tuple[str, ...] = (),
+            within: str = "(-inf, inf)") -> Any:
     """A dataclass field that is also a flag: its default, the reason for it, and the values it may take.
 
-    flags: how it is spelt on the command line, if not as the field."""
-    return field(default=default, metadata={"why": why, "choices": choices, "flags": flags})
+    flags: how it is spelt on the command line, if not as the field. within: the interval of a number; a round
+    bracket leaves the end out."""
+    return field(default=default, metadata={"why": why, "choices": choices, "flags": flags, "within": within})
 
 
 class Config:
-    """Settings. A field with choices must hold one of them."""
+    """Settings. A field holds one of its choices, or a number within its interval; a tuple holds such."""
 
     def __post_init__(self) -> None:
-        """Raises ValueError for a value that is not among the choices of its field."""
+        """Raises ValueError, naming the flag, for another value."""
         for one in fields(self):  # type: ignore[arg-type]  # every subclass is a dataclass
             value, choices = getattr(self, one.name), one.metadata.get("choices")
             for each in value if isinstance(value, tuple) else (value,):
                 if choices and each not in choices:
                     raise ValueError(f"{one.name}={each!r}: expected one of {', '.join(choices)}")
+                interval = one.metadata.get("within")
+                if interval and isinstance(each, int | float) and not _within(each, interval):
+                    raise ValueError(f"--{one.name} {each}: expected a number in {interval}")
+
+
+def _within(value: float, interval: str) -> bool:
+    low, high = (float(end) for end in interval[1:-1].split(","))
+    return (low < value or interval[0] == "[" and value == low) and (
+        value < high or interval[-1] == "]" and value == high)
 
 
 @dataclass(frozen=True)
@@ -84,9 +95,10 @@ class Metadata(Config):
     split: str = setting("group", "group: 64/16/20 with no patient (LIDC) or image (ISIC3) on two sides; "
                                   "released: the authors' overlapping lists, for comparison; "
                                   "file: as in a file of PHiSeg or CCDM", ("group", "released", "file"))
-    split_seed: int = setting(0, "seed of the 64/16/20 split; not --seed, so that runs share their test set")
-    limit: int | None = setting(None, "use the first N images of each split")
-    crop: int | None = setting(None, "centre crop to S x S pixels")
+    split_seed: int = setting(0, "seed of the 64/16/20 split; not --seed, so that runs share their test set",
+                              within="[0, 4294967295]")
+    limit: int | None = setting(None, "use the first N images of each split", within="[1, inf)")
+    crop: int | None = setting(None, "centre crop to S x S pixels", within="[1, inf)")
     augment: bool = setting(False, "flip, rotate, scale and shear training images together with their masks")
 
     @property
@@ -99,28 +111,34 @@ class Metadata(Config):
 class OptimizerConfig(Config):
     """How weights are updated, in both steps."""
 
-    lr: float = setting(1e-4, "learning rate of Adam (paper, App. 6)")
+    lr: float = setting(1e-4, "learning rate of Adam (paper, App. 6)", within="(0, inf)")
     schedule: str = setting("constant", "of the learning rate: constant (paper), or cosine: falling to 0 at "
                                         "the last step along half a cosine", ("constant", "cosine"))
-    clip: float = setting(0.0, "largest norm of a step's gradient, longer ones are shortened to it; 0: any")
-    ema: float = setting(0.0, "decay of the moving average of weights that is validated and used; 0: none")
+    clip: float = setting(0.0, "largest norm of a step's gradient, longer ones are shortened to it; 0: any",
+                          within="[0, inf)")
+    ema: float = setting(0.0, "decay of the moving average of weights that is validated and used; 0: none",
+                         within="[0, 1)")
 
 
 @dataclass(frozen=True)
 class GTRConfig(OptimizerConfig):
     """Step 1: training the Gaussian Truncation Representation, Eq. 3-5."""
 
-    epochs: int = setting(1000, "passes over the training images (paper, LIDC: 1000; ISIC3: 400)")
+    epochs: int = setting(1000, "passes over the training images (paper, LIDC: 1000; ISIC3: 400)",
+                          within="[1, inf)")
     batchsize: int = setting(256, "images per step (paper, LIDC: 256; ISIC3: 8)",
-                             flags=("--batchsize", "--betchsize"))  # as the authors spell it
-    weight_decay: float = setting(0.0, "of AdamW; at 0 (paper) it is Adam; released: 1e-4")
-    num_filters: tuple[int, ...] = setting((32, 64, 128, 192), "filters per U-Net level (paper, App. 6)")
-    rank: int = setting(10, "columns of the covariance factor D, r (paper, App. 6)")
-    convs: int = setting(2, "convolutions per block (paper: 2; released: 3)")
+                             flags=("--batchsize", "--betchsize"),  # as the authors spell it
+                             within="[1, inf)")
+    weight_decay: float = setting(0.0, "of AdamW; at 0 (paper) it is Adam; released: 1e-4", within="[0, inf)")
+    num_filters: tuple[int, ...] = setting((32, 64, 128, 192), "filters per U-Net level (paper, App. 6)",
+                                           within="[1, inf)")
+    rank: int = setting(10, "columns of the covariance factor D, r (paper, App. 6)", within="[1, inf)")
+    convs: int = setting(2, "convolutions per block (paper: 2; released: 3)", within="[1, inf)")
     pool: str = setting("max", "paper: max; released: avg", ("max", "avg"))
     up: str = setting("transposed", "paper: transposed convolution; released: bilinear",
                       ("transposed", "bilinear"))
-    mc_samples: int = setting(20, "Monte Carlo samples per image, M: 10 draws and their negatives (Eq. 5)")
+    mc_samples: int = setting(20, "Monte Carlo samples per image, M: 10 draws and their negatives (Eq. 5)",
+                              within="[1, inf)")
     experts: str = setting("one", "one: a random expert per image and step (released); all: the likelihood "
                                   "under each, averaged", ("one", "all"))
 
@@ -131,13 +149,13 @@ class Objective(Config):
 
     source: str = setting("gtr", "x_0: a sample of GTR, or standard normal noise", ("gtr", "normal"))
     temperature: float = setting(1.0, "tau of x_0 = sigmoid(GTR's logits / tau); paper: 1; above, x_0 is "
-                                      "less binary and keeps more of what GTR knows")
+                                      "less binary and keeps more of what GTR knows", within="(0, inf)")
     coupling: str = setting("independent", "independent: x_0 and the expert are drawn on their own (paper); "
                                            "assigned: draws of x_0 go to an image's experts by optimal "
                                            "transport (arXiv 2302.00482)", ("independent", "assigned"))
-    draws: int = setting(1, "draws of x_0 per expert in the coupling `assigned`")
+    draws: int = setting(1, "draws of x_0 per expert in the coupling `assigned`", within="[1, inf)")
     path_noise: float = setting(0.0, "sigma: x_t has noise of deviation sigma sqrt(t (1 - t)) in training, "
-                                     "sampling is a Brownian bridge (paper: 0)")
+                                     "sampling is a Brownian bridge (paper: 0)", within="[0, inf)")
     times: str = setting("uniform", "t in training: uniform in [0, 1) (Algorithm 1); zero: 0 only, a refiner "
                                     "in one step", ("uniform", "zero"))
     objective: str = setting("velocity", "velocity: the net gives v, squared error (Algorithm 1); endpoint: "
@@ -145,9 +163,11 @@ class Objective(Config):
                              ("velocity", "endpoint"))
     experts: str = setting("all", "all annotators of an image per step, or one at random", ("all", "one"))
     signed: bool = setting(False, "the flow's masks are -1 / 1 rather than 0 / 1 (CFM)")
-    condition_dropout: float = setting(0.0, "share of training images replaced by zeros (CFM: 0.5)")
+    condition_dropout: float = setting(0.0, "share of training images replaced by zeros (CFM: 0.5)",
+                                       within="[0, 1]")
     guidance: float = setting(0.0, "w in (1 + w) v(image) - w v(zeros) when sampling (CFM: 0.3)")
-    alpha: float = setting(1e-3, "weight of the semantic term L_SF (paper, LIDC: 1e-3; ISIC3: 1e-4)")
+    alpha: float = setting(1e-3, "weight of the semantic term L_SF (paper, LIDC: 1e-3; ISIC3: 1e-4)",
+                           within="[0, inf)")
     dice: str = setting("soft", "soft: Dice with a gradient; thresholded: the released code's, without",
                         ("soft", "thresholded"))
     dice_over: str = setting("image", "one Dice per image, or one over the batch (released), of which each "
@@ -155,7 +175,8 @@ class Objective(Config):
     semantic_target: str = setting("own", "compare x_1^t on the path to an annotator with that one's mask, "
                                           "or with all", ("own", "all"))
     solver: str = setting("euler", "of the ODE in testing (paper: euler; CFM: midpoint)", SOLVERS)
-    steps: int = setting(25, "solver steps in testing (paper: 25; released ISIC3 test script: 50; CFM: 100)")
+    steps: int = setting(25, "solver steps in testing (paper: 25; released ISIC3 test script: 50; CFM: 100)",
+                         within="[1, inf)")
 
 
 def flow_folder(method: str, alpha: float | None) -> str:
@@ -169,19 +190,25 @@ class FlowConfig(Objective, OptimizerConfig):
 
     method: str = setting("atfm", "the system to train; it sets fields of Objective", tuple(METHODS))
     gtr: str | None = setting(None, "run folder or checkpoint of step 1 (default: <output_path>/GTR)")
-    num_epochs: int = setting(200, "passes over the training images (paper, LIDC: 200; ISIC3: 120)")
-    batch_size: int = setting(6, "images per step, each with all its annotators (paper, LIDC: 6; ISIC3: 1)")
-    alphas: tuple[float, ...] = setting((), "train one flow per alpha, each into its own folder")
-    dim: int = setting(128, "width of ST-Net (LIDC: 128; released ISIC3 script: 256)")
-    dim_mults: tuple[int, ...] = setting((1, 2, 4), "width multipliers per level (App. 6)")
+    num_epochs: int = setting(200, "passes over the training images (paper, LIDC: 200; ISIC3: 120)",
+                              within="[1, inf)")
+    batch_size: int = setting(6, "images per step, each with all its annotators (paper, LIDC: 6; ISIC3: 1)",
+                              within="[1, inf)")
+    alphas: tuple[float, ...] = setting((), "train one flow per alpha, each into its own folder",
+                                        within="[0, inf)")
+    dim: int = setting(128, "width of ST-Net (LIDC: 128; released ISIC3 script: 256)", within="[1, inf)")
+    dim_mults: tuple[int, ...] = setting((1, 2, 4), "width multipliers per level (App. 6)", within="[1, inf)")
     weight_standardization: str = setting(
         "standard",
         "standard: divide by the standard deviation (arXiv 1903.10520); released: multiply by it; none",
         ("standard", "released", "none"))
-    time_scale: float = setting(1000.0, "t times this goes into the sinusoidal embedding (released: 1)")
-    groups: int = setting(1, "groups of GroupNorm in ST-Net's residual blocks (released: 1)")
+    time_scale: float = setting(1000.0, "t times this goes into the sinusoidal embedding (released: 1)",
+                                within="(0, inf)")
+    groups: int = setting(1, "groups of GroupNorm in ST-Net's residual blocks (released: 1)",
+                          within="[1, inf)")
     annotators_per_pass: int = setting(1, "annotators per forward and backward pass: the gradients add up to "
-                                          "those of all k at once, the memory is that of one pass")
+                                          "those of all k at once, the memory is that of one pass",
+                                          within="[1, inf)")
     recompute: bool = setting(False, "gradient checkpointing in ST-Net: recompute activations, keep none",
                               flags=("--checkpoint",))
     amp: bool = setting(False, "run ST-Net in bfloat16; losses and GTR stay in float32")
@@ -203,18 +230,16 @@ class LoopConfig(Config):
     """The training loop, the same for both steps."""
 
     save_model: bool = setting(True, "write checkpoints; False: train and validate only")
-    save_model_step: int = setting(50, "keep every N-th epoch's checkpoint besides the last and the best")
+    save_model_step: int = setting(50, "keep every N-th epoch's checkpoint besides the last and the best",
+                                   within="[1, inf)")
     skip_nonfinite: bool = setting(False, "leave out and count batches whose loss or gradient is not finite")
-    validate_every: int = setting(5, "epochs between validations; the last epoch is always validated")
-    val_images: int = setting(32, "held-out images per validation, evenly spaced over the validation split")
-    val_samples: int = setting(16, "samples per image in a validation")
-    val_steps: int = setting(10, "Euler steps in a validation of the flow: enough to rank checkpoints")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("save_model_step", "validate_every", "val_images", "val_samples", "val_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"--{name} {getattr(self, name)}: expected at least 1")
+    validate_every: int = setting(5, "epochs between validations; the last epoch is always validated",
+                                  within="[1, inf)")
+    val_images: int = setting(32, "held-out images per validation, evenly spaced over the validation split",
+                              within="[1, inf)")
+    val_samples: int = setting(16, "samples per image in a validation", within="[1, inf)")
+    val_steps: int = setting(10, "Euler steps in a validation of the flow: enough to rank checkpoints",
+                             within="[1, inf)")
 
 
 @dataclass(frozen=True)
@@ -228,12 +253,15 @@ class EvaluationConfig(Config):
                                        ("act-gtr", *CONTROLS, *METHODS), ("--methods", "--method"))
     solver: tuple[str, ...] = setting((), "solvers of the flow's ODE, a row each (default: the checkpoint's)",
                                       SOLVERS)
-    steps: tuple[int, ...] = setting((), "numbers of solver steps, a row each (default: the checkpoint's)")
-    alphas: tuple[float, ...] = setting((), "flows trained with --alphas, a row each")
-    samples: tuple[int, ...] = setting((16, 32, 100), "n of GED_n, HM-IoU_n, MDM_n (paper: 16, 32, 100)")
+    steps: tuple[int, ...] = setting((), "numbers of solver steps, a row each (default: the checkpoint's)",
+                                     within="[1, inf)")
+    alphas: tuple[float, ...] = setting((), "flows trained with --alphas, a row each", within="[0, inf)")
+    samples: tuple[int, ...] = setting((16, 32, 100), "n of GED_n, HM-IoU_n, MDM_n (paper: 16, 32, 100)",
+                                       within="[1, inf)")
     seeds: tuple[int, ...] = setting((0, 1, 2, 3, 4), "one run of sampling per seed (paper: five runs)")
     batch_size: int | None = setting(None, "states x_t integrated at once; bounds memory (default: as "
-                                           "many as a GPU's free memory holds, 8 on a CPU)")
+                                           "many as a GPU's free memory holds, 8 on a CPU)",
+                                           within="[1, inf)")
     amp: bool = setting(False, "run ST-Net in bfloat16")
     channels_last: bool = setting(False, "run ST-Net in the layout that CUDA's convolutions are fastest in")
     compile: bool = setting(False, "torch.compile ST-Net: minutes at the start, faster from then on")

@@ -19,6 +19,7 @@ from metrics import (
     differences_table,
     empty_table,
     evaluate,
+    free_folder,
     interleaved,
     parts_table,
     results,
@@ -56,8 +57,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         # Data: 20 % of the images; a system that was trained on one of these images is refused.
         test = processes.in_turn(lambda: load(metadata, "test")).to(device)
 
+        folder = free_folder(output / "test", metadata=metadata, sampling=config)
+
         # Systems: each a function sample(image, n, generator) -> n masks as probabilities.
-        systems = load_systems(config, metadata, run, device, control, test.ids)
+        systems = load_systems(config, metadata, run, device, control, test)
 
         # Scores of each on every test image (App. 7); each process draws and scores every m-th image.
         mine = range(processes.rank, len(test), processes.count)
@@ -77,13 +80,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     report = results(rows, test.patients, test.fingerprint, versions(), device,
                      run=run, metadata=metadata, sampling=config)
     print(table)
-    write_text(output / "test" / "table.md", table)
-    write_text(output / "test" / "results.json", report)
+    write_text(folder / "table.md", table)
+    write_text(folder / "results.json", report)
     for system in systems:
-        fig.draw_samples(system.sample, test, output / "test", system.label, config.seeds[0], device)
-    curves = fig.results_curves(report, output / "test")
+        fig.draw_samples(system.sample, test, folder, system.label, config.seeds[0], device)
+    curves = fig.results_curves(report, folder)
     files = ", ".join(["table.md, results.json", *curves])
-    print(f"{output / 'test'}: {files} and pictures of each system's samples")
+    print(f"{folder}: {files} and pictures of each system's samples")
 
 
 if __name__ == "__main__":

@@ -31,8 +31,6 @@ def load(what: str | Metadata, split: str) -> "ExpertDataset":
     metadata = experiment(what).metadata if isinstance(what, str) else what
     if split not in splits.SPLITS:
         raise ValueError(f"split {split!r}: unknown; expected one of {', '.join(splits.SPLITS)}")
-    if metadata.limit is not None and metadata.limit < 1:
-        raise ValueError(f"--limit {metadata.limit}: expected at least 1 image")
     store = _store_of(metadata)
     try:
         rows = _split_rows(metadata, store)

@@ -13,6 +13,10 @@ An image depends on its masks and (SEED, row) alone, drawn with NumPy's legacy g
 frozen: building again gives the same content.
 """
 
+if not __package__:  # started by its path, it would not find the project
+    raise SystemExit("error: start it from the project's folder, as `python -m data.demo ...`")
+
+
 import argparse
 from collections import defaultdict
 from pathlib import Path

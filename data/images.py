@@ -13,6 +13,7 @@ from torchvision.transforms.v2.functional import resize
 
 from metadata_manager import GREY
 
+DEPTHS = (8, 10, 12, 14, 16)
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
 GREY_8, GREY_16 = ("1", "L", "LA"), ("I;16", "I;16L", "I;16B")  # Pillow's modes
 COLOUR = ("P", "RGB", "RGBA", "CMYK")
@@ -39,21 +40,37 @@ def decoded(path: Path, formats: tuple[str, ...], modes: tuple[str, ...]) -> Ima
                          f"{', '.join(modes)} as {', '.join(formats)}; convert or restore it") from error
 
 
-def read_image(path: Path) -> Tensor:
-    """A user's PNG, JPEG, TIFF or BMP file as (c, h, w) in [0, 1], c = 1 if it is grey, 3 otherwise.
+def opened(path: Path) -> Image.Image:
+    """A user's PNG, JPEG, TIFF or BMP file, turned as EXIF says.
 
-    8 bits per channel are divided by 255, 16 by 65535; transparency is left out. Turned as EXIF says.
     Raises FileNotFoundError, or ValueError for what is not one such image or too large to decode safely."""
     if not path.exists():
         raise FileNotFoundError(f"--images {path}: no such file")
     try:
-        image = decoded(path, FORMATS, GREY_8 + GREY_16 + COLOUR)
+        return decoded(path, FORMATS, GREY_8 + GREY_16 + COLOUR)
     except ValueError as error:
         raise ValueError(f"--images {error}") from error
+
+
+def read_image(path: Path) -> Tensor:
+    """A user's image file as (c, h, w) in [0, 1], c = 1 if it is grey, 3 otherwise; errors as `opened`.
+
+    8 bits per channel are divided by 255; transparency is left out. Of 16, as many count as the largest
+    value needs, see `bits_of`, since scanners store 12 in 16; a line says so."""
+    image = opened(path)
     if image.mode in GREY_16:
-        return torch.from_numpy(np.asarray(image).astype(np.float32) / 65535)[None]
+        values = np.asarray(image)
+        bits = bits_of(values)
+        if bits < 16:
+            print(f"{path}: 16 bits per pixel, values up to {values.max()}: taken as {bits} bits")
+        return torch.from_numpy(values.astype(np.float32) / (2 ** bits - 1))[None]
     pixels = np.asarray(image.convert("L" if image.mode in GREY_8 else "RGB"), np.float32) / 255
     return torch.from_numpy(np.atleast_3d(pixels)).permute(2, 0, 1)
+
+
+def bits_of(values: np.ndarray) -> int:
+    """How many bits per pixel a grey image of 16 uses, in practice: the fewest of DEPTHS that hold them."""
+    return next(bits for bits in DEPTHS if values.max() < 2 ** bits)
 
 
 def fitted(image: Tensor, channels: int, side: int) -> Tensor:

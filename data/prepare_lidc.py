@@ -10,6 +10,10 @@ Per nodule and slice: image and masks resampled to 0.5 mm, 128 x 128 pixels abou
 image scaled to [0, 1] by its own minimum and maximum; four masks, empty for a reader who marked nothing.
 """
 
+if not __package__:  # started by its path, it would not find the project
+    raise SystemExit("error: start it from the project's folder, as `python -m data.prepare_lidc ...`")
+
+
 import argparse
 import sqlite3
 import tempfile

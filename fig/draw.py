@@ -2,6 +2,10 @@
 
 This module alone of `fig` loads models and data."""
 
+if not __package__:  # started by its path, it would not find the project
+    raise SystemExit("error: start it from the project's folder, as `python -m fig.draw ...`")
+
+
 import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace

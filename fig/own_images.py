@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from data.images import fitted, read_image, unique_names
+from data.images import fitted, opened, read_image, unique_names
 from fig.canvas import VARIANCE_MAX
 from fig.pictures import write_samples
 from metrics.evaluation import image_seed
@@ -21,7 +21,7 @@ def draw_own_images(system: Any, files: Sequence[str], n: int, seed: int, folder
     not an image; ValueError for samples that are not finite."""
     paths, side, channels = [Path(name) for name in files], system.trained_on.side, system.trained_on.channels
     for path in paths:
-        read_image(path)
+        opened(path)
     for path, name in zip(paths, unique_names(paths)):
         image = read_image(path)
         generator = torch.Generator(device).manual_seed(image_seed(seed, path.name))

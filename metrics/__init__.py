@@ -9,6 +9,7 @@ from metrics.report import (
     Row,
     bootstrap_interval,
     differences_table,
+    free_folder,
     results,
     scores_table,
     two_level_interval,
@@ -29,7 +30,7 @@ from metrics.scores import (
 __all__ = [
     "CONTROLS", "Evaluation", "Overlaps", "Row", "bootstrap_interval", "calibration_error", "d_max",
     "dice_matrix", "dice_of_means", "differences_table", "diversity", "diversity_from", "empty_table",
-    "entropy_map", "evaluate", "ged", "ged_from", "hm_iou", "hm_iou_from", "image_seed", "interleaved",
-    "iou_matrix", "mdm", "mdm_from", "parts_table", "results", "s_ncc", "score", "scores_table",
+    "entropy_map", "evaluate", "free_folder", "ged", "ged_from", "hm_iou", "hm_iou_from", "image_seed",
+    "interleaved", "iou_matrix", "mdm", "mdm_from", "parts_table", "results", "s_ncc", "score", "scores_table",
     "two_level_interval", "variance_map", "write_text",
 ]

@@ -7,6 +7,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -195,6 +196,28 @@ def results(rows: Sequence[Row], patients: Sequence | np.ndarray, test_images: s
                 "seconds": row.seconds, **row.evaluation.as_dict()}
             for row in rows},
     }
+
+
+def free_folder(folder: Path, **settings: Config) -> Path:
+    """Where a test's results go: `folder`, or folder_2, ... where it holds those of other settings.
+
+    settings: as in `results`. The data's path may differ."""
+    ours = json.loads(json.dumps({name: asdict(config) for name, config in settings.items()}))  # type: ignore
+    for number in count(1):
+        place = folder if number == 1 else folder.with_name(f"{folder.name}_{number}")
+        file = place / "results.json"
+        try:
+            theirs = json.loads(file.read_text())
+            same = all(theirs[name] | {"data_path": 0} == of | {"data_path": 0} for name, of in ours.items())
+        except FileNotFoundError:
+            return place
+        except (ValueError, KeyError, TypeError):  # of another version, or not ours
+            same = False
+        if same:
+            print(f"{file}: an earlier test with the same settings, will be replaced")
+            return place
+        print(f"{file}: kept, of another test")
+    raise AssertionError("count does not end")
 
 
 def write_text(path: Path, content: str | dict[str, Any]) -> None:

@@ -63,11 +63,12 @@ class LowRankGaussian:
 
 @dataclass(frozen=True)
 class TrainedOn:
-    """The images that a model was trained on: pixels per side, channels, ids."""
+    """The images that a model was trained on: pixels per side, channels, ids and patients."""
 
     side: int
     channels: int
-    ids: tuple[str, ...]
+    ids: tuple[str, ...] = ()
+    patients: tuple[str, ...] = ()
 
 
 class GTR(nn.Module):

@@ -34,16 +34,18 @@ from models.st_net import STNet
 C = TypeVar("C", bound=Config)
 
 
-class TrainingImages(Protocol):
-    """What a dataset says of its images."""
+class Images(Protocol):
+    """What a dataset says of its images; patients: of each."""
 
     @property
     def ids(self) -> Sequence[str]: ...
     @property
+    def patients(self) -> Sequence: ...
+    @property
     def fingerprint(self) -> str: ...
 
 
-def describe(stage: str, metadata: Metadata, config: Config, seed: int, images: TrainingImages,
+def describe(stage: str, metadata: Metadata, config: Config, seed: int, images: Images,
              gtr: GTR | None = None) -> dict[str, Any]:
     """What each checkpoint of a run says about itself.
 
@@ -53,6 +55,7 @@ def describe(stage: str, metadata: Metadata, config: Config, seed: int, images: 
         "config": {**asdict(metadata), **asdict(config), "seed": seed,  # type: ignore[call-overload]
                    "training_images": images.fingerprint, "gtr_weights": checkpoint.fingerprint(gtr)},
         "training_ids": list(images.ids),
+        "training_patients": sorted({str(patient) for patient in images.patients}),
         "versions": checkpoint.versions(),
     }
 
@@ -100,7 +103,8 @@ def _images_of(path: Path, content: dict[str, Any], metadata: Metadata | None) -
     if metadata is not None and side != metadata.side:
         raise ValueError(f"{path}: trained on {side} x {side} pixels, but images have {metadata.side} x "
                          f"{metadata.side} here; pass the same --crop to all stages")
-    return TrainedOn(side, trained["channels"], tuple(content["training_ids"]))
+    return TrainedOn(side, trained["channels"], tuple(content["training_ids"]),
+                     tuple(content.get("training_patients", ())))
 
 
 @dataclass(frozen=True)
@@ -123,12 +127,12 @@ class System:
 
 def load_systems(config: EvaluationConfig, metadata: Metadata, run: RunConfig, device: torch.device,
                  control: Callable[[str, Callable[..., Tensor]], Callable[..., Tensor]],
-                 test_ids: Sequence[str] | None = None) -> list[System]:
+                 test: Images | None = None) -> list[System]:
     """The systems that the flags of a test name, ready to sample on a device.
 
-    control(method, sample): the sampler of one of CONTROLS, from GTR's. test_ids: the images to be tested on;
+    control(method, sample): the sampler of one of CONTROLS, from GTR's. test: the images to be tested on;
     None: the user's own images, which are resized. Raises ValueError for a system that was trained on one of
-    the images to be tested on, or on images of another size."""
+    the images to be tested on or on their patients, or on images of another size."""
     flows = [method for method in config.methods if method in METHODS]
     if config.prior is not None and (len(flows) > 1 or config.alphas):
         raise ValueError(f"--prior names one flow, but --methods {' '.join(config.methods)} asks for "
@@ -136,7 +140,7 @@ def load_systems(config: EvaluationConfig, metadata: Metadata, run: RunConfig, d
     output = Path(run.output_path or "runs")
     gtr, gtr_path = None, checkpoint.find(config.gtr or output / "GTR", "GTR")
     if len(flows) < len(config.methods) or any(METHODS[method].get("source") != "normal" for method in flows):
-        gtr = tested_gtr(gtr_path, config, metadata, run.preset, test_ids).to(device)
+        gtr = tested_gtr(gtr_path, config, metadata, run.preset, test).to(device)
     found: list[System] = []
     for method in config.methods:
         if method not in METHODS and gtr is not None:
@@ -146,7 +150,7 @@ def load_systems(config: EvaluationConfig, metadata: Metadata, run: RunConfig, d
         for alpha in config.alphas or (None,):
             folder = flow_folder(method, alpha)
             path = checkpoint.find(config.prior or output / folder, folder)
-            atfm = tested_flow(path, method, gtr, config, metadata, run.preset, test_ids).to(device)
+            atfm = tested_flow(path, method, gtr, config, metadata, run.preset, test).to(device)
             files = (str(path),) if atfm.gtr is None else (str(gtr_path), str(path))
             found += [System(label(method, config, alpha, solver, steps), method, sample, evaluations, files,
                              atfm.trained_on, alpha, solver, steps)
@@ -166,34 +170,42 @@ def ways_to_sample(atfm: ATFM, config: EvaluationConfig
 
 
 def tested_gtr(path: Path, config: EvaluationConfig, metadata: Metadata, preset: str,
-               test_ids: Sequence[str] | None) -> GTR:
+               test: Images | None) -> GTR:
     """GTR from our checkpoint, not trained on test images, or from the authors' in the preset's layout."""
     if config.released_checkpoint:
         return released_gtr(path, experiment(metadata.what, preset).gtr, metadata)
-    gtr = load_gtr(path, metadata, same_size=test_ids is not None)
-    refuse_overlap(path, gtr.trained_on.ids, test_ids, config.allow_overlap)
+    gtr = load_gtr(path, metadata, same_size=test is not None)
+    refuse_overlap(path, gtr.trained_on, test, config.allow_overlap)
     return gtr
 
 
 def tested_flow(path: Path, method: str, gtr: GTR | None, config: EvaluationConfig, metadata: Metadata,
-                preset: str, test_ids: Sequence[str] | None) -> ATFM:
+                preset: str, test: Images | None) -> ATFM:
     """A flow from our checkpoint, not trained on test images, or from the authors' in the preset's layout."""
     if config.released_checkpoint:
         trained = replace(experiment(metadata.what, preset).flow, **METHODS[method])
         return released_flow(path, trained, gtr, metadata)
-    atfm = load_flow(path, method, gtr, metadata, same_size=test_ids is not None)
-    refuse_overlap(path, atfm.trained_on.ids, test_ids, config.allow_overlap)
+    atfm = load_flow(path, method, gtr, metadata, same_size=test is not None)
+    refuse_overlap(path, atfm.trained_on, test, config.allow_overlap)
     return atfm
 
 
-def refuse_overlap(path: Path, training_ids: Sequence[str], test_ids: Sequence[str] | None, allowed: bool
-                   ) -> None:
-    """Raises ValueError, or prints a line if `allowed`, if a model was trained on test images."""
-    both = len(set(training_ids) & set(test_ids or ()))
-    if both == 0:
+def refuse_overlap(path: Path, trained_on: TrainedOn, test: Images | None, allowed: bool) -> None:
+    """Raises ValueError, or prints a line if `allowed`, if a model was trained on test images or patients.
+
+    Patients who are only numbered may be others of another file: of these it prints a line."""
+    if test is None:
         return
-    message = f"{path}: {both} of the {len(set(test_ids or ()))} test images were trained on"
-    if not allowed:
+    ids, patients = set(test.ids), {str(patient) for patient in test.patients}
+    both, known = ids & set(trained_on.ids), patients & set(trained_on.patients)
+    if both:
+        message = f"{path}: {len(both)} of the {len(ids)} test images were trained on"
+    elif known:
+        message = (f"{path}: it was trained on other images of {len(known)} of the {len(patients)} test "
+                   f"patients, such as {min(known)}")
+    else:
+        return
+    if not allowed and (both or not all(patient.isdecimal() for patient in known)):
         raise ValueError(f"{message}; test with the split that it was trained with, or pass "
                          "--allow_overlap True")
     print(f"warning: {message}")

@@ -43,7 +43,7 @@ def one_line_errors(saves_memory: str = "") -> Iterator[None]:
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, MemoryError) and "can't allocate memory" not in str(error):
             raise
-        sys.exit(f"error: out of memory. What helps: {saves_memory}. ({str(error).splitlines()[-1:]})")
+        sys.exit(f"error: out of memory. What helps: {saves_memory}. ({str(error) or 'none was left'})")
 
 
 @dataclass(frozen=True)

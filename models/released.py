@@ -63,7 +63,7 @@ def released_gtr(path: Path, config: GTRConfig, metadata: Metadata) -> GTR:
     """A GTR of a config's layout with the weights of an authors' file, which does not say its images."""
     gtr = GTR.of(config, metadata.channels)
     load_released(gtr, checkpoint.state_dict(path))
-    gtr.trained_on = TrainedOn(metadata.side, metadata.channels, ())
+    gtr.trained_on = TrainedOn(metadata.side, metadata.channels)
     return gtr.eval()
 
 
@@ -71,7 +71,7 @@ def released_flow(path: Path, config: FlowConfig, gtr: GTR | None, metadata: Met
     """A flow over a GTR as a config describes it, with the weights of an authors' file."""
     atfm = ATFM(gtr, STNet.of(config), config)
     load_released(atfm.net, checkpoint.state_dict(path))
-    atfm.trained_on = TrainedOn(metadata.side, metadata.channels, ())
+    atfm.trained_on = TrainedOn(metadata.side, metadata.channels)
     return atfm.eval()
 
 

@@ -183,9 +183,7 @@ def learning_rate(optimization: OptimizerConfig, done: float) -> float:
 def moving_average(model: nn.Module, decay: float, state: State) -> AveragedModel:
     """Exponential moving average of a model's weights; its decay after step s is at most s / (s + 10).
 
-    So early averages forget the initialization. Raises ValueError unless 0 < decay < 1."""
-    if not 0 < decay < 1:
-        raise ValueError(f"--ema {decay:g}: expected 0 (none), or a decay below 1 such as 0.999")
+    So early averages forget the initialization."""
 
     def update(averages: Any, weights: Any, _: Any) -> None:
         torch._foreach_lerp_(averages, weights, 1 - min(decay, state.step / (state.step + 10)))

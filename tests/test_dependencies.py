@@ -1,6 +1,9 @@
 """Imports go one way: scripts -> data, models, metrics, fig -> metadata_manager."""
 
 import ast
+import os
+import subprocess
+import sys
 from graphlib import TopologicalSorter
 from itertools import chain
 from pathlib import Path
@@ -66,3 +69,20 @@ def test_nothing_imports_a_script_or_a_command():
 
 def test_no_module_imports_itself_by_way_of_others():
     assert list(TopologicalSorter(IMPORTS).static_order())  # raises CycleError
+
+
+@pytest.mark.parametrize("module", ["data.prepare_lidc", "data.demo", "fig.draw"])
+def test_a_module_started_by_its_path_says_how_to_start_it(module, tmp_path):
+    path = ROOT / f"{module.replace('.', '/')}.py"
+    found = subprocess.run([sys.executable, path, "--help"], cwd=tmp_path, capture_output=True, text=True)
+    assert found.returncode == 1
+    assert found.stderr == f"error: start it from the project's folder, as `python -m {module} ...`\n"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["module://matplotlib_inline.backend_inline", "TkAgg"])
+def test_the_backend_of_a_notebook_stops_no_picture(backend, tmp_path):
+    draw = f"fig.save(fig.learning_curves({{'a': {{'b': ([0], [1.0])}}}}), r'{tmp_path}/a.png')"
+    environment = {**os.environ, "MPLBACKEND": backend}
+    subprocess.run([sys.executable, "-c", f"import fig; {draw}"], cwd=ROOT, env=environment, check=True)
+    assert (tmp_path / "a.png").exists()

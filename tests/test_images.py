@@ -35,6 +35,20 @@ def test_pixels_are_scaled_to_the_unit_range(tmp_path, name, pixels, expected):
     torch.testing.assert_close(read_image(saved(tmp_path / name, pixels)), expected)
 
 
+@pytest.mark.parametrize("bits", [8, 10, 12, 14, 16])
+@pytest.mark.parametrize("name", ["a.png", "a.tif"])
+def test_the_bits_that_a_scanner_used_of_16_are_its_range(tmp_path, name, bits, capsys):
+    values = np.array([[0, 2 ** bits - 1, 2 ** (bits - 1)]], np.uint16)
+    found = read_image(saved(tmp_path / name, values))
+    torch.testing.assert_close(found, torch.tensor([[[0, 1, 0.5]]]), rtol=0, atol=0.002)
+    assert (f"{name}: 16 bits per pixel, values up to {values.max()}: taken as {bits} bits"
+            in capsys.readouterr().out) == (bits < 16)
+
+
+def test_a_black_image_of_16_bits_stays_black(tmp_path):
+    assert read_image(saved(tmp_path / "a.png", np.zeros((2, 2), np.uint16))).tolist() == [[[0, 0], [0, 0]]]
+
+
 def test_a_palette_is_looked_up(tmp_path):
     image = Image.fromarray(np.array([[0, 1]], np.uint8), "P")
     image.putpalette([255, 0, 51, 0, 102, 204])

@@ -1,8 +1,10 @@
 """Trained models from checkpoints: which files a flag means, and what a model is refused for."""
 
+import re
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
+from types import SimpleNamespace
 from unittest import mock
 
 import pytest
@@ -12,6 +14,8 @@ import train_prior_LIDC
 from metadata_manager import EvaluationConfig, Objective, RunConfig, experiment
 from models import ATFM, STNet, checkpoint, load_flow, load_gtr, load_systems
 from models.atfm import STATES_ON_CPU
+from models.gtr import TrainedOn
+from models.loading import refuse_overlap
 from tests import tiny
 
 METADATA = replace(experiment("LIDC").metadata, crop=8)
@@ -19,9 +23,16 @@ CPU = torch.device("cpu")
 GIB = 2**30
 
 
-def systems(run, metadata=METADATA, test_ids=(), **flags):
+def images(*ids, patients=()):
+    return SimpleNamespace(ids=ids, patients=patients)
+
+
+NO_IMAGES = images()
+
+
+def systems(run, metadata=METADATA, test=NO_IMAGES, **flags):
     return load_systems(EvaluationConfig(**flags), metadata, RunConfig(output_path=str(run)), CPU,
-                        lambda method, sample: (method, sample), test_ids)
+                        lambda method, sample: (method, sample), test)
 
 
 @pytest.mark.parametrize("place", ["", "GTR", "GTR/best.pt"])
@@ -52,15 +63,29 @@ def test_a_system_is_a_function_from_an_image_to_probabilities(run):
 def test_what_was_trained_on_is_not_tested(run, capsys):
     trained_on = load_gtr(run / "GTR" / "best.pt", METADATA).trained_on.ids
     with pytest.raises(ValueError, match="GTR/best.pt: 1 of the 2 test images were trained on.*--allow_over"):
-        systems(run, test_ids=[trained_on[0], "another"])
-    systems(run, test_ids=[trained_on[0], "another"], allow_overlap=True)
+        systems(run, test=images(trained_on[0], "another"))
+    systems(run, test=images(trained_on[0], "another"), allow_overlap=True)
     assert "warning" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("patients, tested, refused", [
+    (("LIDC-IDRI-0001", "1.2.3"), ("1.2.3", "1.2.4"), True), (("7", "8"), (7, 9), False),
+    (("a", "b"), ("c",), None), ((), ("a",), None)])
+def test_other_images_of_patients_that_were_trained_on_are_not_tested(patients, tested, refused, capsys):
+    trained_on, test = TrainedOn(8, 1, ("one",), patients), images("two", "three", patients=tested)
+    message = rf"GTR.pt: it was trained on other images of 1 of the {len(tested)} test patients, such as"
+    if refused:
+        with pytest.raises(ValueError, match=f"{message} 1.2.3; test with the split"):
+            refuse_overlap(Path("GTR.pt"), trained_on, test, allowed=False)
+    refuse_overlap(Path("GTR.pt"), trained_on, test, allowed=refused is True)
+    out = capsys.readouterr().out
+    assert bool(re.search(message, out)) == (refused is not None)
 
 
 def test_images_of_another_kind_are_refused(run, isic_folder):
     with pytest.raises(ValueError, match="trained on 8 x 8 pixels.*pass the same --crop to all stages"):
         systems(run, replace(METADATA, crop=16))
-    assert systems(run, replace(METADATA, crop=16), test_ids=None)  # the user's own are resized
+    assert systems(run, replace(METADATA, crop=16), test=None)  # the user's own are resized
     with pytest.raises(ValueError, match="1-channel images of LIDC, but isic3_style_concat has 3"):
         systems(run, experiment("isic3_style_concat").metadata)
 

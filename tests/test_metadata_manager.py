@@ -1,5 +1,6 @@
 """Flags: generated from the dataclasses, strict, and in the order defaults < preset < method < flags."""
 
+import math
 import shlex
 from dataclasses import fields, replace
 from itertools import chain, product
@@ -134,7 +135,13 @@ def test_a_flow_per_alpha_has_a_folder_of_its_own():
     (lambda: GTRConfig(pool="min"), "pool='min': expected one of max, avg"),
     (lambda: EvaluationConfig(methods=("atfm", "gan")),
      "methods='gan': expected one of act-gtr, act-gtr-emptied"),
-    (lambda: LoopConfig(val_images=0), "--val_images 0: expected at least 1"),
+    (lambda: LoopConfig(val_images=0), r"--val_images 0: expected a number in \[1, inf\)"),
+    (lambda: GTRConfig(lr=0.0), r"--lr 0.0: expected a number in \(0, inf\)"),
+    (lambda: GTRConfig(lr=math.inf), "--lr inf"), (lambda: Objective(guidance=math.nan), "--guidance nan"),
+    (lambda: GTRConfig(ema=1.0), r"--ema 1.0: expected a number in \[0, 1\)"),
+    (lambda: Objective(condition_dropout=1.5), r"--condition_dropout 1.5: expected a number in \[0, 1\]"),
+    (lambda: GTRConfig(num_filters=(4, 0)), "--num_filters 0"), (lambda: Metadata(limit=-1), "--limit -1"),
+    (lambda: EvaluationConfig(samples=(16, 0)), "--samples 0"),
     (lambda: experiment("lidc"), "--what lidc: unknown dataset"),
     (lambda: experiment("LIDC", "papers"), "--preset papers: unknown"),
 ])

@@ -50,8 +50,17 @@ def test_a_user_s_mistake_ends_in_one_line(error, message):
 
 
 def test_our_own_mistakes_keep_their_traceback():
-    with pytest.raises(KeyError), one_line_errors():
-        raise KeyError
+    for error in (KeyError, RuntimeError):
+        with pytest.raises(error), one_line_errors():
+            raise error
+
+
+@pytest.mark.parametrize("allocate", [
+    lambda: torch.empty(2**50), lambda: np.empty(2**50), lambda: [0] * 2**50])
+def test_a_cpu_without_memory_ends_in_one_line(allocate):
+    with pytest.raises(SystemExit, match="^error: out of memory. What helps: --mc_samples. \\(.+\\)$"):
+        with one_line_errors("--mc_samples"):
+            allocate()
 
 
 def test_an_unavailable_device_is_named(monkeypatch):

@@ -13,6 +13,7 @@ from metrics import (
     Row,
     bootstrap_interval,
     differences_table,
+    free_folder,
     results,
     scores_table,
     two_level_interval,
@@ -156,3 +157,21 @@ def test_two_level_interval_weighs_patients_by_their_images():
     values = np.repeat([[0.0, 1.0]], 2, 0).repeat([3, 1], 1)
     mean, low, high = two_level_interval(values, list("pppq"))
     assert (mean, low, high) == (0.25, 0, 1)
+
+
+def test_a_test_with_other_settings_goes_beside_the_first(tmp_path, capsys):
+    def test(place=tmp_path / "test", **settings):
+        config = EvaluationConfig(**settings)
+        folder = free_folder(place, sampling=config)
+        found = results([ATFM], PATIENTS, "", {}, torch.device("cpu"), sampling=config)
+        write_text(folder / "results.json", found)
+        return folder.name
+
+    
+    assert [test(), test(), test(seeds=(7,)), test(steps=(1,)), test(seeds=(7,)), test()] == [
+        "test", "test", "test_2", "test_3", "test_2", "test"]
+    assert "test/results.json: kept, of another test" in capsys.readouterr().out
+    for number, other in enumerate(("not JSON", "[]", "{}")):
+        write_text(tmp_path / f"{number}" / "results.json", other)
+        assert test(tmp_path / f"{number}") == f"{number}_2"
+        assert (tmp_path / f"{number}" / "results.json").read_text() == other
