@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -14,7 +15,8 @@ def converted(original: Path, files: Sequence[Path], convert: Callable[[Sequence
               ) -> Store:
     """The store of `original`, made by `convert(files, writer)` on first use and again when a file changes.
 
-    It lies beside the original or, if that folder is read-only, in $XDG_CACHE_HOME/atfm or ~/.cache/atfm.
+    It lies beside the original or, if that folder is read-only, in $XDG_CACHE_HOME/atfm or ~/.cache/atfm (of
+    a user without a home, in the folder for temporary files).
     Raises OSError where neither is writable, and what `convert` raises."""
     original = original.resolve()
     digest = _digest(original, files)
@@ -36,11 +38,20 @@ def converted(original: Path, files: Sequence[Path], convert: Callable[[Sequence
     return open_store(writer.path)
 
 
-def files_in(folder: Path, *suffixes: str, pattern: str = "*") -> list[Path]:
+def files_in(folder: Path, *suffixes: str, deep: bool = False) -> list[Path]:
     """Files of a folder by name, those with one of `suffixes` in any case if there are any.
 
-    What macOS and Windows leave in folders is passed over. pattern "**/*": at any depth."""
-    return sorted(path for path in folder.glob(pattern)
+    What macOS and Windows leave in folders is passed over. deep: also of its sub-folders, linked ones too."""
+    found: list[Path] = []
+    seen: set[Path] = set()
+    for place, inner, names in os.walk(folder, followlinks=True):
+        real = Path(place).resolve()
+        if not deep or real in seen:  # a link that leads back
+            inner.clear()
+        if real not in seen:
+            found += [Path(place, name) for name in names]
+        seen.add(real)
+    return sorted(path for path in found
                   if not path.name.startswith(".") and path.name.lower() not in ("thumbs.db", "desktop.ini")
                   and (not suffixes or path.suffix.lower() in suffixes))
 
@@ -56,7 +67,10 @@ def _digest(original: Path, files: Sequence[Path]) -> str:
 
 def _places(original: Path) -> tuple[Path, Path]:
     """Where the store of `original` may lie, best first."""
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "atfm"
+    home = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
+    if str(home).startswith("~"):  # a user without HOME or an entry in passwd
+        home = Path(tempfile.gettempdir())
+    home = home / "atfm"
     name = hashlib.sha256(str(original).encode()).hexdigest()[:12]
     return original.with_name(f"{original.name}.atfm.h5"), home / f"{original.name}-{name}.h5"
 

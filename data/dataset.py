@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import h5py
 import numpy as np
 import torch
 from torch import Tensor
@@ -49,7 +50,7 @@ def _store_of(metadata: Metadata) -> Store:
         raise FileNotFoundError(
             f"{metadata.what}: data_path '{metadata.data_path}' does not exist; edit PATHS in "
             f"metadata_manager.py, set ATFM_{metadata.what.upper()}_PATH or pass --data_path")
-    if path.suffix.lower() in (".h5", ".hdf5"):
+    if path.suffix.lower() in (".h5", ".hdf5") or path.is_file() and h5py.is_hdf5(path):
         store = converted(path, [path], phiseg.convert) if phiseg.is_phiseg(path) else open_store(path)
     else:
         reader = {"lidc": lidc, "isic3": isic3}[metadata.reader]

@@ -1,6 +1,7 @@
 """Image files: one decoder for those of ISIC3 and for a user's own, of which samples are to be drawn."""
 
 import io
+import unicodedata
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -83,11 +84,15 @@ def fitted(image: Tensor, channels: int, side: int) -> Tensor:
 
 
 def unique_names(paths: Sequence[Path]) -> list[str]:
-    """A folder name for each file: its stem, or stem_2, stem_3, ... where an earlier file has taken it."""
+    """A folder name for each file: its stem, or stem_2, stem_3, ... where an earlier file has taken it.
+
+    A stem of dots alone would name another folder: it becomes "image"."""
     names: list[str] = []
     for path in paths:
-        name, number = path.stem, 2
+        stem = unicodedata.normalize("NFC", path.stem)
+        stem = stem if stem.strip(". ") else "image"
+        name, number = stem, 2
         while name.casefold() in map(str.casefold, names):  # some file systems ignore case
-            name, number = f"{path.stem}_{number}", number + 1
+            name, number = f"{stem}_{number}", number + 1
         names.append(name)
     return names

@@ -3,6 +3,7 @@
 Three annotators outlined each lesion in one of three styles: f, m or p = 0, 1, 2.
 """
 
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -48,7 +49,7 @@ def convert(files: Sequence[Path], writer: Writer) -> None:
         size = image.shape[:2]
         masks = np.stack([_mask(mask, size) for mask in mask_paths])
         style = [_style(mask) for mask in mask_paths]
-        writer.append(image, masks, patient=path.stem, id=path.stem, style=style)
+        writer.append(image, masks, patient=_stem(path), id=_stem(path), style=style)
 
 
 def _masks_by_image(files: Sequence[Path]) -> dict[Path, list[Path]]:
@@ -57,18 +58,23 @@ def _masks_by_image(files: Sequence[Path]) -> dict[Path, list[Path]]:
     masks_of: dict[Path, list[Path]] = {}
     for path in files:  # images come first
         if path.parent.name == "Images":
-            if path.stem in images:
-                raise ValueError(f"{path}: same image id as {images[path.stem].name}; expected one per id")
-            images[path.stem], masks_of[path] = path, []
+            if _stem(path) in images:
+                raise ValueError(f"{path}: same image id as {images[_stem(path)].name}; expected one per id")
+            images[_stem(path)], masks_of[path] = path, []
         else:
             _style(path)
-            parts = path.stem.split("_")
+            parts = _stem(path).split("_")
             # Both the id and what follows it may contain "_": the longest id that is an image's.
             ids = ("_".join(parts[:end]) for end in range(len(parts) - 2, 0, -1))
             owner = next((images[name] for name in ids if name in images), None)
             if owner is not None:
                 masks_of[owner].append(path)
     return masks_of
+
+
+def _stem(path: Path) -> str:
+    """A file's name without its suffix; macOS writes letters such as é as two characters, others as one."""
+    return unicodedata.normalize("NFC", path.stem)
 
 
 def _style(path: Path) -> int:

@@ -21,7 +21,7 @@ NAME_LENGTH = 1000
 
 def files_of(original: Path) -> list[Path]:
     """The pickles of a folder by name, or the one given. Raises ValueError if there is none."""
-    found = [original] if original.is_file() else files_in(original, ".pickle", ".pkl")
+    found = [original] if original.is_file() else files_in(original, ".pickle", ".pkl", ".pck", ".p")
     if not found:
         raise ValueError(f"{original}: no .pickle or .pkl file in this folder; expected the LIDC pickles "
                          "(for an .h5 file give the path of the file itself)")

@@ -191,7 +191,7 @@ def index_series(folder: Path, wanted: set[str]) -> dict[str, dict[float, Path]]
     Of two images at one z the first by name counts. Raises ValueError if no series is there."""
     found: dict[str, dict[float, Path]] = defaultdict(dict)
     tags = ["SeriesInstanceUID", "ImagePositionPatient"]
-    for path in tqdm(files_in(folder, ".dcm", pattern="**/*"), desc="headers", unit="file", disable=None):
+    for path in tqdm(files_in(folder, ".dcm", deep=True), desc="headers", unit="file", disable=None):
         with _named(path):
             header = pydicom.dcmread(path, specific_tags=tags, stop_before_pixels=True)
             series, position = str(header.get("SeriesInstanceUID")), header.get("ImagePositionPatient")

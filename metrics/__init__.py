@@ -31,6 +31,6 @@ __all__ = [
     "CONTROLS", "Evaluation", "Overlaps", "Row", "bootstrap_interval", "calibration_error", "d_max",
     "dice_matrix", "dice_of_means", "differences_table", "diversity", "diversity_from", "empty_table",
     "entropy_map", "evaluate", "free_folder", "ged", "ged_from", "hm_iou", "hm_iou_from", "image_seed",
-    "interleaved", "iou_matrix", "mdm", "mdm_from", "parts_table", "results", "s_ncc", "score", "scores_table",
-    "two_level_interval", "variance_map", "write_text",
+    "interleaved", "iou_matrix", "mdm", "mdm_from", "parts_table", "results", "s_ncc", "score",
+    "scores_table", "two_level_interval", "variance_map", "write_text",
 ]

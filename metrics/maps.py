@@ -78,6 +78,7 @@ def _correlation(a: Tensor, c: Tensor) -> Tensor:
 
 def _pair(samples: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
     """Both sets as checked float64 of matching b, h, w."""
+    samples, masks = torch.as_tensor(samples), torch.as_tensor(masks)
     if samples.shape[:1] != masks.shape[:1] or samples.shape[2:] != masks.shape[2:]:
         raise ValueError(f"samples {tuple(samples.shape)} and masks {tuple(masks.shape)}: "
                          "expected (b, n, h, w) and (b, k, h, w) of the same images at the same size")
@@ -86,6 +87,7 @@ def _pair(samples: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
 
 def _probabilities(x: Tensor, name: str) -> Tensor:
     """x (b, n, h, w) as float64, its values checked to lie in [0, 1]."""
+    x = torch.as_tensor(x)
     if x.ndim != 4 or not x.numel():
         raise ValueError(f"{name} {tuple(x.shape)}: expected four axes (b, n, h, w), none of them 0")
     x = x.double()

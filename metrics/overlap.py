@@ -70,6 +70,7 @@ def _flatten(a: Tensor, c: Tensor, a_name: str, c_name: str) -> tuple[Tensor, Te
     """Two checked sets of masks, (b, n, h, w) and (b, m, h, w), as float32 (b, n, pixels) and (b, m, pixels).
 
     Rows and columns that no mask reaches are left out: they add to no count and are most of many images."""
+    a, c = torch.as_tensor(a), torch.as_tensor(c)  # NumPy's arrays too
     shapes = f"{a_name} {tuple(a.shape)} and {c_name} {tuple(c.shape)}"
     if a.ndim != 4 or c.ndim != 4 or not (a.numel() and c.numel()):
         raise ValueError(f"{shapes}: expected (b, n, h, w) and (b, k, h, w), none of them 0; "
@@ -97,6 +98,8 @@ def _integers(masks: Tensor, name: str) -> Tensor:
     if masks.is_floating_point() or masks.is_complex():
         raise ValueError(f"{name} {tuple(masks.shape)} are {masks.dtype}: expected bool or 0/1 integers; "
                          "threshold probabilities first (>= 0.5)")
+    if masks.dtype in (torch.uint16, torch.uint32, torch.uint64):  # which torch only stores
+        masks = masks.to(torch.int64)
     low, high = (int(value) for value in masks.aminmax())
     if low < 0 or high > 1:
         raise ValueError(f"{name} {tuple(masks.shape)} hold values from {low} to {high}: expected 0 and 1; "

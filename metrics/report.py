@@ -199,7 +199,7 @@ def results(rows: Sequence[Row], patients: Sequence | np.ndarray, test_images: s
 
 
 def free_folder(folder: Path, **settings: Config) -> Path:
-    """Where a test's results go: `folder`, or folder_2, ... where it holds those of other settings.
+    """Where a test's results go, made: `folder`, or folder_2, ... where it holds those of other settings.
 
     settings: as in `results`. The data's path may differ."""
     ours = json.loads(json.dumps({name: asdict(config) for name, config in settings.items()}))  # type: ignore
@@ -210,6 +210,7 @@ def free_folder(folder: Path, **settings: Config) -> Path:
             theirs = json.loads(file.read_text())
             same = all(theirs[name] | {"data_path": 0} == of | {"data_path": 0} for name, of in ours.items())
         except FileNotFoundError:
+            place.mkdir(parents=True, exist_ok=True)
             return place
         except (ValueError, KeyError, TypeError):  # of another version, or not ours
             same = False

@@ -2,6 +2,7 @@
 
 import fcntl
 import hashlib
+import io
 import os
 import resource
 import signal
@@ -33,7 +34,11 @@ class NonFiniteLoss(RuntimeError):
 def one_line_errors(saves_memory: str = "") -> Iterator[None]:
     """Ends the process with one line and exit code 1 for what a user can put right, instead of a traceback.
 
-    saves_memory: the flags that help when memory does not suffice."""
+    saves_memory: the flags that help when memory does not suffice. Output that only takes ASCII gets other
+    characters as escapes."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         yield
     except torch.cuda.OutOfMemoryError as error:
@@ -155,7 +160,11 @@ def seed_step(seed: int, step: int, rank: int = 0) -> None:
 @contextmanager
 def lock(folder: Path, processes: Processes) -> Iterator[None]:
     """Holds a lock on the folder, which ends with the process; raises ValueError if another run holds it."""
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "lock").touch()
+    except OSError as error:
+        raise OSError(f"{folder}: cannot be written ({error}); use another --output_path") from error
     with open(folder / "lock", "w") as file:
         if processes.first:
             try:

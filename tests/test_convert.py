@@ -9,7 +9,7 @@ import time
 import numpy as np
 import pytest
 
-from data.convert import converted, files_in
+from data.convert import _places, converted, files_in
 from data.store import Writer, open_store
 from tests import tiny
 
@@ -98,7 +98,24 @@ def test_what_systems_leave_in_folders_is_passed_over(tmp_path):
         (tmp_path / name).touch()
     assert [path.name for path in files_in(tmp_path, ".png")] == ["a.png", "b.PNG"]
     assert [path.name for path in files_in(tmp_path)] == ["a.png", "b.PNG", "c.txt"]
-    assert len(files_in(tmp_path.parent, ".png", pattern="**/*")) == 2
+
+
+def test_linked_folders_are_searched_once(tmp_path):
+    (tmp_path / "elsewhere" / "inner").mkdir(parents=True)
+    for name in ("a.DCM", "inner/b.dcm"):
+        (tmp_path / "elsewhere" / name).touch()
+    (tmp_path / "scans").mkdir()
+    (tmp_path / "scans" / "linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "inner" / "back").symlink_to(tmp_path / "scans")
+    assert [path.name for path in files_in(tmp_path / "scans", ".dcm", deep=True)] == ["a.DCM", "b.dcm"]
+    assert files_in(tmp_path / "scans", ".dcm") == []
+
+
+def test_a_user_without_a_home_has_a_place_too(monkeypatch, tmp_path):
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # what it does without HOME and passwd
+    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
+    assert _places(tmp_path)[1].parent == tmp_path / "atfm"
 
 
 def in_child(function, *arguments):

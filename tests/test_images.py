@@ -122,3 +122,9 @@ def test_fine_stripes_are_averaged_not_picked():
 def test_names_are_unique_on_every_file_system():
     paths = [Path(name) for name in ("x/a.png", "y/a.png", "A.png", "a_2.png", "b.png")]
     assert unique_names(paths) == ["a", "a_2", "A_3", "a_2_2", "b"]
+
+
+def test_no_name_leads_out_of_the_folder_and_no_two_are_the_same_letters():
+    names = ["...png", "..png", "caf\u00e9.png", "cafe\u0301.png", ".hidden.png"]
+    found = unique_names([Path(name) for name in names])
+    assert found == ["image", "image_2", "caf\u00e9", "caf\u00e9_2", ".hidden"]

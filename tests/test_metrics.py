@@ -3,6 +3,7 @@
 import math
 from itertools import permutations
 
+import numpy as np
 import pytest
 import torch
 
@@ -124,6 +125,18 @@ def test_images_of_a_batch_are_scored_apart_and_integers_as_bool(name):
     assert torch.equal(together, torch.cat([score(samples[i, None], masks[i, None]) for i in range(2)]))
     for dtype in (torch.uint8, torch.int64):
         assert torch.equal(score(samples.to(dtype), masks), together)
+
+
+@pytest.mark.parametrize("dtype", [np.bool_, np.uint8, np.uint16, np.uint32, np.int64])
+def test_arrays_of_numpy_and_all_integers_are_scored_alike(dtype):
+    random = np.random.default_rng(0)
+    samples, masks = (random.integers(0, 2, (2, n, 4, 4)) for n in (6, 4))
+    for score in (metrics.ged, metrics.hm_iou, metrics.mdm, metrics.dice_of_means, metrics.s_ncc):
+        expected = score(torch.from_numpy(samples), torch.from_numpy(masks))
+        assert torch.equal(score(samples.astype(dtype), masks.astype(dtype)), expected)
+        assert torch.equal(score(torch.from_numpy(samples.astype(dtype)), masks.astype(dtype)), expected)
+    with pytest.raises(ValueError, match="hold values from 0 to 2"):
+        metrics.ged((2 * samples).astype(np.uint16), masks)
 
 
 def test_counts_stay_exact_under_autocast():
