@@ -298,6 +298,7 @@ EXPERIMENTS = {
                         dim_mults=(1, 4, 8), time_scale=10.0, steps=2),
         loop=LoopConfig(validate_every=3, val_samples=8, val_steps=2),
         evaluation=EvaluationConfig(samples=(16,), seeds=(0, 1, 2)),
+        run=RunConfig(preset="best"),
     ),
     "isic3_demo": Experiment(
         Metadata("isic3_demo", reader="isic3", channels=3, annotators=3, size=64, crop=48, augment=True),
@@ -306,6 +307,7 @@ EXPERIMENTS = {
                         dim_mults=(1, 4, 8), time_scale=10.0, alpha=1e-4, steps=2),
         loop=LoopConfig(validate_every=3, val_samples=8, val_steps=2),
         evaluation=EvaluationConfig(samples=(16,), seeds=(0, 1, 2)),
+        run=RunConfig(preset="best"),
     ),
 }
 
@@ -324,21 +326,25 @@ def released(ours: Experiment) -> Experiment:
 
 
 def best(ours: Experiment) -> Experiment:
-    """What did better than `paper` on held-out patients, at small scale: tests/benchmarks/README.md.
+    """What did best on held-out patients, at small scale: tests/benchmarks/README.md.
 
-    Averages of weights in both steps; one expert per step, and as many more steps as there are experts, at
-    the same cost; weights not standardized; a slower embedding of time."""
-    flow = replace(ours.flow, experts="one", num_epochs=ours.flow.num_epochs * ours.metadata.annotators,
-                   ema=0.999, weight_standardization="none", time_scale=10.0)
-    return replace(ours, gtr=replace(ours.gtr, ema=0.99), flow=flow)
+    The net gives the mask's logits, from a softer x_0 that is coupled to the experts, along a noisy path; few
+    steps. Then, in both steps: averages of weights, a falling learning rate. One expert per step, and as many
+    more steps as there are experts, at the same cost; weights not standardized; slower embedding of time."""
+    flow = replace(ours.flow, objective="endpoint", temperature=4.0, coupling="assigned", path_noise=0.5,
+                   steps=4, schedule="cosine", clip=1.0, weight_standardization="none", time_scale=10.0)
+    if flow.experts == "all":
+        flow = replace(flow, experts="one", num_epochs=flow.num_epochs * ours.metadata.annotators, ema=0.999)
+    return replace(ours, gtr=replace(ours.gtr, ema=0.99, schedule="cosine"), flow=flow)
 
 
-def experiment(what: str, preset: str = "paper") -> Experiment:
-    """The settings of dataset `what` under a preset; its path from the environment, else PATHS.
+def experiment(what: str, preset: str | None = None) -> Experiment:
+    """The settings of dataset `what` under a preset, or under its own; its path from environment or PATHS.
 
     Raises ValueError for a name that is not in EXPERIMENTS, or a preset that is not in PRESETS."""
     if what not in EXPERIMENTS:
         raise ValueError(f"--what {what}: unknown dataset; expected one of {', '.join(EXPERIMENTS)}")
+    preset = preset or EXPERIMENTS[what].run.preset
     if preset not in PRESETS:
         raise ValueError(f"--preset {preset}: unknown; expected one of {', '.join(PRESETS)}")
     path = os.environ.get(f"ATFM_{what.upper()}_PATH") or PATHS[what]
@@ -355,7 +361,7 @@ def parse(argv: Sequence[str] | None, what: str, description: str, *kinds: type[
     not of its kind, as argparse does; raises ValueError for one that is out of range."""
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--what", default=what)
-    first.add_argument("--preset", default=RunConfig.preset)
+    first.add_argument("--preset", default=None)
     first.add_argument("--method", default=None)
     chosen, _ = first.parse_known_args(argv)
 

@@ -46,10 +46,11 @@ def test_every_setting_is_a_flag_with_its_reason(script, capsys, monkeypatch):
 
 @pytest.mark.parametrize("what", EXPERIMENTS)
 def test_without_flags_the_settings_are_those_of_the_dataset(what):
-    expected = EXPERIMENTS[what]
+    expected = experiment(what, EXPERIMENTS[what].run.preset)
     found = read("", "flow", what) | read("", "gtr", what) | read("", "test", what)
     assert found[Metadata] == replace(expected.metadata, data_path=PATHS[what])
-    assert found[RunConfig] == RunConfig(output_path=f"runs/{what}")
+    preset = "best" if what.endswith("demo") else "paper"
+    assert found[RunConfig] == RunConfig(output_path=f"runs/{what}", preset=preset)
     for config in (expected.gtr, expected.flow, expected.loop, expected.evaluation):
         assert found[type(config)] == config
 
