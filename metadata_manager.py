@@ -6,6 +6,7 @@ Edit PATHS first. Everything else is a default that a flag of the same name over
 
 import argparse
 import os
+import re
 import typing
 from collections.abc import Sequence
 from dataclasses import Field, dataclass, field, fields, replace
@@ -266,8 +267,19 @@ class EvaluationConfig(Config):
     channels_last: bool = setting(False, "run ST-Net in the layout that CUDA's convolutions are fastest in")
     compile: bool = setting(False, "torch.compile ST-Net: minutes at the start, faster from then on")
     released_checkpoint: bool = setting(False, "--gtr and --prior are files of weights of the authors' code")
+    part: str = setting("1/1", "i/m: test every m-th image from the i-th; when all m parts are done, the "
+                               "same command without --part makes the table")
+    merge: bool = setting(False, "make the table of what parts have found; refuse if an image is missing")
     images: tuple[str, ...] = setting((), "draw samples for these image files of yours instead of testing")
     allow_overlap: bool = setting(False, "test even if test images were trained on (as in split released)")
+
+    @property
+    def share(self) -> tuple[int, int]:
+        """i - 1 and m of `part`. Raises ValueError for what is not i/m."""
+        found = re.fullmatch(r"(\d{1,9})/(\d{1,9})", self.part)
+        if not found or not 1 <= int(found[1]) <= int(found[2]):
+            raise ValueError(f"--part {self.part}: expected i/m, such as 1/4, with i from 1 to m")
+        return int(found[1]) - 1, int(found[2])
 
 
 @dataclass(frozen=True)

@@ -6,29 +6,17 @@ python test_prior_LIDC.py --methods act-gtr atfm --steps 10 25 --samples 16 32 1
 The paper's row stands below ours in the table that it prints. All flags: --help.
 """
 
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import fig
+import metrics
 from data import load
 from metadata_manager import EvaluationConfig, Metadata, RunConfig, parse
-from metrics import (
-    CONTROLS,
-    Row,
-    differences_table,
-    empty_table,
-    evaluate,
-    free_folder,
-    interleaved,
-    parts_table,
-    results,
-    scores_table,
-    write_text,
-)
 from models import load_systems
 from models.checkpoint import versions
-from models.processes import join, one_line_errors
+from models.processes import join, leave, one_line_errors, stop_signals
 
 CONTROL_IMAGES = 200
 MEMORY = "a smaller --batch_size (in proportion), --amp True (to about a half)"
@@ -42,51 +30,55 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     with join(run) as processes:
         device = processes.device
-
-        def control(method: str, sample: Callable) -> Callable:  # what it chooses, on validation images
-            return CONTROLS[method](sample, load(metadata, "val").spread(CONTROL_IMAGES), device)
-
+        systems_of = partial(load_systems, config, metadata, run, device, partial(
+            metrics.control, validation=lambda: load(metadata, "val").spread(CONTROL_IMAGES), device=device))
         if config.images:  # no expert has marked them: samples instead of scores
             if processes.first:
-                systems = load_systems(config, metadata, run, device, control)
-                drawn = next((system for system in systems if system.evaluations > 0), systems[0])  # a flow
-                fig.draw_own_images(drawn, config.images, max(config.samples), config.seeds[0],
+                fig.draw_own_images(systems_of(), config.images, max(config.samples), config.seeds[0],
                                     output / "images", device)
             return
 
         # Data: 20 % of the patients; a system that was trained on one of these images is refused.
         test = processes.in_turn(lambda: load(metadata, "test")).to(device)
 
-        folder = free_folder(output / "test", metadata=metadata, sampling=config)
-
         # Systems: each a function sample(image, n, generator) -> n masks as probabilities.
-        systems = load_systems(config, metadata, run, device, control, test)
+        systems = systems_of(test)
 
-        # Scores of each on every test image (App. 7); each process draws and scores every m-th image.
-        mine = range(processes.rank, len(test), processes.count)
+        # Scores of each on every test image (App. 7), by each process of every m-th. They are appended to a
+        # file as they come, so that a test that was stopped goes on.
+        folder = processes.in_turn(
+            lambda: metrics.free_folder(output / "test", metadata=metadata, sampling=config))
+        part, parts = config.share
+        record = metrics.Record(folder, f"{part}of{parts}.{processes.rank}")
+        mine = range(processes.rank + part * processes.count, len(test), processes.count * parts)
         rows = []
-        for system in systems:
-            started = time.perf_counter()
-            found = evaluate(system.sample, test, config.samples, config.seeds, device, mine,
-                             title=system.label if processes.first else None)
-            rows.append(Row(system, interleaved(processes.gather(found)), time.perf_counter() - started))
+        with stop_signals() as signals:
+            stop = partial(leave, signals, f"the same command goes on from what is in {folder}")
+            for system in systems:
+                memory = record.of(system.label, system.weights, test.fingerprint)
+                if config.merge:
+                    memory.require(test.ids, config.seeds, system.label)
+                found = metrics.evaluate(system.sample, test, config.samples, config.seeds, device, mine,
+                                         title=system.label if processes.first else None, memory=memory,
+                                         after_each=stop)
+                seconds = sum(processes.gather(memory.seconds(found.ids)))
+                rows.append(metrics.Row(system, metrics.interleaved(processes.gather(found)), seconds))
 
     if not processes.first:
         return
+    if parts > 1:
+        return print(f"{folder}: part {config.part} is done; after all parts, run this without --part")
     # Report: ours beside the paper's rows, and each system's difference from atfm, over patients.
-    table = scores_table(metadata.what, rows, config.samples)
-    table += differences_table(rows, test.patients, config.samples)
-    table += empty_table(rows) + parts_table(rows, max(config.samples))
-    report = results(rows, test.patients, test.fingerprint, versions(), device,
-                     run=run, metadata=metadata, sampling=config)
+    table = metrics.report_tables(metadata.what, rows, test.patients, config.samples)
+    report = metrics.results(rows, test.patients, test.fingerprint, versions(), device,
+                             run=run, metadata=metadata, sampling=config)
     print(table)
-    write_text(folder / "table.md", table)
-    write_text(folder / "results.json", report)
+    metrics.write_text(folder / "table.md", table)
+    metrics.write_text(folder / "results.json", report)
     for system in systems:
         fig.draw_samples(system.sample, test, folder, system.label, config.seeds[0], device)
     curves = fig.results_curves(report, folder)
-    files = ", ".join(["table.md, results.json", *curves])
-    print(f"{folder}: {files} and pictures of each system's samples")
+    print(f"{folder}: table.md, results.json, {', '.join(curves)} and pictures of each system's samples")
 
 
 if __name__ == "__main__":

@@ -12,13 +12,14 @@ from fig.pictures import write_samples
 from metrics.evaluation import image_seed
 
 
-def draw_own_images(system: Any, files: Sequence[str], n: int, seed: int, folder: Path,
+def draw_own_images(systems: Sequence[Any], files: Sequence[str], n: int, seed: int, folder: Path,
                     device: torch.device | str = "cpu") -> None:
-    """Write n samples of a system for each image file into folder/<stem>, see `write_samples`.
+    """Write n samples for each image file into folder/<stem>, see `write_samples`: of the first flow, if any.
 
-    system: as `models.loading.System`. The seed and a file's name seed an image's samples, whatever other
+    systems: as `models.loading.System`. The seed and a file's name seed an image's samples, whatever other
     images are drawn. Raises FileNotFoundError or ValueError, before anything is drawn, if one of the files is
     not an image; ValueError for samples that are not finite."""
+    system = next((one for one in systems if one.evaluations > 0), systems[0])
     paths, side, channels = [Path(name) for name in files], system.trained_on.side, system.trained_on.channels
     for path in paths:
         opened(path)

@@ -1,15 +1,16 @@
 """Scores of App. 7 on binary masks, others' scores used in the field, and their evaluation over a dataset."""
 
-from metrics.controls import CONTROLS
+from metrics.controls import control
 from metrics.evaluation import Evaluation, evaluate, image_seed, interleaved, score
 from metrics.maps import calibration_error, dice_of_means, entropy_map, s_ncc, variance_map
 from metrics.overlap import Overlaps, dice_matrix, iou_matrix
-from metrics.parts import empty_table, parts_table
+from metrics.record import Record
 from metrics.report import (
     Row,
     bootstrap_interval,
     differences_table,
     free_folder,
+    report_tables,
     results,
     scores_table,
     two_level_interval,
@@ -28,9 +29,9 @@ from metrics.scores import (
 )
 
 __all__ = [
-    "CONTROLS", "Evaluation", "Overlaps", "Row", "bootstrap_interval", "calibration_error", "d_max",
-    "dice_matrix", "dice_of_means", "differences_table", "diversity", "diversity_from", "empty_table",
+    "Evaluation", "Overlaps", "Record", "Row", "bootstrap_interval", "calibration_error", "control",
+    "d_max", "dice_matrix", "dice_of_means", "differences_table", "diversity", "diversity_from",
     "entropy_map", "evaluate", "free_folder", "ged", "ged_from", "hm_iou", "hm_iou_from", "image_seed",
-    "interleaved", "iou_matrix", "mdm", "mdm_from", "parts_table", "results", "s_ncc", "score",
+    "interleaved", "iou_matrix", "mdm", "mdm_from", "report_tables", "results", "s_ncc", "score",
     "scores_table", "two_level_interval", "variance_map", "write_text",
 ]

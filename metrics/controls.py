@@ -59,3 +59,9 @@ def _without_small(samples: Tensor, below: int) -> Tensor:
 
 
 CONTROLS = {"act-gtr-emptied": emptied, "act-gtr-smoothed": smoothed}
+
+
+def control(method: str, sample: Sample, validation: Callable[[], Images], device: torch.device | str
+            ) -> Sample:
+    """The sampler of one of CONTROLS; validation: loads the images that it chooses its settings on."""
+    return CONTROLS[method](sample, validation(), device)

@@ -1,8 +1,8 @@
 """Scores of a sampler over a dataset, as the paper's tables report them: mean and deviation over runs."""
 
 import hashlib
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import sys
+from collections.abc import Callable, Container, Iterable, Iterator, MutableMapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Protocol
@@ -112,6 +112,8 @@ def evaluate(
     indices: Sequence[int] | None = None,
     title: str | None = None,
     together: int | None = None,
+    memory: MutableMapping[tuple[str, int], dict[str, float]] | None = None,
+    after_each: Callable[[], None] = lambda: None,
 ) -> Evaluation:
     """Score `sample` on the images of `dataset`: its samples thresholded at >= 0.5 against all experts.
 
@@ -119,9 +121,11 @@ def evaluate(
     Per image and seed max(samples) are drawn once, and the first n of them are scored for each n of
     `samples`. The generator depends on seed and image id alone, so that images may be split over processes
     at will; CPU and CUDA draw different numbers.
-    indices: of the images to score (default: all). title: of a progress bar, None for no bar.
+    indices: of the images to score (default: all). title: of the progress that is shown, None for none.
     together: how many sets of samples are scored at once, which changes nothing beyond the rounding of
     float64 (default: 8 on a GPU, 1 on a CPU).
+    memory: scores by image id and seed; what it holds is not drawn again, what is found is put there.
+    after_each() is called when an image, or those that are scored together, is in memory.
     Raises ValueError for an empty or inconsistent dataset, masks other than 0/1, and samples that are not
     finite or not of the right shape, naming the image."""
     if not (samples and seeds) or min(samples) < 1:
@@ -131,28 +135,45 @@ def evaluate(
                          "expected at least one image, and an id for each")
     indices = range(len(dataset)) if indices is None else indices
     together = together or (SCORED_TOGETHER if torch.device(device).type == "cuda" else 1)
-    scores: dict[str, np.ndarray] = defaultdict(lambda: np.empty((len(seeds), len(indices))))
-    progress = tqdm(indices, title, leave=False, disable=True if title is None else None)
-    sets = _sets(sample, dataset, max(samples), seeds, device, progress)
+    memory = {} if memory is None else memory
+    sets = _sets(sample, dataset, max(samples), seeds, device, progress(indices, title), memory)
     while block := list(islice(sets, together)):
-        runs, places, drawn, masks = zip(*block)
+        keys, drawn, masks = zip(*block)
         found = score(torch.cat(drawn), torch.cat(masks), samples)
-        values = torch.stack([value.double() for value in found.values()]).cpu().numpy()
-        for name, of_block in zip(found, values):
-            scores[name][runs, places] = of_block
-    return Evaluation(tuple(dataset.ids[index] for index in indices), tuple(seeds), dict(scores))
+        values = torch.stack([value.double() for value in found.values()], dim=1).tolist()
+        for key, of_set in zip(keys, values):
+            memory[key] = dict(zip(found, of_set))
+        after_each()
+    ids = tuple(dataset.ids[index] for index in indices)
+    names = list(memory[ids[0], seeds[0]]) if ids else []
+    scores = {name: np.array([[memory[one, seed][name] for one in ids] for seed in seeds]) for name in names}
+    return Evaluation(ids, tuple(seeds), scores)
+
+
+def progress(indices: Iterable[int], title: str | None) -> Iterable[int]:
+    """A bar on a terminal, elsewhere a line once a minute: images done, and the time left."""
+    if title is None:
+        return indices
+    if sys.stderr.isatty():
+        return tqdm(indices, title, leave=False)
+    return tqdm(indices, title, leave=False, mininterval=60, maxinterval=60, delay=10,
+                bar_format="{desc}: {n_fmt} of {total_fmt} images, {remaining} left\n")
 
 
 def _sets(sample: SampleFunction, dataset: Images, n: int, seeds: Sequence[int], device: torch.device | str,
-          indices: Iterable[int]) -> Iterator[tuple[int, int, Tensor, Tensor]]:
-    """Number of the seed, place among `indices`, n samples (1, n, h, w) and masks (1, k, h, w), both bool."""
-    for place, index in enumerate(indices):
-        image, masks = dataset[index]
-        name, image, masks = dataset.ids[index], image.to(device)[None], masks.to(device)[None]
+          indices: Iterable[int], known: Container[tuple[str, int]]
+          ) -> Iterator[tuple[tuple[str, int], Tensor, Tensor]]:
+    """Of all that is not known: image id and seed, samples (1, n, h, w) and masks (1, k, h, w), both bool."""
+    for index in indices:
+        name = dataset.ids[index]
+        missing = [seed for seed in seeds if (name, seed) not in known]
+        if not missing:
+            continue
+        image, masks = (one.to(device)[None] for one in dataset[index])
         if not ((masks == 0) | (masks == 1)).all():
             raise ValueError(f"masks of image {name}: expected 0 and 1, found others; check its file")
-        for run, seed in enumerate(seeds):
-            yield run, place, _draw(sample, image, n, seed, name), masks.bool()
+        for seed in missing:
+            yield (name, seed), _draw(sample, image, n, seed, name), masks.bool()
 
 
 def _draw(sample: SampleFunction, image: Tensor, n: int, seed: int, name: str) -> Tensor:

@@ -4,11 +4,9 @@ GED_n = 2 E d(s, y) - E d(s, s') - E d(y, y') (App. 7): twice the distance of sa
 diversities of both. A sampler that never draws an empty mask, or always, loses by the first.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
-
-from metrics.report import Row
 
 THIRDS = ("smallest third", "middle third", "largest third")
 PARTS = ("Distance", "Diversity", "Experts' diversity")
@@ -34,25 +32,23 @@ def empty_correlation(scores: Scores) -> float:
     return float(np.corrcoef(ours, theirs)[0, 1])
 
 
-def empty_table(rows: Sequence[Row]) -> str:
+def empty_table(systems: Mapping[str, Scores]) -> str:
     """Markdown: how often a sample marks nothing, how often an expert, and whether on the same images."""
     lines = ["| share of empty masks | samples | experts | correlation over images |", "|---|---|---|---|"]
-    for row in rows:
-        scores = row.evaluation.scores
-        lines.append(f"| {row.system.label} | {scores['Empty'].mean():.3f} | "
+    for label, scores in systems.items():
+        lines.append(f"| {label} | {scores['Empty'].mean():.3f} | "
                      f"{scores['Experts empty'].mean():.3f} | {empty_correlation(scores):+.2f} |")
     return "\n" + "\n".join(lines) + "\n"
 
 
-def parts_table(rows: Sequence[Row], n: int) -> str:
+def parts_table(systems: Mapping[str, Scores], n: int) -> str:
     """Markdown: GED_n and its parts for each system, over all images and by the size of what is marked."""
     lines = [f"| by size | images | GED{n} | {' | '.join(PARTS)} |", "|---" * (len(PARTS) + 3) + "|"]
-    for row in rows:
-        scores = row.evaluation.scores
+    for label, scores in systems.items():
         sizes = scores["Size"].mean(0)
         for name, images in {"all": np.arange(len(sizes)), **thirds(sizes)}.items():
             if len(images):
                 about = f", {sizes[images].min():.0f} to {sizes[images].max():.0f} px"
                 values = " | ".join(f"{value:.3f}" for value in parts_of(scores, n, images).values())
-                lines.append(f"| {row.system.label}, {name}{about} | {len(images)} | {values} |")
+                lines.append(f"| {label}, {name}{about} | {len(images)} | {values} |")
     return "\n" + "\n".join(lines) + "\n"

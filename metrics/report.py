@@ -18,7 +18,9 @@ from scipy.stats import bootstrap
 from metadata_manager import Config
 from metrics.evaluation import Evaluation
 from metrics.files import whole_file
+from metrics.parts import empty_table, parts_table
 
+FREE = ("data_path", "part", "merge")  # settings that do not make it another test
 Scores = dict[str, tuple[float, float | None]]  # mean, and standard deviation over runs or None
 
 
@@ -198,26 +200,33 @@ def results(rows: Sequence[Row], patients: Sequence | np.ndarray, test_images: s
     }
 
 
+def report_tables(what: str, rows: Sequence[Row], patients: Sequence | np.ndarray, samples: Sequence[int]
+                  ) -> str:
+    """All that a test prints: scores beside the paper's, differences, empty masks, parts of GED."""
+    systems = {row.system.label: row.evaluation.scores for row in rows}
+    return (scores_table(what, rows, samples) + differences_table(rows, patients, samples)
+            + empty_table(systems) + parts_table(systems, max(samples)))
+
+
 def free_folder(folder: Path, **settings: Config) -> Path:
     """Where a test's results go, made: `folder`, or folder_2, ... where it holds those of other settings.
 
-    settings: as in `results`. The data's path may differ."""
+    settings: as in `results`. Those in FREE may differ, and the test goes on in the same folder."""
     ours = json.loads(json.dumps({name: asdict(config) for name, config in settings.items()}))  # type: ignore
+    for one in ours.values():
+        for name in FREE:
+            one.pop(name, None)
     for number in count(1):
         place = folder if number == 1 else folder.with_name(f"{folder.name}_{number}")
-        file = place / "results.json"
+        if not (place / "settings.json").exists() and not (place / "results.json").exists():
+            write_text(place / "settings.json", ours)
+            return place
         try:
-            theirs = json.loads(file.read_text())
-            same = all(theirs[name] | {"data_path": 0} == of | {"data_path": 0} for name, of in ours.items())
-        except FileNotFoundError:
-            place.mkdir(parents=True, exist_ok=True)
-            return place
-        except (ValueError, KeyError, TypeError):  # of another version, or not ours
-            same = False
-        if same:
-            print(f"{file}: an earlier test with the same settings, will be replaced")
-            return place
-        print(f"{file}: kept, of another test")
+            if json.loads((place / "settings.json").read_text()) == ours:
+                return place
+        except (ValueError, FileNotFoundError):  # damaged, or of an older version
+            pass
+        print(f"{place}: kept, the results of another test")
     raise AssertionError("count does not end")
 
 

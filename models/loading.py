@@ -120,6 +120,7 @@ class System:
     evaluations: int
     checkpoints: tuple[str, ...]
     trained_on: TrainedOn
+    weights: str | None  # a fingerprint of all of them
     alpha: float | None = None  # of --alphas
     solver: str | None = None
     steps: int | None = None
@@ -145,7 +146,8 @@ def load_systems(config: EvaluationConfig, metadata: Metadata, run: RunConfig, d
     for method in config.methods:
         if method not in METHODS and gtr is not None:
             sample = gtr.sample if method == "act-gtr" else control(method, gtr.sample)
-            found.append(System(method, method, sample, 0, (str(gtr_path),), gtr.trained_on))
+            found.append(System(method, method, sample, 0, (str(gtr_path),), gtr.trained_on,
+                                checkpoint.fingerprint(gtr)))
             continue
         for alpha in config.alphas or (None,):
             folder = flow_folder(method, alpha)
@@ -153,7 +155,7 @@ def load_systems(config: EvaluationConfig, metadata: Metadata, run: RunConfig, d
             atfm = tested_flow(path, method, gtr, config, metadata, run.preset, test).to(device)
             files = (str(path),) if atfm.gtr is None else (str(gtr_path), str(path))
             found += [System(label(method, config, alpha, solver, steps), method, sample, evaluations, files,
-                             atfm.trained_on, alpha, solver, steps)
+                             atfm.trained_on, checkpoint.fingerprint(atfm), alpha, solver, steps)
                       for solver, steps, sample, evaluations in ways_to_sample(atfm, config)]
     return found
 

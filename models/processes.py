@@ -202,6 +202,13 @@ def stop_signals() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
+def leave(signals: Sequence[int], how_to_go_on: str) -> None:
+    """Ends the process, with the code that a shell gives for the signal, if one was received."""
+    if signals:
+        print(f"\n{signal.Signals(signals[0]).name}: {how_to_go_on}", file=sys.stderr)
+        raise SystemExit(128 + signals[0])
+
+
 def peak_memory() -> int:
     """Bytes: the most so far that tensors held on the current GPU, or without one that the process held."""
     if torch.cuda.is_available() and torch.cuda.is_initialized():

@@ -83,12 +83,13 @@ def test_grey_goes_through_a_model_of_rgb_and_a_diverged_model_writes_nothing(tm
         sizes.append(tuple(image.shape))
         return torch.full((1, n, 8, 8), value)
 
-    system = SimpleNamespace(label="atfm", trained_on=TrainedOn(8, 3), sample=partial(sample, torch.nan))
+    system = SimpleNamespace(label="atfm", evaluations=1, trained_on=TrainedOn(8, 3),
+                             sample=partial(sample, torch.nan))
     with pytest.raises(ValueError, match="a.png: atfm gave probabilities that are not finite"):
-        draw_own_images(system, [str(path)], 2, 0, tmp_path / "out")
+        draw_own_images([system], [str(path)], 2, 0, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     system.sample = partial(sample, 1.0)
-    draw_own_images(system, [str(path)], 2, 0, tmp_path / "out")
+    draw_own_images([system], [str(path)], 2, 0, tmp_path / "out")
     assert sizes == [(1, 3, 8, 8)] * 2 and (pixels_of(tmp_path / "out" / "a" / "mean.png") == 255).all()
     assert "9 x 7 grey (not square, so its proportions change) resized to 8 x 8 RGB" in (
         capsys.readouterr().out)

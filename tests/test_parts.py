@@ -1,14 +1,12 @@
 """Parts of GED, empty masks and the controls, against counts by hand."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
 
-from metrics import Evaluation, Row, empty_table, evaluate, parts_table
+from metrics import Evaluation, evaluate
 from metrics.controls import emptied, smoothed
-from metrics.parts import empty_correlation, parts_of, thirds
+from metrics.parts import empty_correlation, empty_table, parts_of, parts_table, thirds
 from tests.test_evaluation import Memory
 
 
@@ -33,10 +31,6 @@ def sample(image, n, generator=None):
 FOUND = evaluate(sample, IMAGES, samples=(2,))
 
 
-def rows():
-    return [Row(SimpleNamespace(label="ours"), FOUND, 1.0)]
-
-
 def test_ged_is_the_sum_of_its_parts():
     for images in (np.arange(4), np.array([2])):
         parts = parts_of(FOUND.scores, 2, images)
@@ -49,7 +43,7 @@ def test_ged_is_the_sum_of_its_parts():
 def test_images_are_divided_by_the_mean_size_of_the_experts_masks():
     assert {name: one.tolist() for name, one in thirds(FOUND.scores["Size"].mean(0)).items()} == {
         "smallest third": [0, 1], "middle third": [2], "largest third": [3]}
-    lines = parts_table(rows(), 2).splitlines()[1:]
+    lines = parts_table({"ours": FOUND.scores}, 2).splitlines()[1:]
     assert lines[0] == "| by size | images | GED2 | Distance | Diversity | Experts' diversity |"
     assert lines[2].startswith("| ours, all, 0 to 16 px | 4 | 0.062 | 0.188 | 0.188 | 0.125 |")
     assert lines[3].startswith("| ours, smallest third, 0 to 2 px | 2 | 0.000 |")
@@ -57,7 +51,7 @@ def test_images_are_divided_by_the_mean_size_of_the_experts_masks():
 
 def test_the_shares_of_empty_masks_and_their_correlation():
     assert FOUND.scores["Empty"][0].tolist() == FOUND.scores["Experts empty"][0].tolist() == [1, 0.5, 0, 0]
-    assert empty_table(rows()).splitlines()[3] == "| ours | 0.375 | 0.375 | +1.00 |"
+    assert empty_table({"ours": FOUND.scores}).splitlines()[3] == "| ours | 0.375 | 0.375 | +1.00 |"
     constant = {"Empty": np.zeros((1, 4)), "Experts empty": FOUND.scores["Experts empty"]}
     assert np.isnan(empty_correlation(constant))
 

@@ -170,7 +170,7 @@ def test_a_test_with_other_settings_goes_beside_the_first(tmp_path, capsys):
     
     assert [test(), test(), test(seeds=(7,)), test(steps=(1,)), test(seeds=(7,)), test()] == [
         "test", "test", "test_2", "test_3", "test_2", "test"]
-    assert "test/results.json: kept, of another test" in capsys.readouterr().out
+    assert "test: kept, the results of another test" in capsys.readouterr().out
     for number, other in enumerate(("not JSON", "[]", "{}")):
         write_text(tmp_path / f"{number}" / "results.json", other)
         assert test(tmp_path / f"{number}") == f"{number}_2"

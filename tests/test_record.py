@@ -1,0 +1,111 @@
+"""A test that is stopped goes on, in one run or in parts, and ends with the scores of an unbroken one."""
+
+import json
+import random
+import signal
+import time
+
+import pytest
+
+import test_prior_LIDC
+from metrics import Record, evaluate
+from tests import tiny
+from tests.test_evaluation import dataset, noisy
+from tests.tiny import where
+
+TEST = [*tiny.TEST, "--steps", "1"]
+
+
+def scores(folder):
+    systems = json.loads((folder / "test" / "results.json").read_text())["systems"]
+    return {name: (one["ids"], one["scores"]) for name, one in systems.items()}
+
+
+@pytest.fixture
+def whole(lidc, run_copy, no_pictures):
+    """The scores of a test without interruption, whose folder is then emptied."""
+    test_prior_LIDC.main([*TEST, *where(lidc, run_copy)])
+    found = scores(run_copy)
+    for path in (run_copy / "test").iterdir():
+        path.unlink()
+    return found
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """How many sets of samples were drawn, and when a signal should come: drawn["stop"] sets later."""
+    count, original = {"sets": 0, "stop": None}, test_prior_LIDC.metrics.evaluate
+
+    def counting(sample, *arguments, **settings):
+        def one(*inputs, **options):
+            count["sets"] += 1
+            if count["sets"] == count["stop"]:
+                signal.raise_signal(signal.SIGTERM)
+            return sample(*inputs, **options)
+        return original(one, *arguments, **settings)
+
+    monkeypatch.setattr("metrics.evaluate", counting)
+    return count
+
+
+@pytest.mark.parametrize("stop", [1, 8, 23])
+def test_a_test_stopped_by_a_signal_goes_on_and_draws_nothing_twice(
+        stop, lidc, run_copy, whole, drawn, capsys):
+    command, drawn["stop"] = [*TEST, *where(lidc, run_copy)], stop
+    with pytest.raises(SystemExit) as end:
+        test_prior_LIDC.main(command)
+    assert end.value.code == 143
+    assert "SIGTERM: the same command goes on from what is in" in capsys.readouterr().err
+    assert drawn["sets"] == stop  # the image under this seed is finished
+    test_prior_LIDC.main(command)
+    assert scores(run_copy) == whole
+    assert drawn["sets"] == 2 * 6 * 2  # systems, images, seeds
+    test_prior_LIDC.main(command)
+    assert drawn["sets"] == 24 and scores(run_copy) == whole
+
+
+def test_parts_make_the_table_of_the_whole(lidc, run_copy, whole, drawn, capsys):
+    command = [*TEST, *where(lidc, run_copy)]
+    test_prior_LIDC.main([*command, "--part", "2/3"])
+    assert drawn["sets"] == 8 and not (run_copy / "test" / "results.json").exists()
+    assert "part 2/3 is done; after all parts, run this without --part" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="4 of 6 images have not been tested with act-gtr, .*--merge"):
+        test_prior_LIDC.main([*command, "--merge", "True"])
+    for part in ("1/3", "3/3"):
+        test_prior_LIDC.main([*command, "--part", part])
+    test_prior_LIDC.main([*command, "--merge", "True"])
+    assert drawn["sets"] == 24 and scores(run_copy) == whole
+
+
+@pytest.mark.parametrize("part", ["0/2", "3/2", "1", "a/b", "1/0", "-1/2"])
+def test_a_part_that_is_none_is_refused(part, lidc, run_copy):
+    with pytest.raises((ValueError, SystemExit)):
+        test_prior_LIDC.main([*TEST, *where(lidc, run_copy), f"--part={part}"])
+
+
+def test_a_line_cut_short_counts_for_nothing_and_other_weights_for_others(tmp_path):
+    images, record = dataset(), Record(tmp_path, "a")
+    whole = evaluate(noisy, images, samples=(2,), memory=record.of("atfm", "weights", "images"))
+    lines = record.path.read_bytes()
+    record.path.write_bytes(lines[:-20])
+    again = Record(tmp_path, "a")
+    assert len(again.of("atfm", "weights", "images")) == len(images) - 1
+    assert len(again.of("atfm", "other weights", "images")) == 0
+    found = evaluate(noisy, images, samples=(2,), memory=again.of("atfm", "weights", "images"))
+    assert found.as_dict() == whole.as_dict()
+    assert [json.loads(line)["id"] for line in record.path.read_text().splitlines()] == images.ids
+    other = Record(tmp_path, "b").of("atfm", "weights", "images")  # another process reads what this one wrote
+    assert other.keys() == {(name, 0) for name in images.ids} and other.seconds(images.ids) > 0
+
+
+@pytest.mark.slow
+def test_a_test_killed_at_random_moments_ends_as_the_uninterrupted_one(lidc, run_copy, whole, processes):
+    command, moments = [*TEST, *where(lidc, run_copy)], random.Random(0)
+    for _ in range(tiny.KILLS):
+        process = processes.Process(target=test_prior_LIDC.main, args=(command,))
+        process.start()
+        time.sleep(moments.uniform(0, 2))
+        process.kill()
+        process.join()
+    test_prior_LIDC.main(command)
+    assert scores(run_copy) == whole
