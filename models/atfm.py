@@ -1,6 +1,7 @@
 """ATFM: a frozen GTR gives x_0, ST-Net carries it to a mask (paper, Algorithm 1). Step 2, and inference."""
 
 import math
+import sys
 from collections.abc import Iterator
 from functools import partial
 
@@ -50,6 +51,7 @@ class ATFM(nn.Module):
         self.net = net
         self.annotators_per_pass, self.amp = annotators_per_pass, amp
         self._at_once: dict[tuple, int] = {}  # by shape and device, see `states_at_once`
+        self.most_at_once = sys.maxsize  # states, less where memory did not suffice
 
     def for_sampling(self, amp: bool, channels_last: bool = False, compiled: bool = False) -> "ATFM":
         """A copy whose net has fixed weights, in the precision and memory layout to sample in.
@@ -136,11 +138,19 @@ class ATFM(nn.Module):
         conditions = grey(image).repeat_interleave(n, dim=0)  # (b * n, 1, h, w)
         x_0 = self.source(image, n, generator)  # (b, n, h, w)
         states = x_0.flatten(0, 1)[:, None]
-        parts = math.ceil(len(states) / (batch_size or self.states_at_once(states, conditions)))
-        fields = [self._velocity(condition) for condition in conditions.tensor_split(parts)]
+        at_once = batch_size or self.states_at_once(states, conditions)
 
         def velocity(x: Tensor, t: float) -> Tensor:
-            return torch.cat([field(part, t) for field, part in zip(fields, x.tensor_split(parts))])
+            parts = math.ceil(len(states) / min(at_once, self.most_at_once))
+            try:
+                return torch.cat([self._velocity(condition)(part, t) for condition, part in zip(
+                    conditions.tensor_split(parts), x.tensor_split(parts))])
+            except torch.cuda.OutOfMemoryError:
+                if parts == len(states):
+                    raise
+            self.most_at_once = math.ceil(math.ceil(len(states) / parts) / 2)
+            print(f"out of GPU memory in sampling: going on with {self.most_at_once} states at once")
+            return velocity(x, t)
 
         if self.objective.path_noise == 0:
             x_1 = SOLVERS[solver](velocity, states, steps)

@@ -119,12 +119,14 @@ def join(run: RunConfig) -> Iterator[Processes]:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS needs a fixed one
         torch.use_deterministic_algorithms(True)
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        print(f"device: {name_of(device)}")
         yield Processes(device)
         return
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
         processes = Processes(device, dist.get_rank(), dist.get_world_size(), dist.new_group(backend="gloo"))
         with open(os.devnull, "w") as nowhere, redirect_stdout(sys.stdout if processes.first else nowhere):
+            print(f"device: {processes.count} processes, the first on {name_of(device)}")
             yield processes
     finally:
         dist.destroy_process_group()
@@ -147,6 +149,16 @@ def device_of(name: str) -> torch.device:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     return device
+
+
+def name_of(device: torch.device) -> str:
+    """The device in words; says so if there is a GPU that torch cannot use."""
+    if device.type == "cuda":
+        return f"{torch.cuda.get_device_name(device)} ({device})"
+    unused = Path("/dev/nvidia0").exists() and not torch.cuda.is_available()
+    warning = ("; warning: there is an NVIDIA GPU that torch cannot use: compare its driver's version with "
+               "CUDA's in `python -m torch.utils.collect_env`") if unused else ""
+    return f"{device}, {torch.get_num_threads()} threads{warning}"
 
 
 def seed_step(seed: int, step: int, rank: int = 0) -> None:

@@ -222,6 +222,30 @@ def test_samples_drawn_in_even_batches_are_those_drawn_at_once(batch_size, sizes
     assert found == 2 * sizes
 
 
+def test_without_memory_for_all_states_they_are_halved_and_the_samples_are_the_same(capsys):
+    """A net that says it is out of memory for more than three states at once."""
+    atfm, (image, _), found = system(**NOISE), batch(), []
+    expected = atfm.sample(image, 5, steps=2, generator=seeded())
+
+    def allocate(net, inputs):
+        found.append(len(inputs[0]))
+        if len(inputs[0]) > enough:
+            raise torch.cuda.OutOfMemoryError
+
+    enough = 3
+
+    atfm.net.register_forward_pre_hook(allocate)
+    halved = atfm.sample(image, 5, steps=2, generator=seeded(), batch_size=10)
+    torch.testing.assert_close(halved, expected, rtol=0, atol=1e-5)
+    assert found == [10, 5, *[3, 3, 2, 2] * 2]
+    assert "out of GPU memory in sampling: going on with 5 states at once" in capsys.readouterr().out
+    atfm.sample(image, 5, steps=1, generator=seeded(), batch_size=10)
+    assert found[10:] == [3, 3, 2, 2]  # from now on
+    enough = 0
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        atfm.sample(image, 1, steps=1)
+
+
 @pytest.mark.parametrize("guidance", [0.0, 0.3, 2.0])
 def test_guidance_extrapolates_from_the_field_without_image(guidance):
     atfm, (image, _) = system(guidance=guidance), batch()
