@@ -50,7 +50,8 @@ def train_flow(run: RunConfig, metadata: Metadata, config: FlowConfig, loop: Loo
         net.compile()
 
     # Objective: L = L_FM + alpha L_SF on the paths from x_0 to the experts' masks (Algorithm 1).
-    atfm = ATFM(gtr, net, config, annotators_per_pass=config.annotators_per_pass, amp=config.amp)
+    atfm = ATFM(gtr, net, config, annotators_per_pass=config.annotators_per_pass,
+                images_per_pass=config.images_per_pass, amp=config.amp)
     optimizer = torch.optim.Adam(net.parameters(), lr=config.lr)
 
     # Validation: a few Euler steps on held-out images, against all experts.

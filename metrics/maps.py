@@ -58,10 +58,9 @@ def calibration_error(samples: Tensor, masks: Tensor) -> Tensor:
     (share of pixels) x |mean p - mean expert| within the bin. Background, easy and in the majority, pulls it
     towards 0, the best: compare it only on the same crops."""
     samples, masks = _pair(samples, masks)
-    # A quotient is exact at the edges of bins; mean(1) multiplies by 1/n on CUDA and is not.
-    p = samples.sum(1).flatten(1) / samples.shape[1]
-    gap = p - masks.mean(1).flatten(1)
-    bins = (BINS * p).long().clamp(max=BINS - 1)
+    count = samples.sum(1).flatten(1)  # of binary samples, so that bins are a matter of integers
+    gap = count / samples.shape[1] - masks.mean(1).flatten(1)
+    bins = (BINS * count).div(samples.shape[1], rounding_mode="floor").long().clamp(max=BINS - 1)
     per_bin = gap[:, None] @ one_hot(bins, BINS).to(gap.dtype)
     return (per_bin.abs().sum((1, 2)) / gap.shape[1]).float()
 

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from metadata_manager import GREY, Objective
 from models.flow import (
     SOLVERS,
-    Path,
     Velocity,
     bridge,
     couple,
@@ -34,7 +33,7 @@ class ATFM(nn.Module):
     gtr: may be None when the objective's source is "normal", which draws x_0 ~ N(0, I) instead.
     net: net(x_t (b, 1, h, w), t (b,), image (b, 1, h, w)) -> v (b, 1, h, w).
     objective: see `metadata_manager.Objective`.
-    annotators_per_pass: how many annotators' paths go through the net at once in training; None: all.
+    annotators_per_pass, images_per_pass: how many go through the net at once in training; None: all.
     amp: the net runs under bfloat16 autocast; GTR, losses and the ODE's state stay in float32.
     Raises ValueError for source "gtr" without a GTR.
     """
@@ -42,14 +41,15 @@ class ATFM(nn.Module):
     trained_on: TrainedOn  # set where a checkpoint is loaded
 
     def __init__(self, gtr: GTR | None, net: STNet, objective: Objective | None = None, *,
-                 annotators_per_pass: int | None = None, amp: bool = False) -> None:
+                 annotators_per_pass: int | None = None, images_per_pass: int | None = None,
+                 amp: bool = False) -> None:
         super().__init__()
         self.objective = objective or Objective()
         if self.objective.source == "gtr" and gtr is None:
             raise ValueError("source='gtr' needs a GTR; train one first or take source='normal'")
         self.gtr = gtr.requires_grad_(False) if gtr is not None and self.objective.source == "gtr" else None
         self.net = net
-        self.annotators_per_pass, self.amp = annotators_per_pass, amp
+        self.annotators_per_pass, self.images_per_pass, self.amp = annotators_per_pass, images_per_pass, amp
         self._at_once: dict[tuple, int] = {}  # by shape and device, see `states_at_once`
         self.most_at_once = sys.maxsize  # states, less where memory did not suffice
 
@@ -73,10 +73,11 @@ class ATFM(nn.Module):
         return torch.randn(b, n, h, w, device=image.device, generator=generator)
 
     def losses(self, image: Tensor, masks: Tensor) -> Iterator[dict[str, Tensor]]:
-        """L = L_FM + alpha L_SF of a batch (Algorithm 1): the sum over passes of j / k (L_FM + alpha L_SF).
+        """L = L_FM + alpha L_SF of a batch (Algorithm 1): the sum over passes of their shares of it.
 
-        image (b, c, h, w) in [0, 1], masks (b, k, h, w) of 0/1. Yields the scalars loss, L_FM, L_SF of j =
-        `annotators_per_pass` annotators at a time, weighted so that their sums are the batch's means. Calling
+        image (b, c, h, w) in [0, 1], masks (b, k, h, w) of 0/1. Yields the scalars loss, L_FM, L_SF of
+        `images_per_pass` images and `annotators_per_pass` annotators at a time, weighted so that their sums
+        are the batch's means. Calling
         backward() on one loss before taking the next frees its activations; the gradients add up.
         Raises ValueError for masks of another shape.
         """
@@ -94,25 +95,27 @@ class ATFM(nn.Module):
         if choice.experts == "one":
             x_0, targets = one_expert(torch.stack((x_0, masks), dim=2)).unbind(2)  # (b, 1, h, w)
         path = linear_path(x_0, self._signed(targets), t, choice.path_noise)
-        j = self.annotators_per_pass or targets.shape[1]
-        for y, x_t, u in zip(targets.split(j, 1), path.x_t.split(j, 1), path.u.split(j, 1)):
-            weight = y.shape[1] / targets.shape[1]
-            l_fm, l_sf = (weight * term for term in self._terms(y, masks, Path(x_t, u), t, condition))
-            yield {"loss": l_fm + choice.alpha * l_sf, "L_FM": l_fm.detach(), "L_SF": l_sf.detach()}
+        i, j = self.images_per_pass or len(targets), self.annotators_per_pass or targets.shape[1]
+        of_images = zip(*(one.split(i) for one in (targets, path.x_t, path.u, masks, t, condition)))
+        for y, x_t, u, *of_pass in of_images:
+            for pieces in zip(*(one.split(j, dim=1) for one in (y, x_t, u))):
+                weight = pieces[0].shape[0] * pieces[0].shape[1] / (targets.shape[0] * targets.shape[1])
+                l_fm, l_sf = (weight * term for term in self._terms(*pieces, *of_pass))
+                yield {"loss": l_fm + choice.alpha * l_sf, "L_FM": l_fm.detach(), "L_SF": l_sf.detach()}
 
-    def _terms(self, targets: Tensor, all_masks: Tensor, path: Path, t: Tensor, condition: Tensor
+    def _terms(self, targets: Tensor, x_t: Tensor, u: Tensor, all_masks: Tensor, t: Tensor, condition: Tensor
                ) -> tuple[Tensor, Tensor]:
-        """L_FM and L_SF on the ways to the masks `targets` (b, j, h, w)."""
+        """L_FM and L_SF on the ways to the masks `targets`; as x_t and u, (b, j, h, w)."""
         j, choice = targets.shape[1], self.objective
-        x_t = path.x_t.flatten(0, 1)[:, None]  # (b * j, 1, h, w)
-        found = self._out(x_t, t.repeat_interleave(j), condition.repeat_interleave(j, dim=0))
+        states = x_t.flatten(0, 1)[:, None]  # (b * j, 1, h, w)
+        found = self._out(states, t.repeat_interleave(j), condition.repeat_interleave(j, dim=0))
         found = found.view_as(targets)
         if choice.objective == "endpoint":
             l_fm = F.binary_cross_entropy_with_logits(found, targets)
             x_1t = found.sigmoid()
         else:
-            l_fm = (found - path.u).square().mean()
-            x_1t = self._probability(endpoint(path.x_t, found, t))
+            l_fm = (found - u).square().mean()
+            x_1t = self._probability(endpoint(x_t, found, t))
         return l_fm, semantic_loss(x_1t, targets, all_masks, choice.dice, choice.dice_over,
                                    choice.semantic_target)
 

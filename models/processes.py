@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,6 +21,7 @@ from torch import Tensor
 from metadata_manager import RunConfig
 
 T = TypeVar("T")
+PATIENCE = timedelta(days=7)  # of a process for one that validates, tests or converts
 INITIALIZATION = -1  # the step before the first, see `seed_step`
 # What lowers memory in a training of the flow, most first.
 FLOW_MEMORY = ("--checkpoint True (the flow's activations to about a fifth), --annotators_per_pass 1 (to one "
@@ -99,12 +101,22 @@ class Processes:
         dist.all_gather_object(values, value, group=self.cpu_group)
         return values
 
+    def agree(self, value: Any, what: str) -> None:
+        """Raises ValueError unless all processes have the same value; what: it is, in words."""
+        values = self.gather(value)
+        for rank, theirs in enumerate(values):
+            if theirs != values[0]:
+                raise ValueError(f"{what} differs between processes: {values[0]} in process 0, {theirs} in "
+                                 f"process {rank}. On several machines, give them a shared --output_path, or "
+                                 "copy the folder to each before starting")
+
     def in_turn(self, load: Callable[[], T]) -> T:
-        """load() in the first process, then in the others, which find what the first has written."""
-        if not self.first:
+        """load() in the first process of each machine, then in the others, which find what it has written."""
+        first_here = int(os.environ.get("LOCAL_RANK", self.rank)) == 0
+        if not first_here:
             self.wait()
         value = load()
-        if self.first:
+        if first_here:
             self.wait()
         return value
 
@@ -115,6 +127,7 @@ def join(run: RunConfig) -> Iterator[Processes]:
 
     Raises ValueError for a device that is not there."""
     device = device_of(run.device)
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = run.tf32
     if run.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS needs a fixed one
         torch.use_deterministic_algorithms(True)
@@ -122,9 +135,10 @@ def join(run: RunConfig) -> Iterator[Processes]:
         print(f"device: {name_of(device)}")
         yield Processes(device)
         return
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
     try:
-        processes = Processes(device, dist.get_rank(), dist.get_world_size(), dist.new_group(backend="gloo"))
+        processes = Processes(device, dist.get_rank(), dist.get_world_size(),
+                              dist.new_group(backend="gloo", timeout=PATIENCE))
         with open(os.devnull, "w") as nowhere, redirect_stdout(sys.stdout if processes.first else nowhere):
             print(f"device: {processes.count} processes, the first on {name_of(device)}")
             yield processes

@@ -28,7 +28,8 @@ from models.processes import NonFiniteLoss, Processes, lock, peak_memory, seed_s
 
 # Settings that a run may change when it goes on: none of them alters what a step computes, beyond rounding.
 FREE = {"data_path", "epochs", "num_epochs", "gtr", "alphas", "solver", "steps", "annotators_per_pass",
-        "recompute", "checkpoint", "channels_last", "compile"}  # "checkpoint": `recompute` in older files
+        "images_per_pass", "recompute", "checkpoint", "channels_last", "compile"}
+# "checkpoint" is `recompute` in older files.
 # What runs did before there were these settings.
 EARLIER = {one.name: one.default for kind in (OptimizerConfig, Objective) for one in fields(kind)}
 IN_WORDS = {"gtr_weights": "over another GTR", "training_images": "on other images"}
@@ -78,8 +79,8 @@ def train_loop(model: nn.Module, losses: Callable[[Tensor, Tensor], Iterable[dic
 
     losses(image, masks): pieces of a batch's loss, each a dict of "loss" and of terms to log; the pieces'
     sum is the batch's mean. validate(model) sees the averaged weights, if there are any.
-    about: what every checkpoint says of itself, see `loading.describe`. optimization: schedule, clipping and
-    averaging; the optimizer has its learning rate.
+    about: what every checkpoint says of itself, see `loading.describe`. optimization: the learning rate and
+    its schedule, clipping and averaging.
     Raises ValueError if the folder is in use or holds a run with other settings; NonFiniteLoss naming the
     batch; SystemExit with 128 + the signal's number after SIGINT, SIGTERM or SIGHUP, saved.
     """
@@ -95,6 +96,7 @@ def train_loop(model: nn.Module, losses: Callable[[Tensor, Tensor], Iterable[dic
         # Resume.
         if (folder / "last.pt").exists():
             resume(folder / "last.pt", about, model, average, optimizer, state, len(batches))
+        processes.agree((state.step, checkpoint.fingerprint(model)), "where the run stands (step, weights)")
         if state.epoch >= epochs:
             print(f"{folder}: already trained for {epochs} epochs; raise the number of epochs to go on")
             return
@@ -140,7 +142,7 @@ def train_loop(model: nn.Module, losses: Callable[[Tensor, Tensor], Iterable[dic
                     # Stop, if a signal asks any of the processes to.
                     if processes.any(bool(signals)):
                         read_terms(state, batches, folder)
-                        stop(signals, state, config, processes, save)
+                        stop(signals, model, state, config, processes, save)
 
                 # Log, once an epoch.
                 read_terms(state, batches, folder)
@@ -171,7 +173,7 @@ def train_loop(model: nn.Module, losses: Callable[[Tensor, Tensor], Iterable[dic
                     save(f"epoch_{epoch:04d}.pt")
                 save("last.pt")  # after the others: a run that ends before it repeats them
                 if processes.any(bool(signals)):
-                    stop(signals, state, config, processes, save)
+                    stop(signals, model, state, config, processes, save)
 
 
 def learning_rate(optimization: OptimizerConfig, done: float) -> float:
@@ -251,12 +253,13 @@ def read_terms(state: State, batches: Batches, folder: Path) -> None:
     state.images += images
 
 
-def stop(signals: list[int], state: State, config: LoopConfig, processes: Processes,
+def stop(signals: list[int], model: nn.Module, state: State, config: LoopConfig, processes: Processes,
          save: Callable[[str], None]) -> None:
     """Saves and exits with the code that a shell gives for the signal."""
     number = signals[0] if signals else signal.SIGTERM
     save("last.pt")
-    processes.wait()  # the first to exit ends the others: wait until the checkpoint is written
+    # The first to exit ends the others: here all wait until the checkpoint is written.
+    processes.agree((state.step, checkpoint.fingerprint(model)), "what was trained (step, weights)")
     kept = "saved; the same command goes on from here" if config.save_model else "nothing saved"
     if processes.first:
         print(f"\n{signal.Signals(number).name} after step {state.step}: {kept}", file=sys.stderr)

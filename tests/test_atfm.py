@@ -25,10 +25,10 @@ def batch(b=2, k=3, channels=1):
     return image, (torch.rand(b, k, SIZE, SIZE, generator=seeded(2)) < 0.4).float()
 
 
-def system(recompute=False, annotators_per_pass=None, amp=False, **objective):
+def system(recompute=False, annotators_per_pass=None, amp=False, images_per_pass=None, **objective):
     torch.manual_seed(0)
     return ATFM(GTR(1, (4, 8), rank=2), STNet(4, (1, 2), recompute=recompute), Objective(**objective),
-                annotators_per_pass=annotators_per_pass, amp=amp)
+                annotators_per_pass=annotators_per_pass, images_per_pass=images_per_pass, amp=amp)
 
 
 class Leading(nn.Module):
@@ -112,10 +112,14 @@ def test_the_terms_agree_with_their_formulas_under_the_same_seed(choices):
     {"source": "normal", "signed": True, "condition_dropout": 0.5},
     {"objective": "endpoint", "coupling": "assigned", "path_noise": 0.5},
 ])
-@pytest.mark.parametrize("annotators_per_pass, expected_parts", [(1, 3), (2, 2), (3, 1)])
+@pytest.mark.parametrize("per_pass, expected_parts", [
+    ((1, None), 3), ((2, None), 2), ((3, None), 1), ((1, 1), 6), ((3, 1), 2)])
 @pytest.mark.parametrize("recompute", [False, True])
-def test_parts_add_up_to_a_single_pass(choices, annotators_per_pass, expected_parts, recompute):
-    divided = system(recompute, annotators_per_pass, alpha=0.5, **choices)
+def test_parts_add_up_to_a_single_pass(choices, per_pass, expected_parts, recompute):
+    annotators_per_pass, images_per_pass = per_pass
+    if choices.get("dice_over") == "batch" and images_per_pass:
+        return  # a Dice over the batch is no sum over its images
+    divided = system(recompute, annotators_per_pass, images_per_pass=images_per_pass, alpha=0.5, **choices)
     gradient, terms, parts = step(divided)
     whole_gradient, whole_terms, one = step(system(alpha=0.5, **choices))
     assert (parts, one) == (expected_parts, 1)

@@ -19,7 +19,7 @@ from torch import nn
 import test_prior_LIDC
 import train_GTR
 from data import Loader, load
-from metadata_manager import LoopConfig, Metadata, RunConfig
+from metadata_manager import LoopConfig, Metadata, OptimizerConfig, RunConfig
 from models import Validation, checkpoint, train_loop
 from models.processes import (
     FLOW_MEMORY,
@@ -91,18 +91,18 @@ def test_a_folder_that_cannot_be_locked_is_used_with_a_warning(tmp_path, monkeyp
 
 # Two processes. Each computes every second image of a batch.
 
-def deterministic(folder, lidc):
-    """Trains a convolution without noise by the processes of this run."""
+def deterministic(folder, lidc, own_weights=False):
+    """Trains a convolution without noise by the processes of this run, all from the same weights or not."""
     train = load(Metadata(data_path=str(lidc), crop=8, limit=5), "train")
     with join(RunConfig(device="cpu")) as processes:
-        torch.manual_seed(0)
+        torch.manual_seed(own_weights * processes.rank)
         net = nn.Conv2d(1, 4, 3, padding=1)
         train_loop(net, lambda image, masks: [{"loss": (net(image) - masks).square().mean()}],
                    torch.optim.SGD(net.parameters(), 0.1),
                    Loader(train, 4, 0, rank=processes.rank, ranks=processes.count),
                    lambda _: Validation({"GED": 0.0}, np.zeros((2, 2, 3), np.uint8)), folder=Path(folder),
                    about={"stage": "GTR", "config": {}}, epochs=2, config=LoopConfig(), seed=0,
-                   processes=processes)
+                   optimization=OptimizerConfig(lr=0.1), processes=processes)
 
 
 def interrupted(step, argv):
@@ -152,6 +152,23 @@ def test_two_processes_train_as_one_does_up_to_rounding(lidc, two, tmp_path):
         torch.testing.assert_close(both["model"][name], weight, rtol=1e-5, atol=1e-7)
     logs = [(tmp_path / name / "log.txt").read_text() for name in ("one", "two")]
     assert re.findall(r" loss \S+", logs[0]) == re.findall(r" loss \S+", logs[1])
+
+
+def differing(folder, lidc):
+    try:
+        deterministic(folder, lidc, own_weights=True)
+    except ValueError as error:
+        (folder.parent / f"error.{os.environ['RANK']}").write_text(str(error))
+        raise
+
+
+@pytest.mark.slow
+def test_two_processes_of_different_weights_end_with_an_error(lidc, two, tmp_path):
+    assert two(differing, tmp_path / "two", lidc) == [1, 1]
+    for rank in (0, 1):
+        said = (tmp_path / f"error.{rank}").read_text()
+        assert said.startswith("where the run stands (step, weights) differs between processes: (0, '")
+    assert not list((tmp_path / "two").glob("*.pt"))
 
 
 @pytest.mark.slow
