@@ -1,6 +1,19 @@
 """Images with several expert masks each: one file per format, one on-disk layout, one dataset class.
 
 data.load("LIDC", "train")[i] -> (image (c, h, w) float32 in [0, 1], masks (k, h, w) float32 of 0/1)
+
+What comes from outside is checked in one place each, here and in the other packages:
+
+settings, their choices and ranges          metadata_manager.Config
+which files of a folder count, their names  data.convert.files_in
+pickles                                     data.safe_pickle.read_pickle, then data.lidc
+image files                                 data.images.decoded; of ISIC3 then data.isic3
+HDF5 files                                  data.store.reading, stored_dataset; of PHiSeg then data.phiseg
+DICOM files and contours                    data.prepare_lidc
+checkpoints                                 models.checkpoint.load, fill
+images or patients that were trained on     models.loading.refuse_overlap
+masks and probabilities to be scored        metrics.overlap, metrics.maps
+files that are written                      metrics.files.whole_file
 """
 
 from data.dataset import ExpertDataset, Loader, augment, load
