@@ -187,14 +187,14 @@ class ATFM(nn.Module):
         def velocity(x: Tensor, t: float) -> Tensor:
             times = torch.full((len(x),), t, device=x.device)
             if w == 0:
-                return self._v(x, times, condition)
+                return self.v(x, times, condition)
             both = torch.cat([condition, torch.zeros_like(condition)])
-            conditional, null = self._v(x.repeat(2, 1, 1, 1), times.repeat(2), both).chunk(2)
+            conditional, null = self.v(x.repeat(2, 1, 1, 1), times.repeat(2), both).chunk(2)
             return (1 + w) * conditional - w * null
 
         return velocity
 
-    def _v(self, x_t: Tensor, t: Tensor, condition: Tensor) -> Tensor:
+    def v(self, x_t: Tensor, t: Tensor, condition: Tensor) -> Tensor:
         """v, or where the net gives logits of the mask, (x_1^t - x_t) / (1 - t) (arXiv 2406.04843)."""
         found = self._out(x_t, t, condition)
         if self.objective.objective == "velocity":

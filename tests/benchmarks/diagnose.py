@@ -37,7 +37,7 @@ def errors(atfm: ATFM, image: Tensor, masks: Tensor) -> dict[str, float]:
     for t in TIMES:
         path = linear_path(x_0, masks, torch.full((b,), t))
         x_t, condition = path.x_t.flatten(0, 1)[:, None], grey(image).repeat_interleave(k, dim=0)
-        v = atfm.net(x_t, torch.full((b * k,), t), condition).view_as(path.u)
+        v = atfm.v(x_t, torch.full((b * k,), t), condition).view_as(path.u)
         found[f"t = {t:g}"] = float((v - path.u).square().mean())
     return found | {"v = 0": float((masks - x_0).square().mean()),
                     "least at t = 0": float(masks.var(1, correction=0).mean())}

@@ -29,7 +29,8 @@ LEARNING = "--schedule cosine --clip 1 --ema 0.999 --weight_standardization none
 ENDPOINT, COUPLED, SOFT = "--objective endpoint", "--coupling assigned", "--temperature 4"
 NOISE = "--path_noise 0.5"
 PLAIN = "flow of the paper, learning rate falling"
-BEST = f"{LEARNING} {ENDPOINT} {COUPLED} {SOFT} {NOISE}"
+SEMANTIC = "--alpha 0.2"
+BEST = f"{LEARNING} {ENDPOINT} {COUPLED} {SOFT} {NOISE} {SEMANTIC}"
 ROWS = (
     Variant("paper", gtr=""),
     Variant(PLAIN, flow=LEARNING),
@@ -37,11 +38,17 @@ ROWS = (
     Variant("coupling", flow=f"{LEARNING} {COUPLED}"),
     Variant("temperature 4", flow=f"{LEARNING} {SOFT}"),
     Variant("noise", flow=f"{LEARNING} {NOISE}"),
-    Variant("best without endpoint", flow=f"{LEARNING} {COUPLED} {SOFT} {NOISE}"),
-    Variant("best without coupling", flow=f"{LEARNING} {ENDPOINT} {SOFT} {NOISE}"),
-    Variant("best without temperature", flow=f"{LEARNING} {ENDPOINT} {COUPLED} {NOISE}"),
-    Variant("best without noise", flow=f"{LEARNING} {ENDPOINT} {COUPLED} {SOFT}"),
-    Variant("best at t = 0 only", flow=f"{BEST} --times zero"),
+    Variant("semantic term of weight 0.2", flow=f"{LEARNING} {SEMANTIC}"),
+    Variant("best without endpoint", flow=f"{BEST} --objective velocity"),
+    Variant("best without coupling", flow=f"{BEST} --coupling independent"),
+    Variant("best without temperature", flow=f"{BEST} --temperature 1"),
+    Variant("best without noise", flow=f"{BEST} --path_noise 0"),
+    Variant("best without semantic term", flow=f"{BEST} --alpha 1e-3"),
+    Variant("best with noise 1", flow=f"{BEST} --path_noise 1"),
+    Variant("best with noise 2", flow=f"{BEST} --path_noise 2"),
+    Variant("best with temperature 2", flow=f"{BEST} --temperature 2"),
+    Variant("best with 4 draws per expert", flow=f"{BEST} --draws 4"),
+    Variant("best at t = 0 only", flow=f"{BEST} --times zero", test="--steps 1"),
     Variant("best", flow=BEST),
 )
 CONTROLS = {"act-gtr": "Act. GTR", "act-gtr-emptied": "emptied"}

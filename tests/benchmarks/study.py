@@ -36,12 +36,13 @@ SYSTEMS = {"act-gtr": "Act. GTR", "atfm": "ATFM"}
 
 @dataclass(frozen=True)
 class Variant:
-    """Flags of a row beyond the first's: of all stages, of GTR (None: the first row's GTR), of the flow."""
+    """Flags of a row beyond the first's: of all, GTR (None: the first row's GTR), the flow, the test."""
 
     name: str
     every: str = ""
     gtr: str | None = None
     flow: str = ""
+    test: str = ""
 
     @property
     def own_gtr(self) -> bool:
@@ -49,7 +50,7 @@ class Variant:
 
     @property
     def folder(self) -> str:
-        return self.name.replace(" ", "_").replace(",", "")
+        return self.name.replace(" ", "_").replace(",", "").replace("=", "is")
 
 
 VARIANTS = (
@@ -112,7 +113,8 @@ def run(study: Study, variant: Variant, folder: Path, common: Sequence[str]) -> 
                         "--output_path", str(gtr.parent)])
     train_prior_LIDC.main([*study.flow, *shared, *variant.flow.split(), "--gtr", str(gtr)])
     leaks = str("--split released" in variant.every)
-    test_prior_LIDC.main([*study.test, *shared, "--gtr", str(gtr), "--allow_overlap", leaks])
+    test_prior_LIDC.main([*study.test, *variant.test.split(), *shared, "--gtr", str(gtr),
+                          "--allow_overlap", leaks])
 
 
 def finished(study: Study, root: Path) -> Found:
