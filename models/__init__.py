@@ -4,11 +4,12 @@ b batch, n samples per image, k annotators (experts) per image, r rank, h w imag
 t      time in [0, 1]
 x_0    a sample of the truncation distribution, the source of the flow (t = 0)
 x_1    an annotator's mask, its target (t = 1)
-x_t    (1 - t) x_0 + t x_1, the state at time t
-u      x_1 - x_0, the target velocity;  v: the predicted one
+x_t    (1 - t) x_0 + t x_1, the state at time t; with `path_noise` sigma a Brownian bridge about it
+u      (x_1 - x_t) / (1 - t), which is x_1 - x_0 without noise, the target velocity;  v: the predicted one
 x_1^t  x_t + (1 - t) v, the mask predicted from time t (`endpoint`)
 mu, D, L   mean, covariance factor and covariance diagonal of the truncation distribution
 alpha  weight of the semantic term L_SF
+tau    `temperature`, x_0 = sigmoid(logits / tau)
 """
 
 from models import checkpoint
