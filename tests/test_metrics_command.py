@@ -1,0 +1,83 @@
+"""Other programs' masks, in PNGs or arrays, have the scores that ours would have."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import metrics
+from metrics.__main__ import main
+
+
+@pytest.fixture
+def cases(tmp_path):
+    """Two cases: samples as PNGs of 0 and 255 or an array; masks as PNGs of 0 and 1, one of them empty."""
+    random = np.random.default_rng(0)
+    for case, (n, k) in {"a": (6, 3), "b": (6, 4)}.items():
+        samples, masks = random.integers(0, 2, (n, 8, 9)), random.integers(0, 2, (k, 8, 9))
+        masks[0] = 0
+        if case == "a":
+            write_pngs(tmp_path / "samples" / case, 255 * samples)
+        else:
+            np.save(tmp_path / "samples" / f"{case}.npy", samples.astype(np.int16))
+        write_pngs(tmp_path / "masks" / case, masks)
+    return tmp_path
+
+
+def write_pngs(folder, masks):
+    folder.mkdir(parents=True)
+    for i, mask in enumerate(masks):
+        Image.fromarray(mask.astype(np.uint8)).save(folder / f"{i}.png")
+
+
+def test_scores_are_those_of_the_masks_in_the_files(cases, capsys):
+    output = cases / "out.json"
+    main([str(cases / "samples"), str(cases / "masks"), "--samples", "3", "6", "--output", str(output)])
+    found, random = json.loads(output.read_text()), np.random.default_rng(0)
+    for case, k in (("a", 3), ("b", 4)):
+        samples, masks = random.integers(0, 2, (6, 8, 9)), random.integers(0, 2, (k, 8, 9))
+        masks[0] = 0
+        ged = metrics.ged(samples[None, :3], masks[None]).item()
+        hm_iou = metrics.hm_iou(samples[None], masks[None]).item()
+        assert found["cases"][case]["GED3"] == pytest.approx(ged, abs=1e-6)
+        assert found["cases"][case]["HM-IoU6"] == pytest.approx(hm_iou, abs=1e-6)
+    mean = (found["cases"]["a"]["GED6"] + found["cases"]["b"]["GED6"]) / 2
+    assert found["mean"]["GED6"] == pytest.approx(mean)
+    assert f"| 2 | {found['mean']['GED3']:.4f} | {mean:.4f} |" in capsys.readouterr().out
+
+
+def array(values):
+    return lambda root: np.save(root / "samples" / "b.npy", values)
+
+
+def picture(mode, size):
+    return lambda root: Image.new(mode, size).save(root / "masks" / "a" / "1.png")
+
+
+@pytest.mark.parametrize("spoil, message", [
+    (lambda root: write_pngs(root / "masks" / "c", np.zeros((1, 2, 2))), "1 cases are in one folder only, "),
+    (array(np.zeros((6, 8, 9))), "b.npy: float64 .*expected masks"),
+    (array(np.zeros((6, 8, 8), int)), "case b: .*same height and width"),
+    (array(np.zeros((2, 8, 9), int)), "case b: .*at least 6 samples"),
+    (array(np.arange(72).reshape(1, 8, 9)), "b.npy: 72 values"),
+    (lambda root: (root / "masks" / "a" / "0.png").write_text("no image"), "a/0.png: cannot be read"),
+    (picture("L", (3, 3)), r"a/1.png: \(3, 3\) pixels"),
+    (picture("RGB", (9, 8)), r"a/1.png: uint8 \(1, 8, 9, 3\)"),
+])
+def test_what_does_not_fit_is_named(spoil, message, cases):
+    spoil(cases)
+    with pytest.raises(SystemExit, match=f"^error: .*{message}"):
+        main([str(cases / "samples"), str(cases / "masks"), "--samples", "6"])
+
+
+def test_folders_without_masks_are_no_cases(cases):
+    (cases / "masks" / "notes").mkdir()
+    main([str(cases / "samples"), str(cases / "masks")])
+
+
+def test_a_folder_that_does_not_exist_is_named(tmp_path):
+    with pytest.raises(SystemExit, match="error: .*nowhere: no such folder"):
+        main([str(tmp_path / "nowhere"), str(tmp_path)])
+    with pytest.raises(SystemExit, match="no case; expected sub-folders"):
+        main([str(tmp_path), str(tmp_path)])
