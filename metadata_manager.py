@@ -33,7 +33,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "sfm-no-sf": {"source": "normal", "alpha": 0.0},
     "cfm": {"source": "normal", "alpha": 0.0, "objective": "velocity", "coupling": "independent",
             "path_noise": 0.0, "experts": "one", "signed": True,
-            "condition_dropout": 0.5, "guidance": 0.3, "batch_size": 64,
+            "condition_dropout": 0.5, "guidance": 0.3, "batch_size": 64, "images_per_pass": 2,
             "solver": "midpoint", "steps": 100},
 }
 

@@ -149,7 +149,8 @@ def train_loop(model: nn.Module, losses: Callable[[Tensor, Tensor], Iterable[dic
                 if state.images or state.totals:
                     scalars = epoch_means(state, optimizer, config)
                     seconds, share = time.perf_counter() - started, len(steps) / len(batches)
-                    scalars["speed/images_per_second"] = state.images * share / seconds
+                    if share:  # 0: resumed after the epoch's last step
+                        scalars["speed/images_per_second"] = state.images * share / seconds
                     scalars["memory/peak_GiB"] = peak_memory() / 2**30
                     log(f"epoch {epoch}/{epochs}", scalars, board, folder, state.step)
                     state.images, state.totals = 0, {}

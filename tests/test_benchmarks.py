@@ -1,13 +1,14 @@
 """The benchmarks run at tiny size, refuse a wrong baseline, and count and fit as they say."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
-from metadata_manager import Objective
-from models import ATFM, GTR
+from metadata_manager import METHODS, Objective, experiment
+from models import ATFM, GTR, STNet
 from tests.benchmarks import (
     benchmark_memory,
     benchmark_sampling,
@@ -144,3 +145,18 @@ def test_diagnosis_of_samples_that_stay_where_they_start():
     assert found["diversity of x_0"] == found["diversity of x_1"]
     assert found["undecided in x_0"] == found["undecided in x_1"]
     assert found["diversity of experts"] == pytest.approx(4 / 9)  # one empty mask, two full ones
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", ["LIDC", "isic3_style_concat"])
+def test_a_step_of_cfm_at_full_size_fits_a_gpu_of_24_gb(what):
+    """What autograd keeps of a pass, weights, gradients and Adam's moments; counted without data."""
+    ours = experiment(what)
+    flow = replace(ours.flow, **METHODS["cfm"])
+    sizes = benchmark_memory.Sizes(flow.batch_size, ours.metadata.channels, ours.metadata.annotators,
+                                   ours.metadata.size, flow.dim)
+    with benchmark_memory.without_data("cpu"):
+        atfm = ATFM(None, STNet.of(flow), flow, images_per_pass=flow.images_per_pass)
+        saved = benchmark_memory.saved_bytes(lambda: next(atfm.losses(*sizes.batch())), atfm.parameters())
+        weights = sum(weight.numel() * 4 for weight in atfm.net.parameters())
+    assert saved + 4 * weights < 22 * 2**30
