@@ -99,7 +99,7 @@ def main(flags: Sequence[str] | None = None) -> None:
     parser.add_argument("--output_path", type=Path, default=Path("runs/gain"),
                         help="a folder per seed and row, table.md")
     parser.add_argument("--crop", default="32", help="centre crop, pixels per side")
-    parser.add_argument("--steps", default="8", help="of the flow in testing")
+    parser.add_argument("--steps", default="4", help="of the flow in testing")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of both stages' training")
     parser.add_argument("--rows", type=int, nargs="+", default=range(len(ROWS)), help="which, from 0")
     arguments = parser.parse_args(flags)
