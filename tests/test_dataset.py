@@ -120,6 +120,12 @@ def test_load_refuses_what_does_not_match_the_metadata(square):
         data.load(square, "dev")
 
 
+@pytest.mark.parametrize("name", ["SET.H5", "set.HDF5", "set.hdf", "set.he5", "set"])
+def test_an_hdf5_file_is_known_by_its_content_under_any_name(square, name):
+    Path(square.data_path).rename(path := Path(square.data_path).with_name(name))
+    assert len(data.load(replace(square, data_path=str(path)), "train")) == 3
+
+
 def test_limit_keeps_the_first_images_of_each_split(square):
     limited = replace(square, limit=2)
     assert data.load(limited, "train").ids == data.load(square, "train").ids[:2]

@@ -1,6 +1,7 @@
 """The ISIC3 folder reader: what it reads, counts and refuses."""
 
 import os
+import unicodedata
 from dataclasses import replace
 from pathlib import Path
 
@@ -62,6 +63,13 @@ def test_images_masks_and_styles_are_read(folder, capsys):
     np.testing.assert_array_equal(unpacked(packed), [first_masks, second_masks])
     assert store.ids == list(store.patient) == ["ISIC_1", "ISIC_2"]
     assert store.style.tolist() == [[2, 1, 2], [0, 1, 0]]
+
+
+def test_letters_in_one_and_in_two_characters_are_the_same_name(folder):
+    add_image(folder, "le\u0301sion_1", "fmp")  # as macOS writes it
+    for path in (folder / "Segmentations").iterdir():
+        path.rename(path.with_name(unicodedata.normalize("NFC", path.name)))
+    assert convert(folder).ids == ["l\u00e9sion_1"]
 
 
 def test_ids_may_contain_each_other_and_underscores(folder):

@@ -1,6 +1,7 @@
 """What a script needs of its process: errors, device, seeds, lock; and two processes that train as one."""
 
 import fcntl
+import io
 import json
 import os
 import re
@@ -61,6 +62,22 @@ def test_a_cpu_without_memory_ends_in_one_line(allocate):
     with pytest.raises(SystemExit, match="^error: out of memory. What helps: --mc_samples. \\(.+\\)$"):
         with one_line_errors("--mc_samples"):
             allocate()
+
+
+def test_output_that_only_takes_ascii_gets_escapes(monkeypatch):
+    out = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", out)
+    with one_line_errors():
+        print("l\u00e9sion.png")
+    out.flush()
+    assert out.buffer.getvalue() == b"l\\xe9sion.png\n"
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="file/GTR: cannot be written .*; use another --output_path"):
+        with lock(tmp_path / "file" / "GTR", Processes(torch.device("cpu"))):
+            pass
 
 
 def test_an_unavailable_device_is_named(monkeypatch):
