@@ -346,7 +346,7 @@ def best(ours: Experiment) -> Experiment:
     One expert per step, and as many more steps as there are experts, at the same cost; weights not
     standardized; slower embedding of time."""
     flow = replace(ours.flow, objective="endpoint", temperature=4.0, coupling="assigned", path_noise=0.5,
-                   alpha=0.2, steps=min(ours.flow.steps, 4), schedule="cosine", clip=1.0,
+                   alpha=0.2, steps=2, schedule="cosine", clip=1.0,
                    weight_standardization="none", time_scale=10.0)
     if flow.experts == "all":
         flow = replace(flow, experts="one", num_epochs=flow.num_epochs * ours.metadata.annotators, ema=0.999)
