@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from metadata_manager import EvaluationConfig, FlowConfig, GTRConfig, LoopConfig, Metadata, RunConfig, parse
-from tests.benchmarks import study
+from tests.benchmarks import gain, study
 
 SCRIPTS = {"train_GTR": (GTRConfig, LoopConfig), "train_prior_LIDC": (FlowConfig, LoopConfig),
            "test_prior_LIDC": (EvaluationConfig,)}
@@ -88,3 +88,32 @@ def test_the_scripts_know_the_flags_of_every_row(trained, tmp_path):
     for variant in study.VARIANTS:
         study.run(study.CHOICES, variant, tmp_path, ["--data_path", "lidc.h5", "--seed", "0"])
     assert len({folder for _, folder, _ in trained}) == len(study.VARIANTS)
+
+
+def test_the_gain_is_of_the_same_run_and_in_per_cent_of_the_control():
+    def result(ged):
+        scores = {"act-gtr": {"GED16": [[0.4, 0.4]], "HM-IoU16": [[0.4, 0.4]]},
+                  "act-gtr-emptied": {"GED16": [[0.3, 0.3]], "HM-IoU16": [[0.5, 0.5]]},
+                  "atfm": {"GED16": [[ged, ged]], "HM-IoU16": [[0.6, 0.6]],
+                           "Empty": [[0.5, 0.25]], "Experts empty": [[0.5, 0.0]]}}
+        return {"groups": ["a", "b"],
+                "systems": {name: {"evaluations": 2, "scores": of} for name, of in scores.items()}}
+
+    runs = {0: result(0.2), 1: result(0.3)}
+    assert gain.table({"best": runs}).splitlines()[2] == (
+        "| best | 2 | 2 | 0.250 | 0.600 | -0.150 [-0.200, -0.100] (-38%) | +0.200 [+0.200, +0.200] (+50%) "
+        "| -0.050 [-0.100, +0.000] (-17%) | +0.100 [+0.100, +0.100] (+20%) | 0.38, +1.00 |")
+    assert gain.runs_table(runs).splitlines()[3] == (
+        "| 0 | -0.200 [-0.200, -0.200] | +0.200 [+0.200, +0.200] | -0.100 [-0.100, -0.100] "
+        "| +0.100 [+0.100, +0.100] |")
+
+
+def test_the_scripts_know_the_flags_of_every_row_of_the_gain():
+    for variant in gain.ROWS:
+        common = ["--what", "LIDC"]
+        parse([*gain.GTR, *common, *(variant.gtr or "").split()], "LIDC", "", RunConfig, Metadata, GTRConfig,
+              LoopConfig)
+        parse([*gain.FLOW, *common, *variant.flow.split()], "LIDC", "", RunConfig, Metadata, FlowConfig,
+              LoopConfig)
+        parse([*gain.TEST, *common, *variant.test.split()], "LIDC", "", RunConfig, Metadata, EvaluationConfig)
+    assert len({variant.folder for variant in gain.ROWS}) == len(gain.ROWS)
