@@ -71,7 +71,7 @@ def test_no_module_imports_itself_by_way_of_others():
     assert list(TopologicalSorter(IMPORTS).static_order())  # raises CycleError
 
 
-@pytest.mark.parametrize("module", ["data.prepare_lidc", "data.demo", "fig.draw"])
+@pytest.mark.parametrize("module", ["data.prepare_lidc", "data.demo", "data.export", "fig.draw"])
 def test_a_module_started_by_its_path_says_how_to_start_it(module, tmp_path):
     path = ROOT / f"{module.replace('.', '/')}.py"
     found = subprocess.run([sys.executable, path, "--help"], cwd=tmp_path, capture_output=True, text=True)

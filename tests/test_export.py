@@ -1,0 +1,30 @@
+"""The exported lists are those that the scripts train, validate and test on."""
+
+import csv
+
+import pytest
+
+import data
+from data.export import main
+from metadata_manager import experiment
+
+
+def test_the_lists_are_those_of_the_runs_and_share_no_patient(tmp_path, capsys):
+    main(["--what", "LIDC_demo", "--output", str(tmp_path / "splits.csv")])
+    with open(tmp_path / "splits.csv", newline="") as file:
+        header, *rows = csv.reader(file)
+    assert header == ["split", "id", "patient"]
+    patients = {}
+    for part in ("train", "val", "test"):
+        images = data.load(experiment("LIDC_demo").metadata, part)
+        assert [name for split, name, _ in rows if split == part] == images.ids
+        patients[part] = {patient for split, _, patient in rows if split == part}
+        assert patients[part] == {str(patient) for patient in images.patients}
+    assert not patients["train"] & patients["test"] and not patients["val"] & patients["test"]
+    assert f"{tmp_path / 'splits.csv'}: 469 train, 107 val, 144 test images" in capsys.readouterr().out
+
+
+def test_data_that_is_not_there_is_named(tmp_path, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["--what", "LIDC", "--data_path", str(tmp_path / "none"), "--output", str(tmp_path / "a.csv")])
+    assert "none' does not exist" in capsys.readouterr().err
