@@ -77,9 +77,8 @@ class ATFM(nn.Module):
 
         image (b, c, h, w) in [0, 1], masks (b, k, h, w) of 0/1. Yields the scalars loss, L_FM, L_SF of
         `images_per_pass` images and `annotators_per_pass` annotators at a time, weighted so that their sums
-        are the batch's means. Calling
-        backward() on one loss before taking the next frees its activations; the gradients add up.
-        Raises ValueError for masks of another shape.
+        are the batch's means. Calling backward() on one loss before taking the next frees its activations;
+        the gradients add up. Raises ValueError for masks of another shape.
         """
         if masks.ndim != 4 or len(masks) != len(image) or masks.shape[2:] != image.shape[2:]:
             raise ValueError(f"masks of shape {tuple(masks.shape)} for image of shape {tuple(image.shape)}: "
@@ -96,11 +95,11 @@ class ATFM(nn.Module):
             x_0, targets = one_expert(torch.stack((x_0, masks), dim=2)).unbind(2)  # (b, 1, h, w)
         path = linear_path(x_0, self._signed(targets), t, choice.path_noise)
         i, j = self.images_per_pass or len(targets), self.annotators_per_pass or targets.shape[1]
-        of_images = zip(*(one.split(i) for one in (targets, path.x_t, path.u, masks, t, condition)))
-        for y, x_t, u, *of_pass in of_images:
-            for pieces in zip(*(one.split(j, dim=1) for one in (y, x_t, u))):
-                weight = pieces[0].shape[0] * pieces[0].shape[1] / (targets.shape[0] * targets.shape[1])
-                l_fm, l_sf = (weight * term for term in self._terms(*pieces, *of_pass))
+        batch = (targets, path.x_t, path.u, masks, t, condition)
+        for y, x_t, u, all_masks, t_i, seen in zip(*(one.split(i) for one in batch)):
+            for y_j, x_j, u_j in zip(y.split(j, 1), x_t.split(j, 1), u.split(j, 1)):
+                weight = y_j.numel() / targets.numel()
+                l_fm, l_sf = (weight * term for term in self._terms(y_j, x_j, u_j, all_masks, t_i, seen))
                 yield {"loss": l_fm + choice.alpha * l_sf, "L_FM": l_fm.detach(), "L_SF": l_sf.detach()}
 
     def _terms(self, targets: Tensor, x_t: Tensor, u: Tensor, all_masks: Tensor, t: Tensor, condition: Tensor
