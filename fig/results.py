@@ -114,7 +114,7 @@ def _curves(report: Report, field: str, axis: str, varying: str, needs: str) -> 
     values, cost = sorted({one[field] for one in systems.values()}), field == "evaluations"
     # Alphas are evenly spaced, so that 0 and powers of ten fit on one axis; the paper's is marked.
     places = {value: value if cost else i for i, value in enumerate(values)}
-    paper = None if cost else experiment(report["metadata"]["what"]).flow.alpha
+    paper = None if cost else experiment(report["metadata"]["what"], "paper").flow.alpha
     samples = report["sampling"]["samples"]
     scores = ((f"GED{max(samples)}", "lower"), (f"HM-IoU{matching_n(samples)}", "higher"))
     resampled = "patients" if report["metadata"]["reader"] == "lidc" else "images"

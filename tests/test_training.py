@@ -86,7 +86,7 @@ def train(folder, epochs=3, wrap=lambda losses: losses, settings=None, lr=0.01, 
 def log_lines(folder):
     """log.txt without dates, the number of epochs asked for, speed and memory."""
     lines = (folder / "log.txt").read_text().splitlines()
-    return [re.sub(r"^\S+ \S+ |/\d+(?=:)|  images_per_second.*", "", line) for line in lines]
+    return [re.sub(r"^\S+ \S+ |/\d+(?=:)|  (images_per_second|peak_GiB).*", "", line) for line in lines]
 
 
 def signal_at(step, number=signal.SIGTERM):

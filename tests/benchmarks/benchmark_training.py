@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 import data
 from data import Loader
-from metadata_manager import Experiment, LoopConfig, Objective, experiment
+from metadata_manager import Experiment, LoopConfig, Objective, OptimizerConfig, experiment
 from models import ATFM, GTR, STNet, Validation, monte_carlo_nll, train_loop
 from models.flow import one_expert
 from models.processes import Processes, seed_step
@@ -56,7 +56,8 @@ def ours(model: nn.Module, losses: Callable[[Tensor, Tensor], Iterable[dict[str,
             train_loop(model, noted, optimizer, batches,
                        lambda _: Validation({"none": 0.0}, np.zeros((1, 1, 3), np.uint8)),
                        folder=Path(folder), about={}, epochs=1, config=LoopConfig(save_model=False),
-                       seed=SEED, processes=Processes(device))
+                       seed=SEED, optimization=OptimizerConfig(lr=optimizer.param_groups[0]["lr"]),
+                       processes=Processes(device))
         return [(began, float(loss)) for began, loss in found]
 
     return epoch
