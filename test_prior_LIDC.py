@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         folder = processes.in_turn(
             lambda: metrics.free_folder(output / "test", metadata=metadata, sampling=config))
         part, parts = config.share
-        record = metrics.Record(folder, f"{part}of{parts}.{processes.rank}")
+        record = metrics.Record(folder, f"{part + 1}of{parts}.{processes.rank}")
         mine = range(processes.rank + part * processes.count, len(test), processes.count * parts)
         rows = []
         with stop_signals() as signals:

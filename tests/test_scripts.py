@@ -56,7 +56,8 @@ def test_the_scripts_leave_checkpoints_tables_and_pictures(isic_folder, tmp_path
         assert {"best.pt", "last.pt", "log.txt"} <= {path.name for path in (folder / stage).iterdir()}
         assert list((folder / stage).glob("events.out.tfevents*"))
     assert {path.name for path in (folder / "test").iterdir()} == {
-        "results.json", "table.md", "atfm.png", "atfm_uncertainty.png"}
+        "settings.json", "scores.1of1.0.jsonl", "results.json", "table.md", "parts.png", "atfm.png",
+        "atfm_uncertainty.png"}
     assert results(folder)["metadata"]["channels"] == 3
 
 
@@ -180,7 +181,7 @@ def command(script, *flags, cwd, **environment):
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_a_mistake_ends_a_command_with_one_line_and_code_1(script, tmp_path):
     done = command(script, cwd=tmp_path)
-    assert (done.returncode, done.stdout) == (1, "")
+    assert done.returncode == 1 and re.fullmatch(r"device: .*\n", done.stdout)
     what, folder = ("isic3_style_concat", "ISIC3") if script.endswith("ISIC") else ("LIDC", "LIDC")
     assert done.stderr == (
         f"error: {what}: data_path 'datasets/{folder}' does not exist; edit PATHS in metadata_manager.py, "
