@@ -276,6 +276,10 @@ class EvaluationConfig(Config):
     images: tuple[str, ...] = setting((), "draw samples for these image files of yours instead of testing")
     allow_overlap: bool = setting(False, "test even if test images were trained on (as in split released)")
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _ = self.share  # checked at once
+
     @property
     def share(self) -> tuple[int, int]:
         """i - 1 and m of `part`. Raises ValueError for what is not i/m."""

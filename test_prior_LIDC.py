@@ -53,9 +53,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         mine = range(processes.rank + part * processes.count, len(test), processes.count * parts)
         rows = []
         with stop_signals() as signals:
-            stop = partial(leave, signals, f"the same command goes on from what is in {folder}")
+            stop = partial(leave, signals, f": the same command goes on from what is in {folder}")
             for system in systems:
-                memory = record.of(system.label, system.weights, test.fingerprint)
+                memory = record.of(system.label, system.weights, test.fingerprint, device.type, run.tf32)
                 if config.merge:
                     memory.require(test.ids, config.seeds, system.label)
                 found = metrics.evaluate(system.sample, test, config.samples, config.seeds, device, mine,

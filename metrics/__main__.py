@@ -60,6 +60,7 @@ def masks_of(files: Sequence[Path]) -> torch.Tensor:
 
 
 def main(flags: Sequence[str] | None = None) -> None:
+    """Reads the command line, and ends with a message for what a user can put right."""
     parser = argparse.ArgumentParser(prog="python -m metrics", description=__doc__.split("\n\n")[0])
     parser.add_argument("samples", type=Path, help="folder of a model's masks")
     parser.add_argument("masks", type=Path, help="folder of the experts' masks")

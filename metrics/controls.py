@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from metrics.evaluation import Images, image_seed
+from metrics.evaluation import Images, draw
 from metrics.scores import ged
 
 DRAWN = 16  # samples per image, by whose GED the threshold is chosen
@@ -26,8 +26,7 @@ def emptied(sample: Sample, images: Images, device: torch.device | str = "cpu") 
     drawn, sizes, masks = [], [], []
     for index, name in enumerate(images.ids):
         image, of_experts = images[index]
-        generator = torch.Generator(device).manual_seed(image_seed(0, name))
-        drawn.append(sample(image[None].to(device), DRAWN, generator=generator) >= 0.5)
+        drawn.append(draw(sample, image[None].to(device), DRAWN, 0, name))
         sizes.append(drawn[-1].sum((2, 3)))
         masks.append(of_experts[None].to(device).bool())
     pixels_of_all = torch.cat(sizes).flatten().cpu().numpy()

@@ -173,10 +173,10 @@ def _sets(sample: SampleFunction, dataset: Images, n: int, seeds: Sequence[int],
         if not ((masks == 0) | (masks == 1)).all():
             raise ValueError(f"masks of image {name}: expected 0 and 1, found others; check its file")
         for seed in missing:
-            yield (name, seed), _draw(sample, image, n, seed, name), masks.bool()
+            yield (name, seed), draw(sample, image, n, seed, name), masks.bool()
 
 
-def _draw(sample: SampleFunction, image: Tensor, n: int, seed: int, name: str) -> Tensor:
+def draw(sample: SampleFunction, image: Tensor, n: int, seed: int, name: str) -> Tensor:
     """n binary samples (1, n, h, w) of one image, checked."""
     drawn = sample(image, n, generator=torch.Generator(image.device).manual_seed(image_seed(seed, name)))
     expected = (1, n, *image.shape[2:])

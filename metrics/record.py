@@ -1,7 +1,7 @@
 """Scores of a test, appended to a file as they come, so that a test that was stopped goes on where it was.
 
 Each line of scores.*.jsonl is one image under one seed:
-{"of": system, weights and images, "id": image, "seed": 0, "seconds": 1.5, "scores": {"GED16": 0.3, ...}}
+{"of": digest of what was tested, "id": image, "seed": 0, "seconds": 1.5, "scores": {"GED16": 0.3, ...}}
 """
 
 import hashlib
@@ -9,6 +9,7 @@ import json
 import time
 from collections.abc import Iterator, MutableMapping, Sequence
 from pathlib import Path
+from typing import Any
 
 Scores = dict[str, float]
 Key = tuple[str, int]  # id of an image, seed
@@ -33,9 +34,9 @@ class Record:
                 with open(path, "r+b") as file:
                     file.truncate(len(whole + newline))
 
-    def of(self, *what: str) -> "Memory":
-        """The scores of one system, by its label, a fingerprint of its weights, and one of the images."""
-        name = hashlib.blake2b("\n".join(what).encode(), digest_size=8).hexdigest()
+    def of(self, *what: Any) -> "Memory":
+        """The scores of one system; what: its label, and all that they depend on, such as its weights."""
+        name = hashlib.blake2b("\n".join(map(str, what)).encode(), digest_size=8).hexdigest()
         return Memory(self.path, name, self._lines.setdefault(name, {}))
 
 

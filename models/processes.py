@@ -188,10 +188,10 @@ def lock(folder: Path, processes: Processes) -> Iterator[None]:
     """Holds a lock on the folder, which ends with the process; raises ValueError if another run holds it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "lock").touch()
+        file = open(folder / "lock", "w")
     except OSError as error:
         raise OSError(f"{folder}: cannot be written ({error}); use another --output_path") from error
-    with open(folder / "lock", "w") as file:
+    with file:
         if processes.first:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -228,10 +228,11 @@ def stop_signals() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def leave(signals: Sequence[int], how_to_go_on: str) -> None:
-    """Ends the process, with the code that a shell gives for the signal, if one was received."""
+def leave(signals: Sequence[int], words: str, quiet: bool = False) -> None:
+    """Ends the process with the code that a shell gives for a signal, if one came; words: after its name."""
     if signals:
-        print(f"\n{signal.Signals(signals[0]).name}: {how_to_go_on}", file=sys.stderr)
+        if not quiet:
+            print(f"\n{signal.Signals(signals[0]).name}{words}", file=sys.stderr)
         raise SystemExit(128 + signals[0])
 
 

@@ -7,7 +7,6 @@ CPU.
 
 import math
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
@@ -24,12 +23,12 @@ from tqdm import tqdm
 
 from metadata_manager import LoopConfig, Objective, OptimizerConfig
 from models import checkpoint
-from models.processes import NonFiniteLoss, Processes, lock, peak_memory, seed_step, stop_signals
+from models.processes import NonFiniteLoss, Processes, leave, lock, peak_memory, seed_step, stop_signals
 
 # Settings that a run may change when it goes on: none of them alters what a step computes, beyond rounding.
 FREE = {"data_path", "epochs", "num_epochs", "gtr", "alphas", "solver", "steps", "annotators_per_pass",
-        "images_per_pass", "recompute", "checkpoint", "channels_last", "compile"}
-# "checkpoint" is `recompute` in older files.
+        "images_per_pass", "recompute", "channels_last", "compile",
+        "checkpoint"}  # what older files call `recompute`
 # What runs did before there were these settings.
 EARLIER = {one.name: one.default for kind in (OptimizerConfig, Objective) for one in fields(kind)}
 IN_WORDS = {"gtr_weights": "over another GTR", "training_images": "on other images"}
@@ -257,14 +256,11 @@ def read_terms(state: State, batches: Batches, folder: Path) -> None:
 def stop(signals: list[int], model: nn.Module, state: State, config: LoopConfig, processes: Processes,
          save: Callable[[str], None]) -> None:
     """Saves and exits with the code that a shell gives for the signal."""
-    number = signals[0] if signals else signal.SIGTERM
     save("last.pt")
     # The first to exit ends the others: here all wait until the checkpoint is written.
     processes.agree((state.step, checkpoint.fingerprint(model)), "what was trained (step, weights)")
     kept = "saved; the same command goes on from here" if config.save_model else "nothing saved"
-    if processes.first:
-        print(f"\n{signal.Signals(number).name} after step {state.step}: {kept}", file=sys.stderr)
-    raise SystemExit(128 + number)
+    leave(signals or [signal.SIGTERM], f" after step {state.step}: {kept}", quiet=not processes.first)
 
 
 def epoch_means(state: State, optimizer: torch.optim.Optimizer, config: LoopConfig) -> dict[str, float]:

@@ -79,7 +79,7 @@ def test_parts_make_the_table_of_the_whole(lidc, run_copy, whole, drawn, capsys)
 
 @pytest.mark.parametrize("part", ["0/2", "3/2", "1", "a/b", "1/0", "-1/2"])
 def test_a_part_that_is_none_is_refused(part, lidc, run_copy):
-    with pytest.raises((ValueError, SystemExit)):
+    with pytest.raises(ValueError, match=f"--part {part}: expected i/m, such as 1/4"):
         test_prior_LIDC.main([*TEST, *where(lidc, run_copy), f"--part={part}"])
 
 
@@ -91,6 +91,7 @@ def test_a_line_cut_short_counts_for_nothing_and_other_weights_for_others(tmp_pa
     again = Record(tmp_path, "a")
     assert len(again.of("atfm", "weights", "images")) == len(images) - 1
     assert len(again.of("atfm", "other weights", "images")) == 0
+    assert len(again.of("atfm", "weights", "images", "cuda")) == 0
     found = evaluate(noisy, images, samples=(2,), memory=again.of("atfm", "weights", "images"))
     assert found.as_dict() == whole.as_dict()
     assert [json.loads(line)["id"] for line in record.path.read_text().splitlines()] == images.ids

@@ -11,13 +11,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from data import load
 from metadata_manager import experiment
-from metrics import Overlaps, ged, hm_iou, image_seed
+from metrics import Overlaps, ged, hm_iou
+from metrics.evaluation import draw
 from models import checkpoint, load_gtr
 from models.processes import one_line_errors
 from tests.benchmarks.measure import report
@@ -68,8 +68,7 @@ def main(flags: Sequence[str] | None = None) -> None:
     found: dict[str, list[float]] = {name: [] for name in WAYS}
     for index, name in enumerate(test.ids):
         image, masks = test[index]
-        generator = torch.Generator().manual_seed(image_seed(0, name))
-        samples = gtr.sample(image[None], arguments.samples, generator) >= 0.5
+        samples = draw(gtr.sample, image[None], arguments.samples, 0, name)
         for way, (_, score) in WAYS.items():
             found[way].append(score(samples, masks[None].bool()))
     report([{"score": score, "way": way, "mean": float(np.nanmean(found[way])),
