@@ -90,7 +90,7 @@ class Metadata(Config):
 
     what: str = "LIDC"
     reader: str = "lidc"  # format of the original: lidc or isic3
-    channels: int = 1  # of the image that GTR sees; ST-Net sees it in grey
+    channels: int = 1  # of the image that GTR sees
     annotators: int = 4  # expert masks per image, k
     size: int = 128  # pixels per side in the files, before `crop`
     data_path: str = setting("", "folder or file of the dataset")
@@ -102,6 +102,12 @@ class Metadata(Config):
     limit: int | None = setting(None, "use the first N images of each split", within="[1, inf)")
     crop: int | None = setting(None, "centre crop to S x S pixels", within="[1, inf)")
     augment: bool = setting(False, "flip, rotate, scale and shear training images together with their masks")
+    grey: bool = setting(True, "ST-Net sees RGB in grey, as in the released code; False: every channel")
+
+    @property
+    def seen_channels(self) -> int:
+        """Channels of the image that ST-Net sees."""
+        return 1 if self.grey else self.channels
 
     @property
     def side(self) -> int:

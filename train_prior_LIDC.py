@@ -43,7 +43,7 @@ def train_flow(run: RunConfig, metadata: Metadata, config: FlowConfig, loop: Loo
     if config.source == "gtr":
         gtr = load_gtr(checkpoint.find(config.gtr or output / "GTR", "GTR"), metadata).to(device)
     seed_step(run.seed, INITIALIZATION)
-    net = STNet.of(config).to(device)
+    net = STNet.of(config, metadata.seen_channels).to(device)
     if config.channels_last:
         net.to(memory_format=torch.channels_last)
     if config.compile:

@@ -31,7 +31,7 @@ class ATFM(nn.Module):
     """The flow's losses and its sampler, over a frozen `gtr` and the velocity field `net`.
 
     gtr: may be None when the objective's source is "normal", which draws x_0 ~ N(0, I) instead.
-    net: net(x_t (b, 1, h, w), t (b,), image (b, 1, h, w)) -> v (b, 1, h, w).
+    net: net(x_t (b, 1, h, w), t (b,), image (b, image_channels, h, w)) -> v (b, 1, h, w).
     objective: see `metadata_manager.Objective`.
     annotators_per_pass, images_per_pass: how many go through the net at once in training; None: all.
     amp: the net runs under bfloat16 autocast; GTR, losses and the ODE's state stay in float32.
@@ -72,6 +72,10 @@ class ATFM(nn.Module):
         b, _, h, w = image.shape
         return torch.randn(b, n, h, w, device=image.device, generator=generator)
 
+    def seen(self, image: Tensor) -> Tensor:
+        """What the net sees of an image (b, c, h, w): all channels, or where it takes one, its grey."""
+        return image if image.shape[1] == self.net.image_channels else grey(image)
+
     def losses(self, image: Tensor, masks: Tensor) -> Iterator[dict[str, Tensor]]:
         """L = L_FM + alpha L_SF of a batch (Algorithm 1): the sum over passes of their shares of it.
 
@@ -89,7 +93,7 @@ class ATFM(nn.Module):
         else:
             x_0 = couple(self.source(image, choice.draws * masks.shape[1]), masks)
         t = draw_time(len(image), image.device, choice.times)
-        condition = self._drop_condition(grey(image))
+        condition = self._drop_condition(self.seen(image))
         targets = masks
         if choice.experts == "one":
             x_0, targets = one_expert(torch.stack((x_0, masks), dim=2)).unbind(2)  # (b, 1, h, w)
@@ -137,7 +141,7 @@ class ATFM(nn.Module):
                 self.objective.objective == "endpoint" and solver in ("heun", "rk4")):
             raise ValueError(f"--solver {solver}: expected euler where x_t has noise, and none that needs v "
                              "at t = 1 where the net gives the endpoint")
-        conditions = grey(image).repeat_interleave(n, dim=0)  # (b * n, 1, h, w)
+        conditions = self.seen(image).repeat_interleave(n, dim=0)  # (b * n, image_channels, h, w)
         x_0 = self.source(image, n, generator)  # (b, n, h, w)
         states = x_0.flatten(0, 1)[:, None]
         at_once = batch_size or self.states_at_once(states, conditions)
@@ -221,7 +225,7 @@ class ATFM(nn.Module):
 
 
 def grey(image: Tensor) -> Tensor:
-    """The image that ST-Net sees: (b, c, h, w) -> (b, 1, h, w); raises ValueError unless c is 1 or 3."""
+    """(b, c, h, w) -> (b, 1, h, w); raises ValueError unless c is 1, or 3, which are taken for RGB."""
     if image.ndim != 4 or image.shape[1] not in (1, 3):
         raise ValueError(f"image of shape {tuple(image.shape)}: expected (b, 1, h, w) or (b, 3, h, w)")
     if image.shape[1] == 1:

@@ -195,11 +195,12 @@ class STNet(nn.Module):
     steps counted to 1000; the released code leaves t as it is.
     groups: of GroupNorm in the residual blocks, a divisor of dim.
     recompute: gradient checkpointing; in training keep only the inputs of residual blocks and attentions.
+    image_channels: of the image, and of whatever else the velocity is conditioned on; may be 0.
     """
 
     def __init__(self, dim: int = 128, dim_mults: Sequence[int] = (1, 2, 4),
                  weight_standardization: str = "standard", time_scale: float = 1000.0, groups: int = 1,
-                 recompute: bool = False) -> None:
+                 recompute: bool = False, image_channels: int = 1) -> None:
         super().__init__()
         if weight_standardization not in ("standard", "released", "none"):
             raise ValueError(f"weight_standardization={weight_standardization!r}: expected standard, "
@@ -209,6 +210,7 @@ class STNet(nn.Module):
         if groups < 1 or dim % groups:
             raise ValueError(f"groups={groups}: expected a divisor of dim={dim}")
         self.dim, self.dim_mults, self.time_scale = dim, tuple(dim_mults), time_scale
+        self.image_channels = image_channels
         self.weight_standardization = weight_standardization
         time_channels = 4 * dim
         block = partial(ResidualBlock, time_channels=time_channels, method=weight_standardization,
@@ -216,7 +218,7 @@ class STNet(nn.Module):
         levels = list(pairwise([dim, *(dim * mult for mult in dim_mults)]))
         deepest = len(levels) - 1
 
-        self.stem = nn.Conv2d(2, dim, 1)
+        self.stem = nn.Conv2d(image_channels + 1, dim, 1)
         self.time_mlp = nn.Sequential(nn.Linear(dim, time_channels), nn.GELU(),
                                       nn.Linear(time_channels, time_channels))
         self.downs = nn.ModuleList(Down(above, below, block, last=i == deepest)
@@ -231,21 +233,24 @@ class STNet(nn.Module):
                 module.recompute = recompute
 
     @classmethod
-    def of(cls, config: FlowConfig) -> "STNet":
+    def of(cls, config: FlowConfig, image_channels: int = 1) -> "STNet":
         """An untrained ST-Net as a config describes it."""
         return cls(config.dim, config.dim_mults, config.weight_standardization, config.time_scale,
-                   config.groups, config.recompute)
+                   config.groups, config.recompute, image_channels)
 
     def forward(self, x_t: Tensor, t: Tensor, image: Tensor) -> Tensor:
-        """x_t (b, 1, h, w), t (b,) in [0, 1], image (b, 1, h, w) -> v (b, 1, h, w).
+        """x_t (b, 1, h, w), t (b,) in [0, 1], image (b, image_channels, h, w) -> v (b, 1, h, w).
 
         Raises ValueError for other shapes, or if h or w is no multiple of 2 ** (levels - 1).
         """
         factor = 2 ** (len(self.downs) - 1)
-        fits = x_t.ndim == 4 and x_t.shape[1] == 1 and image.shape == x_t.shape and t.shape == x_t.shape[:1]
-        if not fits or x_t.shape[2] % factor or x_t.shape[3] % factor:
+        b, _, h, w = x_t.shape if x_t.ndim == 4 else (0, 0, 0, 0)
+        fits = (x_t.shape == (b, 1, h, w) and t.shape == (b,)
+                and image.shape == (b, self.image_channels, h, w))
+        if not fits or h % factor or w % factor:
             raise ValueError(f"x_t {tuple(x_t.shape)}, t {tuple(t.shape)}, image {tuple(image.shape)}: "
-                             f"expected (b, 1, h, w), (b,), (b, 1, h, w) with h and w multiples of {factor}")
+                             f"expected (b, 1, h, w), (b,), (b, {self.image_channels}, h, w) with h "
+                             f"and w multiples of {factor}")
         time = self.time_mlp(time_embedding(t * self.time_scale, self.dim))  # (b, 4 dim)
         stem = self.stem(torch.cat([image, x_t], dim=1))  # (b, dim, h, w)
         x, skips = stem, []

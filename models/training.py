@@ -21,7 +21,7 @@ from torch.optim.swa_utils import AveragedModel
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from metadata_manager import LoopConfig, Objective, OptimizerConfig
+from metadata_manager import LoopConfig, Metadata, Objective, OptimizerConfig
 from models import checkpoint
 from models.processes import NonFiniteLoss, Processes, leave, lock, peak_memory, seed_step, stop_signals
 
@@ -30,7 +30,8 @@ FREE = {"data_path", "epochs", "num_epochs", "gtr", "alphas", "solver", "steps",
         "images_per_pass", "recompute", "channels_last", "compile",
         "checkpoint"}  # what older files call `recompute`
 # What runs did before there were these settings.
-EARLIER = {one.name: one.default for kind in (OptimizerConfig, Objective) for one in fields(kind)}
+EARLIER = {one.name: one.default for kind in (Metadata, OptimizerConfig, Objective)
+           for one in fields(kind)}
 IN_WORDS = {"gtr_weights": "over another GTR", "training_images": "on other images"}
 
 

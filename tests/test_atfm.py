@@ -34,6 +34,8 @@ def system(recompute=False, annotators_per_pass=None, amp=False, images_per_pass
 class Leading(nn.Module):
     """A velocity field that leads straight to the masks x_1 (b, 1, h, w)."""
 
+    image_channels = 1
+
     def __init__(self, x_1):
         super().__init__()
         self.x_1 = x_1
@@ -153,6 +155,18 @@ def test_the_net_sees_the_image_in_grey_or_zeros_at_the_stated_rate():
     assert torch.equal(grey(image[:, :1]), image[:, :1])
 
 
+def test_a_net_of_as_many_channels_sees_the_image_as_it_is():
+    image, masks = torch.rand(2, 3, 4, 4), torch.zeros(2, 2, 4, 4)
+    seen = []
+    atfm = ATFM(None, STNet(4, (1,), image_channels=3), Objective(source="normal"))
+    atfm.net.register_forward_pre_hook(lambda net, inputs: seen.append(inputs[2]))
+    single_pass(atfm, image, masks)
+    assert torch.equal(seen[0], image.repeat_interleave(2, dim=0))
+    assert atfm.sample(image, 2, 1).shape == (2, 2, 4, 4)
+    with pytest.raises(ValueError, match="expected"):
+        ATFM(None, STNet(4, (1,), image_channels=2), Objective(source="normal")).sample(image, 1, 1)
+
+
 def test_gtr_sees_the_image_in_colour():
     atfm, (image, _) = ATFM(GTR(3, (4, 8), rank=2), STNet(4, (1, 2))), batch(channels=3)
     assert torch.equal(atfm.source(image, 5, seeded()), atfm.gtr.sample(image, 5, seeded()))
@@ -201,6 +215,8 @@ def test_a_net_that_gives_the_mask_ends_at_it_whatever_the_noise(signed, noise):
     image, masks = batch(k=2)
 
     class Known(nn.Module):
+        image_channels = 1
+
         def forward(self, x_t, t, condition):
             return 40 * masks.flatten(0, 1)[:, None] - 20  # logits
 

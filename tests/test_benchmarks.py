@@ -114,6 +114,8 @@ def test_medians_take_turns():
 class MeanVelocity(nn.Module):
     """v = share * (mean mask - x_t): at t = 0 and share 1 the best that a flow can do; at share 0 v = 0."""
 
+    image_channels = 1
+
     def __init__(self, masks, share):
         super().__init__()
         self.mean, self.share = masks.mean(1, keepdim=True), share
