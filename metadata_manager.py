@@ -24,8 +24,8 @@ PATHS = {
 PRESETS = ("paper", "released", "best")
 GREY = (0.299, 0.587, 0.114)  # weights of R, G and B in the grey image that ST-Net sees (released code)
 SOLVERS = ("euler", "midpoint", "heun", "rk4", "ab2")
-# The systems of the papers' tables, as what they change in FlowConfig (Table 4; CFM: arXiv 2507.22418).
-METHODS: dict[str, dict[str, Any]] = {
+# The flows of the papers' tables, as what they change in FlowConfig (Table 4; CFM: arXiv 2507.22418).
+FLOWS: dict[str, dict[str, Any]] = {
     "atfm": {},
     "atfm-no-sf": {"alpha": 0.0},
     "refiner": {"times": "zero", "steps": 1},
@@ -36,8 +36,23 @@ METHODS: dict[str, dict[str, Any]] = {
             "condition_dropout": 0.5, "guidance": 0.3, "batch_size": 64, "images_per_pass": 2,
             "solver": "midpoint", "steps": 100},
 }
-
-
+# The other systems that they compare with, one file each in models/baselines; with the training that their
+# papers describe, at full size.
+_UNET = {"experts": "one", "dim": 32, "dim_mults": (1, 2, 4, 6)}
+_DIFFUSION = {"experts": "one", "dim": 32, "dim_mults": (1, 2, 4), "schedule": "cosine", "ema": 0.9999}
+BASELINES: dict[str, dict[str, Any]] = {
+    "ssn": {**_UNET, "lr": 1e-3, "batch_size": 12},
+    "prob-unet": {**_UNET, "lr": 1e-4, "batch_size": 12},
+    "phiseg": {**_UNET, "dim_mults": (1, 2, 4, 6, 6, 6, 6), "lr": 1e-3, "batch_size": 12},
+    "mose": {**_UNET, "lr": 1e-3, "batch_size": 16, "weight_decay": 1e-5},
+    "ccdm": {**_DIFFUSION, "lr": 1e-4, "batch_size": 16},
+    "ab": {**_DIFFUSION, "lr": 1e-4, "batch_size": 16},
+    "cimd": {"experts": "one", "dim": 128, "dim_mults": (1, 2, 4), "lr": 1e-4, "batch_size": 20},
+    "flow-ssn": {**_UNET, "lr": 1e-4, "batch_size": 32, "ema": 0.9999, "clip": 10.0},
+    "c-ssn": {**_UNET, "lr": 1e-4, "batch_size": 6, "weight_decay": 1e-4},
+    "c-prob-unet": {**_UNET, "lr": 1e-4, "batch_size": 6, "weight_decay": 1e-4},
+}
+METHODS = FLOWS | BASELINES
 CONTROLS = ("act-gtr-emptied", "act-gtr-smoothed")  # GTR's samples, simply post-processed
 
 
@@ -120,6 +135,8 @@ class OptimizerConfig(Config):
     """How weights are updated, in both steps."""
 
     lr: float = setting(1e-4, "learning rate of Adam (paper, App. 6)", within="(0, inf)")
+    weight_decay: float = setting(0.0, "of AdamW; at 0 (paper) it is Adam; released, GTR: 1e-4",
+                                  within="[0, inf)")
     schedule: str = setting("constant", "of the learning rate: constant (paper), or cosine: falling to 0 at "
                                         "the last step along half a cosine", ("constant", "cosine"))
     clip: float = setting(0.0, "largest norm of a step's gradient, longer ones are shortened to it; 0: any",
@@ -137,7 +154,6 @@ class GTRConfig(OptimizerConfig):
     batchsize: int = setting(256, "images per step (paper, LIDC: 256; ISIC3: 8)",
                              flags=("--batchsize", "--betchsize"),  # as the authors spell it
                              within="[1, inf)")
-    weight_decay: float = setting(0.0, "of AdamW; at 0 (paper) it is Adam; released: 1e-4", within="[0, inf)")
     num_filters: tuple[int, ...] = setting((32, 64, 128, 192), "filters per U-Net level (paper, App. 6)",
                                            within="[1, inf)")
     rank: int = setting(10, "columns of the covariance factor D, r (paper, App. 6)", within="[1, inf)")
@@ -196,7 +212,7 @@ def flow_folder(method: str, alpha: float | None) -> str:
 class FlowConfig(Objective, OptimizerConfig):
     """Step 2: training the flow, whose velocity is ST-Net, from the frozen GTR, Algorithm 1."""
 
-    method: str = setting("atfm", "the system to train; it sets fields of Objective", tuple(METHODS))
+    method: str = setting("atfm", "the system to train; it sets other settings", tuple(METHODS))
     gtr: str | None = setting(None, "run folder or checkpoint of step 1 (default: <output_path>/GTR)")
     num_epochs: int = setting(200, "passes over the training images (paper, LIDC: 200; ISIC3: 120)",
                               within="[1, inf)")
@@ -305,6 +321,7 @@ class Experiment:
     loop: LoopConfig = LoopConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     run: RunConfig = RunConfig()
+    small: bool = False  # for a CPU
 
 
 EXPERIMENTS = {
@@ -322,6 +339,7 @@ EXPERIMENTS = {
         loop=LoopConfig(validate_every=5, val_samples=8, val_steps=4),
         evaluation=EvaluationConfig(samples=(16,), seeds=(0,)),
         run=RunConfig(preset="best"),
+        small=True,
     ),
     "isic3_demo": Experiment(
         Metadata("isic3_demo", reader="isic3", channels=3, annotators=3, size=64, crop=48, augment=True),
@@ -331,6 +349,7 @@ EXPERIMENTS = {
         loop=LoopConfig(validate_every=6, val_samples=8, val_steps=4),
         evaluation=EvaluationConfig(samples=(16,), seeds=(0,)),
         run=RunConfig(preset="best"),
+        small=True,
     ),
 }
 
@@ -379,6 +398,13 @@ def experiment(what: str, preset: str | None = None) -> Experiment:
     return {"paper": lambda ours: ours, "released": released, "best": best}[preset](paper)
 
 
+def as_method(method: str | None, ours: Experiment) -> FlowConfig:
+    """The settings of step 2 for a method; of a baseline at full size those of its own paper alone."""
+    if method not in BASELINES:
+        return replace(ours.flow, **FLOWS.get(method or "atfm", {}))
+    return ours.flow if ours.small else replace(EXPERIMENTS[ours.metadata.what].flow, **BASELINES[method])
+
+
 def parse(argv: Sequence[str] | None, what: str, description: str, *kinds: type[Config]) -> list[Any]:
     """The settings of each of `kinds` that a command line asks for: defaults < preset < method < flags.
 
@@ -396,7 +422,7 @@ def parse(argv: Sequence[str] | None, what: str, description: str, *kinds: type[
         base = experiment(chosen.what, chosen.preset)
     except ValueError as error:
         parser.error(str(error))
-    base = replace(base, flow=replace(base.flow, **METHODS.get(chosen.method, {})))
+    base = replace(base, flow=as_method(chosen.method, base))
     parser.add_argument("--what", default=what, help=f"name of the dataset: {', '.join(EXPERIMENTS)}")
     defaults = [getattr(base, one.name) for kind in kinds for one in fields(Experiment) if one.type is kind]
     for config in defaults:

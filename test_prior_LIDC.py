@@ -62,7 +62,8 @@ def main(argv: Sequence[str] | None = None) -> None:
                                          title=system.label if processes.first else None, memory=memory,
                                          after_each=stop)
                 seconds = sum(processes.gather(memory.seconds(found.ids)))
-                rows.append(metrics.Row(system, metrics.interleaved(processes.gather(found)), seconds))
+                rows.append(metrics.Row(system, metrics.interleaved(processes.gather(found)), seconds,
+                                        max(config.samples)))
 
     if not processes.first:
         return
@@ -72,11 +73,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     table = metrics.report_tables(metadata.what, rows, test.patients, config.samples)
     report = metrics.results(rows, test.patients, test.fingerprint, versions(), device,
                              run=run, metadata=metadata, sampling=config)
-    print(table)
+    print(table + metrics.cost_table(metadata.what, rows))
     metrics.write_text(folder / "table.md", table)
     metrics.write_text(folder / "results.json", report)
-    for system in systems:
-        fig.draw_samples(system.sample, test, folder, system.label, config.seeds[0], device)
+    drawn = {one.label: fig.draw_samples(one.sample, test, folder, one.label, config.seeds[0], device)
+             for one in systems}
+    fig.draw_comparison(drawn, test, folder)
     curves = fig.results_curves(report, folder)
     print(f"{folder}: table.md, results.json, {', '.join(curves)} and pictures of each system's samples")
 

@@ -15,7 +15,7 @@ import fig
 from data import Loader, augment, load
 from metadata_manager import FlowConfig, LoopConfig, Metadata, RunConfig, parse
 from metrics import evaluate
-from models import ATFM, STNet, Validation, checkpoint, describe, load_gtr, train_loop
+from models import ATFM, BASELINES, STNet, Validation, checkpoint, describe, load_gtr, train_loop
 from models.processes import FLOW_MEMORY, INITIALIZATION, Processes, join, one_line_errors, seed_step
 
 
@@ -25,23 +25,47 @@ def main(argv: Sequence[str] | None = None) -> None:
     run, metadata, config, loop = parse(argv, "LIDC", __doc__, RunConfig, Metadata, FlowConfig, LoopConfig)
     with join(run) as processes:
         for flow in config.per_alpha():
-            train_flow(run, metadata, flow, loop, processes)
+            train_system(run, metadata, flow, loop, processes)
 
 
-def train_flow(run: RunConfig, metadata: Metadata, config: FlowConfig, loop: LoopConfig, processes: Processes
-               ) -> None:
-    """Trains one flow into <output_path>/<method>."""
+def train_system(run: RunConfig, metadata: Metadata, config: FlowConfig, loop: LoopConfig,
+                 processes: Processes) -> None:
+    """Trains one flow, or a system that the paper compares it with, into <output_path>/<method>."""
     # Data: the patients that GTR was trained on, with all four experts' masks; 16 % to validate on.
     output, device = Path(run.output_path), processes.device
     train = processes.in_turn(lambda: load(metadata, "train_prior"))  # "train", but for --split released
     held_out = load(metadata, "val").spread(loop.val_images)
-    batches = Loader(train, config.batch_size, run.seed, device, augment if metadata.augment else None,
-                     processes.rank, processes.count)
 
+    # System: what is trained is its `net`.
+    if config.method in BASELINES:
+        seed_step(run.seed, INITIALIZATION)
+        system = BASELINES[config.method](metadata.channels, config).to(device)
+    else:
+        system = atfm(run, metadata, config, device)
+    optimizer = torch.optim.AdamW(system.net.parameters(), lr=config.lr, weight_decay=config.weight_decay)
+    batches = Loader(train, config.batch_size, run.seed, device, augment if metadata.augment else None,
+                     processes.rank, processes.count, with_style=system.needs_style)
+
+    # Validation: samples of few steps on held-out images, against all experts.
+    def validate(net: torch.nn.Module) -> Validation:
+        sample = partial(system.for_validation(net).sample, steps=system.steps and loop.val_steps,
+                         batch_size=loop.val_samples)
+        found = evaluate(sample, held_out, (loop.val_samples,), device=device)
+        return Validation(found.means(loop.val_samples, "GED", "HM-IoU", "Diversity"),
+                          fig.validation_picture(sample, held_out, device))
+
+    train_loop(system.net, system.losses, optimizer, batches, validate,
+               folder=output / config.folder, epochs=config.num_epochs, config=loop, seed=run.seed,
+               about=describe(config.method, metadata, config, run.seed, train, system.gtr),
+               optimization=config, processes=processes)
+
+
+def atfm(run: RunConfig, metadata: Metadata, config: FlowConfig, device: torch.device) -> ATFM:
+    """The flow of Algorithm 1, or one of its ablations."""
     # Networks: x_0 = sigmoid of a sample of the frozen GTR (Eq. 3); v(x_t, t, image) is ST-Net (App. 6).
     gtr = None
     if config.source == "gtr":
-        gtr = load_gtr(checkpoint.find(config.gtr or output / "GTR", "GTR"), metadata).to(device)
+        gtr = load_gtr(checkpoint.find(config.gtr or Path(run.output_path) / "GTR", "GTR"), metadata)
     seed_step(run.seed, INITIALIZATION)
     net = STNet.of(config, metadata.seen_channels).to(device)
     if config.channels_last:
@@ -50,22 +74,8 @@ def train_flow(run: RunConfig, metadata: Metadata, config: FlowConfig, loop: Loo
         net.compile()
 
     # Objective: L = L_FM + alpha L_SF on the paths from x_0 to the experts' masks (Algorithm 1).
-    atfm = ATFM(gtr, net, config, annotators_per_pass=config.annotators_per_pass,
-                images_per_pass=config.images_per_pass, amp=config.amp)
-    optimizer = torch.optim.Adam(net.parameters(), lr=config.lr)
-
-    # Validation: a few Euler steps on held-out images, against all experts.
-    def validate(model: STNet) -> Validation:
-        sample = partial(ATFM(gtr, model, config).for_sampling(config.amp).sample, steps=loop.val_steps,
-                         solver="euler", batch_size=loop.val_samples)
-        found = evaluate(sample, held_out, (loop.val_samples,), device=device)
-        return Validation(found.means(loop.val_samples, "GED", "HM-IoU", "Diversity"),
-                          fig.validation_picture(sample, held_out, device))
-
-    train_loop(net, atfm.losses, optimizer, batches, validate,
-               folder=output / config.folder, epochs=config.num_epochs, config=loop, seed=run.seed,
-               about=describe(config.method, metadata, config, run.seed, train, gtr), optimization=config,
-               processes=processes)
+    return ATFM(gtr, net, config, annotators_per_pass=config.annotators_per_pass,
+                images_per_pass=config.images_per_pass, amp=config.amp).to(device)
 
 
 if __name__ == "__main__":

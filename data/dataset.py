@@ -114,6 +114,11 @@ class ExpertDataset(Dataset):
         masks = _unpacked(packed[position], self.store.annotators, *self.store.shape[1:3])
         return self._window(image).contiguous().to(device), self._window(masks).contiguous().to(device)
 
+    def styles(self, indices: Sequence[int] | np.ndarray) -> Tensor:
+        """The styles (b, k) int64 in which the experts of items drew, of ISIC3 only: 0, 1, 2 for f, m, p."""
+        assert self.store.style is not None  # checked by Loader
+        return torch.from_numpy(self.store.style[self.rows[np.asarray(indices, np.int64)]].astype(np.int64))
+
     def to(self, device: torch.device | str) -> "ExpertDataset":
         """This dataset, its compact pixels moved to a device, where batches are assembled from then on."""
         self._images, self._masks = (pixels.to(device) for pixels in self._pixels())
@@ -185,28 +190,34 @@ class Loader:
     every image once, in an order that depends on (seed, epoch) alone; its last batch may be smaller."""
 
     def __init__(self, dataset: ExpertDataset, batch_size: int, seed: int, device: torch.device | str = "cpu",
-                 augment: Augment | None = None, rank: int = 0, ranks: int = 1):
+                 augment: Augment | None = None, rank: int = 0, ranks: int = 1, with_style: bool = False):
         """Of several processes, number `rank` of `ranks` gets every ranks-th image of a batch.
 
         A process without an image computes the first one at weight 0, so that all take part in every step.
         `augment(image, masks)` draws from torch's global generator, which the training loop seeds by step.
-        Raises ValueError for a batch size below 1."""
+        with_style: batches also have the styles (b, k) int of the experts' masks.
+        Raises ValueError for a batch size below 1, and for styles that the data lacks."""
         if batch_size < 1:
             raise ValueError(f"batch size {batch_size}: expected at least 1")
         self.dataset = dataset.to(device)
         self.batch_size, self.seed, self.augment = batch_size, seed, augment
-        self.rank, self.ranks = rank, ranks
+        self.rank, self.ranks, self.with_style = rank, ranks, with_style
+        if with_style and dataset.store.style is None:
+            raise ValueError(f"{dataset.store.path}: has no style of the experts' masks, as ISIC3 has; train "
+                             "a --method that needs none")
         self._epoch, self._order = -1, np.empty(0, np.int64)
 
     def __len__(self) -> int:
         return -(-len(self.dataset) // self.batch_size)
 
-    def __call__(self, step: int) -> tuple[Tensor, Tensor]:
+    def __call__(self, step: int) -> tuple[Tensor, ...]:
         """This process's images of the batch of global step 0, 1, ..."""
         whole = self.indices(step)
         own = whole[self.rank::self.ranks]
-        image, masks = self.dataset.batch(own if len(own) else whole[:1])
-        return (image, masks) if self.augment is None else self.augment(image, masks)
+        own = own if len(own) else whole[:1]
+        batch = self.dataset.batch(own)
+        batch = batch if self.augment is None else self.augment(*batch)
+        return (*batch, self.dataset.styles(own).to(batch[0].device)) if self.with_style else batch
 
     def indices(self, step: int) -> np.ndarray:
         """Items of the dataset in the whole batch of a step: a pure function of (seed, step)."""

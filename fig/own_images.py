@@ -16,7 +16,7 @@ def draw_own_images(systems: Sequence[Any], files: Sequence[str], n: int, seed: 
                     device: torch.device | str = "cpu") -> None:
     """Write n samples for each image file into folder/<stem>, see `write_samples`: of the first flow, if any.
 
-    systems: as `models.loading.System`. The seed and a file's name seed an image's samples, whatever other
+    systems: as `models.systems.System`. The seed and a file's name seed an image's samples, whatever other
     images are drawn. Raises FileNotFoundError or ValueError, before anything is drawn, if one of the files is
     not an image; ValueError for samples that are not finite."""
     system = next((one for one in systems if one.evaluations > 0), systems[0])

@@ -6,7 +6,7 @@ and values raise ValueError. A system to draw is sample(images, n, generator=Non
 a data set has dataset.batch(indices, device) -> (images, masks).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,15 +39,26 @@ def validation_picture(sample: Callable[..., Tensor], dataset: Any, device: torc
 
 @torch.no_grad()
 def draw_samples(sample: Callable[..., Tensor], dataset: Any, folder: Path, name: str, seed: int,
-                 device: torch.device | str = "cpu") -> None:
+                 device: torch.device | str = "cpu") -> Tensor:
     """Write <name>.png, 16 samples on each of four images, and <name>_uncertainty.png of the first of them.
 
-    The images are evenly spaced over the data set. In file names ", " and " " become "_"."""
-    images, masks = dataset.batch(canvas.evenly_spaced(len(dataset), 4), device)
+    The images are those of `four_of`. In file names ", " and " " become "_". Returns the samples, bool."""
+    images, masks = four_of(dataset, device)
     samples = sample(images, 16, generator=torch.Generator(device).manual_seed(seed)) >= 0.5
     name = name.replace(", ", "_").replace(" ", "_")
     canvas.save(prediction_grid(images, masks, samples), folder / f"{name}.png")
     canvas.save(variance_and_entropy(images[0], masks[0], samples[0]), folder / f"{name}_uncertainty.png")
+    return samples
+
+
+def draw_comparison(drawn: Mapping[str, Tensor], dataset: Any, folder: Path) -> None:
+    """Write comparison.png, samples of several systems on the same four images; drawn: of `draw_samples`."""
+    canvas.save(comparison(*four_of(dataset), drawn), folder / "comparison.png")
+
+
+def four_of(dataset: Any, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
+    """Four images, evenly spaced over a data set, and their masks."""
+    return dataset.batch(canvas.evenly_spaced(len(dataset), 4), device)
 
 
 def write_samples(folder: Path, image: Tensor, masks: Tensor) -> None:
@@ -103,6 +114,30 @@ def prediction_grid(images: Array, masks: Array, samples: Array, small: bool = F
             canvas.zoom(row[1:], experts, of_image[shown], framed=row[0])
     if not small:
         canvas.colour_bar(figure, variance, axes[:, -1])
+    return figure
+
+
+def comparison(images: Array, masks: Array, drawn: Mapping[str, Array]) -> Figure:
+    """The experts of each image, and below them as many samples of each system (paper, Fig. 4).
+
+    drawn: samples (m, n, h, w) by the system's label. A group of columns for each image; the panels show the
+    part of it, framed on the left, that holds every mask shown."""
+    images, masks = checked(images=(images, "m c h w"), masks=(masks, "m k h w"))
+    m, k, h, w = masks.shape
+    shown = {name: checked(samples=(samples, "m n h w"))[0][:, :k] for name, samples in drawn.items()}
+    gaps = [0, *[GAP] * k, *[WIDE_GAP, *[GAP] * k] * (m - 1)]
+    figure, axes = panel_grid([gaps] * (1 + len(shown)), h / w, names=["experts", *shown], left=0.2)
+    for ax in axes[:, 0]:
+        ax.yaxis.label.set(rotation=0, ha="right", va="center", fontsize=canvas.SMALL)
+    groups = axes.reshape(len(axes), m, k + 1).swapaxes(0, 1)  # (m, rows, k + 1)
+    for i, (group, image, experts) in enumerate(zip(groups, images, masks, strict=True)):
+        rows = [experts, *(samples[i] for samples in shown.values())]
+        for row, members in zip(group, rows, strict=True):
+            show(row[0], image)
+            draw_contours(row[0], members, alike=members is not experts)
+            for ax, mask in zip(row[1:], members):
+                show(ax, mask)
+        canvas.zoom(group[:, 1:].flat, *rows, framed=group[0, 0])
     return figure
 
 

@@ -27,11 +27,10 @@ DRAWS = 2000  # of the bootstrap, per point: enough for an interval that is read
 def results_curves(report: Report, folder: Path) -> list[str]:
     """Write the curves that a test gives rise to into `folder`; returns the names of the files.
 
-    parts.png; tradeoff.png if a flow was tested with several --steps or --solver; sweep.png with several
-    --alphas."""
-    sampling, written = report["sampling"], ["parts.png"]
+    parts.png; tradeoff.png if systems of different cost were tested; sweep.png with several --alphas."""
+    written = ["parts.png"]
     save(parts(report), folder / written[-1])
-    if max(len(sampling["steps"]), len(sampling["solver"])) > 1 and len(_values(report, "evaluations")) > 1:
+    if len(_values(report, "evaluations")) > 1:
         written.append("tradeoff.png")
         save(tradeoff(report), folder / written[-1])
     if len(_values(report, "alpha")) > 1:

@@ -8,6 +8,7 @@ from metrics.record import Record
 from metrics.report import (
     Row,
     bootstrap_interval,
+    cost_table,
     differences_table,
     free_folder,
     report_tables,
@@ -30,7 +31,7 @@ from metrics.scores import (
 
 __all__ = [
     "Evaluation", "Overlaps", "Record", "Row", "bootstrap_interval", "calibration_error", "control",
-    "d_max", "dice_matrix", "dice_of_means", "differences_table", "diversity", "diversity_from",
+    "cost_table", "d_max", "dice_matrix", "dice_of_means", "differences_table", "diversity", "diversity_from",
     "entropy_map", "evaluate", "free_folder", "ged", "ged_from", "hm_iou", "hm_iou_from", "image_seed",
     "interleaved", "iou_matrix", "mdm", "mdm_from", "report_tables", "results", "s_ncc", "score",
     "scores_table", "two_level_interval", "variance_map", "write_text",

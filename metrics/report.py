@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from scipy.stats import bootstrap
 
-from metadata_manager import Config
+from metadata_manager import BASELINES, Config
 from metrics.evaluation import Evaluation
 from metrics.files import whole_file
 from metrics.parts import empty_table, parts_table
@@ -38,22 +38,25 @@ def _paper(columns: str, rows: str) -> dict[str, Scores]:
 # Tables 1 and 2: mean and standard deviation of five runs. Lower GED is better.
 PAPER = {
     "LIDC": _paper("GED16 GED32 GED100 HM-IoU32 MDM32", """
-        Prob. U-Net | .310+-.010 | .303+-.010 | .252+-.004 | .548+-.000 | .681+-.020
-        PHiSeg      | .262       | .247       | .224+-.004 | .595       | .704+-.020
-        SSN         | .259       | .243+-.010 | .225+-.002 | .550+-.010 | -
-        MoSE        | .218+-.003 | .195+-.002 | .189+-.002 | .624+-.004 | .767+-.004
-        P2SAM       | .208       | .206       | -          | .627       | .939
-        CIMD        | -          | -          | .321       | .592+-.002 | .915+-.004
-        AB          | .213+-.001 | .196+-.002 | .193+-.002 | .619+-.001 | .792+-.002
-        CCDM        | .212+-.001 | .194+-.001 | .183+-.002 | .631+-.002 | .790+-.003
+        prob-unet   | .310+-.010 | .303+-.010 | .252+-.004 | .548+-.000 | .681+-.020
+        phiseg      | .262       | .247       | .224+-.004 | .595       | .704+-.020
+        ssn         | .259       | .243+-.010 | .225+-.002 | .550+-.010 | -
+        mose        | .218+-.003 | .195+-.002 | .189+-.002 | .624+-.004 | .767+-.004
+        p2sam       | .208       | .206       | -          | .627       | .939
+        cimd        | -          | -          | .321       | .592+-.002 | .915+-.004
+        ab          | .213+-.001 | .196+-.002 | .193+-.002 | .619+-.001 | .792+-.002
+        ccdm        | .212+-.001 | .194+-.001 | .183+-.002 | .631+-.002 | .790+-.003
         atfm        | .206+-.002 | .188+-.001 | .162+-.002 | .667+-.002 | .948+-.001"""),
     "isic3_style_concat": _paper("GED16 GED32 GED100 HM-IoU32 MDM32", """
-        Prob. U-Net    | .202+-.003 | .187+-.003 | .171+-.002 | .697+-.005 | .927+-.003
-        SSN            | .197+-.007 | .181+-.004 | .167+-.002 | .700+-.004 | .939+-.001
-        c-Prob. U-Net  | .208+-.004 | .202+-.005 | .179+-.002 | .719+-.004 | .925+-.004
-        c-SSN          | .200+-.007 | .195+-.007 | .177+-.001 | .725+-.004 | .931+-.003
+        prob-unet      | .202+-.003 | .187+-.003 | .171+-.002 | .697+-.005 | .927+-.003
+        ssn            | .197+-.007 | .181+-.004 | .167+-.002 | .700+-.004 | .939+-.001
+        c-prob-unet    | .208+-.004 | .202+-.005 | .179+-.002 | .719+-.004 | .925+-.004
+        c-ssn          | .200+-.007 | .195+-.007 | .177+-.001 | .725+-.004 | .931+-.003
         atfm           | .183+-.001 | .152+-.002 | .147+-.003 | .732+-.003 | .942+-.002"""),
 }
+# GPU seconds for 100 samples of an image, on an RTX 3090 (Table 3).
+PAPER_SECONDS = {"LIDC": {"cimd": 420, "ab": 1050, "ccdm": 1100, "atfm": 113}}
+NOT_OURS = ("p2sam",)  # needs the weights of a foundation model: the paper's row alone
 # Table 4, the ablation on LIDC; its row of ATFM is that of Table 1.
 PAPER["LIDC"] |= _paper("GED100 HM-IoU32", """
     act-gtr    | .230 | .550
@@ -63,11 +66,12 @@ PAPER["LIDC"] |= _paper("GED100 HM-IoU32", """
 
 
 class System(Protocol):
-    """What a table says of a system, see `models.loading.System`."""
+    """What a table says of a system, see `models.systems.System`."""
 
     label: str
     method: str
     evaluations: int
+    parameters: int
     checkpoints: tuple[str, ...]
     alpha: float | None
     solver: str | None
@@ -76,11 +80,12 @@ class System(Protocol):
 
 @dataclass(frozen=True)
 class Row:
-    """A system with its scores on the test images."""
+    """A system with its scores on the test images, and what these took; samples: per image and seed."""
 
     system: System
     evaluation: Evaluation
     seconds: float
+    samples: int
 
 
 def bootstrap_interval(values: np.ndarray, patients: Sequence | np.ndarray, draws: int = 10_000, seed: int = 0
@@ -144,7 +149,22 @@ def scores_table(what: str, rows: Sequence[Row], samples: Sequence[int]) -> str:
                            row.evaluation.mean_std(), names))
         if row is last[method] and method in PAPER.get(what, {}):
             lines.append(_line(f"{method}, paper", "", PAPER[what][method], names))
+    if any(method in BASELINES for method in last):
+        lines += [_line(f"{name}, paper (not trained here)", "", PAPER[what][name], names)
+                  for name in NOT_OURS if name in PAPER.get(what, {})]
     return "\n".join(lines) + "\n"
+
+
+def cost_table(what: str, rows: Sequence[Row]) -> str:
+    """Markdown: what the samples of each system cost, drawn and scored, beside the paper's time for 100."""
+    lines = ["| cost | evaluations per sample | parameters | s per image of 100 samples | paper, RTX 3090 |",
+             "|---" * 5 + "|"]
+    for row in rows:
+        drawn = np.size(row.evaluation.scores["Empty"]) * row.samples
+        paper = PAPER_SECONDS.get(what, {}).get(row.system.method, "-")
+        lines.append(f"| {row.system.label} | {row.system.evaluations} | {row.system.parameters:,} | "
+                     f"{100 * row.seconds / drawn:.3g} | {paper} |")
+    return "\n" + "\n".join(lines) + "\n"
 
 
 def _line(name: str, evaluations: str, scores: Scores, names: Sequence[str]) -> str:

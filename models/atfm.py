@@ -3,6 +3,7 @@
 import math
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from metadata_manager import GREY, Objective
 from models.flow import (
+    EVALUATIONS_PER_STEP,
     SOLVERS,
     Velocity,
     bridge,
@@ -38,6 +40,7 @@ class ATFM(nn.Module):
     Raises ValueError for source "gtr" without a GTR.
     """
 
+    needs_style = False  # of its experts, see `models.baselines.Baseline`
     trained_on: TrainedOn  # set where a checkpoint is loaded
 
     def __init__(self, gtr: GTR | None, net: STNet, objective: Objective | None = None, *,
@@ -63,6 +66,20 @@ class ATFM(nn.Module):
         if compiled:
             net.compile()
         return ATFM(self.gtr, net, self.objective, amp=amp).eval()
+
+    def for_validation(self, net: STNet) -> "ATFM":
+        """The same flow over other weights of the net, such as averaged ones, in Euler steps."""
+        return ATFM(self.gtr, net, replace(self.objective, solver="euler")).for_sampling(self.amp)
+
+    @property
+    def steps(self) -> int:
+        """Solver steps of a sample."""
+        return self.objective.steps
+
+    def evaluations(self, steps: int | None = None, solver: str | None = None) -> int:
+        """Of the net, per sample."""
+        each = EVALUATIONS_PER_STEP[solver or self.objective.solver]
+        return (steps or self.steps) * each * (1 if self.objective.guidance == 0 else 2)
 
     @torch.no_grad()
     def source(self, image: Tensor, n: int, generator: torch.Generator | None = None) -> Tensor:

@@ -3,30 +3,23 @@
 What a model was trained on is checked here: channels, size, and that no test image is among it.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, fields, replace
-from functools import partial
-from itertools import product
+from collections.abc import Sequence
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-import torch
-from torch import Tensor
-
 from metadata_manager import (
-    METHODS,
     Config,
     EvaluationConfig,
     FlowConfig,
     GTRConfig,
     Metadata,
-    RunConfig,
+    as_method,
     experiment,
-    flow_folder,
 )
 from models import checkpoint
 from models.atfm import ATFM
-from models.flow import EVALUATIONS_PER_STEP
+from models.baselines import BASELINES, Baseline
 from models.gtr import GTR, TrainedOn
 from models.released import released_flow, released_gtr
 from models.st_net import STNet
@@ -49,7 +42,7 @@ def describe(stage: str, metadata: Metadata, config: Config, seed: int, images: 
              gtr: GTR | None = None) -> dict[str, Any]:
     """What each checkpoint of a run says about itself.
 
-    stage: "GTR", or the method of a flow. gtr: the one that the flow is trained over."""
+    stage: "GTR", or the method of step 2. gtr: the one that the flow is trained over."""
     return {
         "stage": stage,
         "config": {**asdict(metadata), **asdict(config), "seed": seed,  # type: ignore[call-overload]
@@ -65,11 +58,8 @@ def load_gtr(path: Path, metadata: Metadata, same_size: bool = True) -> GTR:
 
     Raises ValueError if it is for images of other channels or, if `same_size`, of another size."""
     content = checkpoint.load(path, "GTR")
-    trained = content["config"]
-    if trained["channels"] != metadata.channels:
-        raise ValueError(f"{path}: trained on {trained['channels']}-channel images of {trained['what']}, but "
-                         f"{metadata.what} has {metadata.channels}; check --gtr")
-    gtr = GTR.of(_restored(GTRConfig, trained), metadata.channels)
+    check_channels(path, content, metadata)
+    gtr = GTR.of(_restored(GTRConfig, content["config"]), metadata.channels)
     checkpoint.fill(gtr, content, path)
     gtr.trained_on = _images_of(path, content, metadata if same_size else None)
     return gtr.eval()
@@ -90,6 +80,24 @@ def load_flow(path: Path, method: str, gtr: GTR | None, metadata: Metadata, same
     return atfm.eval()
 
 
+def load_baseline(path: Path, method: str, metadata: Metadata, same_size: bool = True) -> Baseline:
+    """A trained system of models/baselines, in eval mode; errors as in `load_gtr`."""
+    content = checkpoint.load(path, method)
+    check_channels(path, content, metadata)
+    system = BASELINES[method](metadata.channels, _restored(FlowConfig, content["config"]))
+    checkpoint.fill(system, content, path)
+    system.trained_on = _images_of(path, content, metadata if same_size else None)
+    return system.eval()
+
+
+def check_channels(path: Path, content: dict[str, Any], metadata: Metadata) -> None:
+    """Raises ValueError if a checkpoint is for images of other channels."""
+    trained = content["config"]
+    if trained["channels"] != metadata.channels:
+        raise ValueError(f"{path}: trained on {trained['channels']}-channel images of {trained['what']}, but "
+                         f"{metadata.what} has {metadata.channels}; check --gtr and --prior")
+
+
 def _restored(kind: type[C], trained: dict[str, Any]) -> C:
     """The settings of one kind among those that a checkpoint was trained with."""
     known = {one.name for one in fields(kind)}  # type: ignore[arg-type]
@@ -107,70 +115,6 @@ def _images_of(path: Path, content: dict[str, Any], metadata: Metadata | None) -
                      tuple(content.get("training_patients", ())))
 
 
-@dataclass(frozen=True)
-class System:
-    """A trained system with its way of sampling, a row of the test's table.
-
-    sample(image (b, c, h, w), n, generator=None) -> probabilities (b, n, h, w). evaluations: of the network
-    per sample. checkpoints: the files it is made of, the flow's last."""
-
-    label: str
-    method: str
-    sample: Callable[..., Tensor]
-    evaluations: int
-    checkpoints: tuple[str, ...]
-    trained_on: TrainedOn
-    weights: str | None  # a fingerprint of all of them
-    alpha: float | None = None  # of --alphas
-    solver: str | None = None
-    steps: int | None = None
-
-
-def load_systems(config: EvaluationConfig, metadata: Metadata, run: RunConfig, device: torch.device,
-                 control: Callable[[str, Callable[..., Tensor]], Callable[..., Tensor]],
-                 test: Images | None = None) -> list[System]:
-    """The systems that the flags of a test name, ready to sample on a device.
-
-    control(method, sample): the sampler of one of CONTROLS, from GTR's. test: the images to be tested on;
-    None: the user's own images, which are resized. Raises ValueError for a system that was trained on one of
-    the images to be tested on or on their patients, or on images of another size."""
-    flows = [method for method in config.methods if method in METHODS]
-    if config.prior is not None and (len(flows) > 1 or config.alphas):
-        raise ValueError(f"--prior names one flow, but --methods {' '.join(config.methods)} asks for "
-                         f"{len(flows)}; leave --prior out, the folders of --output_path are taken")
-    output = Path(run.output_path or "runs")
-    gtr, gtr_path = None, checkpoint.find(config.gtr or output / "GTR", "GTR")
-    if len(flows) < len(config.methods) or any(METHODS[method].get("source") != "normal" for method in flows):
-        gtr = tested_gtr(gtr_path, config, metadata, run.preset, test).to(device)
-    found: list[System] = []
-    for method in config.methods:
-        if method not in METHODS and gtr is not None:
-            sample = gtr.sample if method == "act-gtr" else control(method, gtr.sample)
-            found.append(System(method, method, sample, 0, (str(gtr_path),), gtr.trained_on,
-                                checkpoint.fingerprint(gtr)))
-            continue
-        for alpha in config.alphas or (None,):
-            folder = flow_folder(method, alpha)
-            path = checkpoint.find(config.prior or output / folder, folder)
-            atfm = tested_flow(path, method, gtr, config, metadata, run.preset, test).to(device)
-            files = (str(path),) if atfm.gtr is None else (str(gtr_path), str(path))
-            found += [System(label(method, config, alpha, solver, steps), method, sample, evaluations, files,
-                             atfm.trained_on, checkpoint.fingerprint(atfm), alpha, solver, steps)
-                      for solver, steps, sample, evaluations in ways_to_sample(atfm, config)]
-    return found
-
-
-def ways_to_sample(atfm: ATFM, config: EvaluationConfig
-                   ) -> Iterator[tuple[str, int, Callable[..., Tensor], int]]:
-    """Solver, steps, sample function and network evaluations per sample, for each that a test asks for."""
-    objective = atfm.objective
-    fast = atfm.for_sampling(config.amp, config.channels_last, config.compile)
-    for solver, steps in product(config.solver or (objective.solver,), config.steps or (objective.steps,)):
-        evaluations = steps * EVALUATIONS_PER_STEP[solver] * (1 if objective.guidance == 0 else 2)
-        sample = partial(fast.sample, steps=steps, solver=solver, batch_size=config.batch_size)
-        yield solver, steps, sample, evaluations
-
-
 def tested_gtr(path: Path, config: EvaluationConfig, metadata: Metadata, preset: str,
                test: Images | None) -> GTR:
     """GTR from our checkpoint, not trained on test images, or from the authors' in the preset's layout."""
@@ -185,11 +129,20 @@ def tested_flow(path: Path, method: str, gtr: GTR | None, config: EvaluationConf
                 preset: str, test: Images | None) -> ATFM:
     """A flow from our checkpoint, not trained on test images, or from the authors' in the preset's layout."""
     if config.released_checkpoint:
-        trained = replace(experiment(metadata.what, preset).flow, **METHODS[method])
-        return released_flow(path, trained, gtr, metadata)
+        return released_flow(path, as_method(method, experiment(metadata.what, preset)), gtr, metadata)
     atfm = load_flow(path, method, gtr, metadata, same_size=test is not None)
     refuse_overlap(path, atfm.trained_on, test, config.allow_overlap)
     return atfm
+
+
+def tested_baseline(path: Path, method: str, config: EvaluationConfig, metadata: Metadata,
+                    test: Images | None) -> Baseline:
+    """A system of models/baselines from our checkpoint, not trained on test images."""
+    if config.released_checkpoint:
+        raise ValueError(f"--released_checkpoint True: not for {method}, only for GTR and the flows")
+    system = load_baseline(path, method, metadata, same_size=test is not None)
+    refuse_overlap(path, system.trained_on, test, config.allow_overlap)
+    return system
 
 
 def refuse_overlap(path: Path, trained_on: TrainedOn, test: Images | None, allowed: bool) -> None:
@@ -211,11 +164,3 @@ def refuse_overlap(path: Path, trained_on: TrainedOn, test: Images | None, allow
         raise ValueError(f"{message}; test with the split that it was trained with, or pass "
                          "--allow_overlap True")
     print(f"warning: {message}")
-
-
-def label(method: str, config: EvaluationConfig, alpha: float | None, solver: str, steps: int) -> str:
-    """The method, with the settings that vary between the rows."""
-    varying = [f"alpha {alpha:g}"] if alpha is not None else []
-    varying += [solver] if len(config.solver) > 1 else []
-    varying += [f"{steps} steps"] if len(config.steps) > 1 else []
-    return ", ".join([method, *varying])

@@ -39,7 +39,7 @@ class Batches(Protocol):
     """This process's share of batch number `step`, a function of (seed, step); len() steps make an epoch."""
 
     def __len__(self) -> int: ...
-    def __call__(self, step: int) -> tuple[Tensor, Tensor]: ...
+    def __call__(self, step: int) -> tuple[Tensor, ...]: ...
     def share(self, step: int) -> float: ...
     def size(self, step: int) -> int: ...
     def ids(self, step: int) -> list[str]: ...
@@ -71,14 +71,14 @@ class State:
         return {one.name: getattr(self, one.name) for one in fields(self) if one.name != "unread"}
 
 
-def train_loop(model: nn.Module, losses: Callable[[Tensor, Tensor], Iterable[dict[str, Tensor]]],
+def train_loop(model: nn.Module, losses: Callable[..., Iterable[dict[str, Tensor]]],
                optimizer: torch.optim.Optimizer, batches: Batches, validate: Callable[[Any], Validation], *,
                folder: Path, about: dict[str, Any], epochs: int, config: LoopConfig, seed: int,
                optimization: OptimizerConfig, processes: Processes) -> None:
     """Trains `model` in place up to `epochs`, going on from folder/last.pt if there is one.
 
-    losses(image, masks): pieces of a batch's loss, each a dict of "loss" and of terms to log; the pieces'
-    sum is the batch's mean. validate(model) sees the averaged weights, if there are any.
+    losses(*batch): pieces of the loss of a batch (image, masks, ...), each a dict of "loss" and of terms to
+    log; the pieces' sum is the batch's mean. validate(model) sees the averaged weights, if there are any.
     about: what every checkpoint says of itself, see `loading.describe`. optimization: the learning rate and
     its schedule, clipping and averaging.
     Raises ValueError if the folder is in use or holds a run with other settings; NonFiniteLoss naming the
@@ -110,12 +110,12 @@ def train_loop(model: nn.Module, losses: Callable[[Tensor, Tensor], Iterable[dic
                 for step in tqdm(steps, f"epoch {epoch}/{epochs}", leave=False, disable=quiet(processes)):
                     # Batch.
                     seed_step(seed, step, processes.rank)
-                    image, masks = batches(step)
+                    batch = batches(step)
                     weight = batches.share(step)  # of this process's means in the whole batch's
 
                     # Gradients, piece by piece, so that a piece's activations are freed before the next.
                     terms: dict[str, Tensor] = {}
-                    for piece in losses(image, masks):
+                    for piece in losses(*batch):
                         (weight * piece["loss"]).backward()
                         for name, value in piece.items():
                             terms[name] = terms.get(name, 0) + weight * value.detach()

@@ -99,12 +99,26 @@ def test_a_systems_pictures_are_of_the_first_images_or_of_four_evenly_spaced(tmp
     assert (np.abs(array.astype(int) - [0xE6, 0x9F, 0x00]).sum(axis=2) < 30).any()  # the first expert's
     given = []
     monkeypatch.setattr(pictures, "prediction_grid", lambda *arrays: given.append(arrays) or Figure())
-    fig.draw_samples(sample, Dataset(range(10)), tmp_path / "new", "atfm, 10 steps", seed=3)
+    drawn = fig.draw_samples(sample, Dataset(range(10)), tmp_path / "new", "atfm, 10 steps", seed=3)
     ((images, _, samples),) = given
+    assert torch.equal(drawn, samples)
     assert images[:, 0, 0, 0].tolist() == pytest.approx([0, 0.3, 0.6, 0.9])
     assert torch.equal(samples, sample(images, 16, torch.Generator().manual_seed(3)) >= 0.5)
     names = {path.name for path in (tmp_path / "new").iterdir()}
     assert names == {"atfm_10_steps.png", "atfm_10_steps_uncertainty.png"}
+
+
+def test_systems_are_compared_on_the_same_four_images(tmp_path):
+    masks = torch.rand(4, 16, H, W) > 0.5
+    fig.draw_comparison({"atfm": masks, "ssn": ~masks}, Dataset(range(10)), tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["comparison.png"]
+    images, experts, _ = batch(m=4)
+    figure = fig.comparison(images, experts, {"atfm": masks, "ssn": ~masks})
+    k = experts.shape[1]
+    axes = np.array(figure.axes).reshape(3, 4, k + 1)
+    assert [ax.get_ylabel() for ax in axes[:, 0, 0]] == ["experts", "atfm", "ssn"]
+    shown = [[row[j].images[0].get_array() for j in range(1, k + 1)] for row in axes[:, 2]]
+    np.testing.assert_array_equal(shown, [experts[2], masks[2, :k], ~masks[2, :k]])
 
 
 def test_write_samples_enlarges_masks_mean_and_variance_and_removes_older_samples(tmp_path):
@@ -207,7 +221,7 @@ def test_a_test_leaves_the_curves_that_its_rows_give_rise_to(tmp_path):
     assert fig.results_curves(STEPS, tmp_path) == ["parts.png", "tradeoff.png"]
     assert fig.results_curves(ALPHAS, tmp_path) == ["parts.png", "sweep.png"]
     assert {path.name for path in tmp_path.iterdir()} == {"parts.png", "tradeoff.png", "sweep.png"}
-    not_varied = report(act_gtr=(0, None, 0), atfm=(25, None, 0), cfm=(100, None, 0))
+    not_varied = report(act_gtr=(0, None, 0), atfm=(25, None, 0), sfm=(25, None, 0))
     assert fig.results_curves(not_varied, tmp_path) == ["parts.png"]
 
 

@@ -99,7 +99,7 @@ def test_a_checkpoint_of_the_other_step_is_refused(run):
 
 
 def test_one_flow_for_several_methods_is_refused(run):
-    with pytest.raises(ValueError, match="--prior names one flow, but --methods atfm sfm asks for 2"):
+    with pytest.raises(ValueError, match="--prior names one system, but --methods atfm sfm asks for 2"):
         systems(run, methods=("atfm", "sfm"), prior="some.pt")
 
 

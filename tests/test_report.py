@@ -12,6 +12,7 @@ from metrics import (
     Evaluation,
     Row,
     bootstrap_interval,
+    cost_table,
     differences_table,
     free_folder,
     results,
@@ -27,11 +28,11 @@ PATIENTS = np.repeat(["p", "q", "r"], 2)
 
 def row(method, ged, label=None):
     """A system whose GED2 is `ged` (seeds, images), and all its other scores half of it."""
-    scores = {name: np.array(ged) * (1 if name == "GED2" else 0.5) for name in columns((2,))}
+    scores = {name: np.array(ged) * (1 if name == "GED2" else 0.5) for name in (*columns((2,)), "Empty")}
     evaluation = Evaluation(tuple("abcdef"), tuple(range(len(ged))), scores)
-    system = SimpleNamespace(label=label or method, method=method, evaluations=25, checkpoints=("gtr.pt",),
-                             alpha=None, solver="euler", steps=25)
-    return Row(system, evaluation, seconds=1.5)
+    system = SimpleNamespace(label=label or method, method=method, evaluations=25, parameters=3000,
+                             checkpoints=("gtr.pt",), alpha=None, solver="euler", steps=25)
+    return Row(system, evaluation, seconds=1.5, samples=2)
 
 
 ACT_GTR, ATFM = row("act-gtr", [[0.5] * 6, [0.3] * 6]), row("atfm", [[0.25] * 6, [0.25] * 6])
@@ -81,9 +82,10 @@ def test_the_paper_s_tables_have_columns_of_ours_in_which_atfm_is_best():
             means = [row[column][0] for row in table.values() if column in row]
             assert best == (min(means) if "GED" in column else max(means))
             assert column in columns((16, 32, 100))
-    assert PAPER["LIDC"]["Prob. U-Net"]["GED16"] == (0.31, 0.01)
-    assert PAPER["LIDC"]["PHiSeg"]["GED32"] == (0.247, None) and "GED16" not in PAPER["LIDC"]["CIMD"]
-    assert {*METHODS, "act-gtr"} - set(PAPER["LIDC"]) == {"cfm", "refiner"}
+    assert PAPER["LIDC"]["prob-unet"]["GED16"] == (0.31, 0.01)
+    assert PAPER["LIDC"]["phiseg"]["GED32"] == (0.247, None) and "GED16" not in PAPER["LIDC"]["cimd"]
+    assert {*METHODS, "act-gtr"} - {*PAPER["LIDC"], *PAPER["isic3_style_concat"]} == {
+        "cfm", "refiner", "flow-ssn"}
 
 
 def test_scores_table_has_the_papers_row_below_each_methods_rows():
@@ -97,6 +99,16 @@ def test_scores_table_has_the_papers_row_below_each_methods_rows():
     assert lines[2].startswith("| act-gtr, ours | 25 | 0.400 +- 0.141 | 0.200 +- 0.071 |")
     assert lines[4].startswith("| atfm, 5 steps, ours | 25 | 0.250 | 0.125 |")  # one seed: no deviation
     assert "paper" not in scores_table("LIDC_demo", rows, (2,))
+
+
+def test_a_system_that_cannot_be_trained_here_stands_below_those_that_are_compared():
+    assert scores_table("LIDC", [row("ssn", [[0.25] * 6]), ATFM], (16,)).splitlines()[-1].startswith(
+        "| p2sam, paper (not trained here) |  | 0.208 |")
+
+
+def test_costs_are_of_100_samples_beside_the_papers():
+    lines = cost_table("LIDC", [ACT_GTR, ATFM]).splitlines()  # 2 seeds x 6 images x 2 samples took 1.5 s
+    assert lines[3:] == ["| act-gtr | 25 | 3,000 | 6.25 | - |", "| atfm | 25 | 3,000 | 6.25 | 113 |"]
 
 
 def test_scores_are_shown_at_the_papers_n_where_it_was_drawn():

@@ -28,6 +28,7 @@ def where(data_path: Path | str, output_path: Path | str) -> list[str]:
 def draw_nothing(patch: pytest.MonkeyPatch) -> None:
     """Leaves out the pictures, which take most of the time of a tiny run."""
     patch.setattr("fig.draw_samples", lambda *arguments: None)
+    patch.setattr("fig.draw_comparison", lambda *arguments: None)
     patch.setattr("fig.validation_picture", lambda *arguments: np.zeros((2, 2, 3), np.uint8))
 
 

@@ -1,0 +1,109 @@
+"""The trained systems that a test compares, ready to sample."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from itertools import product
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from metadata_manager import BASELINES, FLOWS, METHODS, EvaluationConfig, Metadata, RunConfig, flow_folder
+from models import checkpoint
+from models.atfm import ATFM
+from models.baselines import Baseline
+from models.gtr import TrainedOn
+from models.loading import Images, tested_baseline, tested_flow, tested_gtr
+
+Sampler = Callable[..., Tensor]
+
+
+@dataclass(frozen=True)
+class System:
+    """A trained system with its way of sampling, a row of the test's table.
+
+    sample(image (b, c, h, w), n, generator=None) -> probabilities (b, n, h, w). evaluations: of the network
+    per sample. parameters: of all its networks. checkpoints: the files it is made of, the flow's last."""
+
+    label: str
+    method: str
+    sample: Sampler
+    evaluations: int
+    parameters: int
+    checkpoints: tuple[str, ...]
+    trained_on: TrainedOn
+    weights: str | None  # a fingerprint of all of them
+    alpha: float | None = None  # of --alphas
+    solver: str | None = None
+    steps: int | None = None
+
+
+def load_systems(config: EvaluationConfig, metadata: Metadata, run: RunConfig, device: torch.device,
+                 control: Callable[[str, Sampler], Sampler], test: Images | None = None) -> list[System]:
+    """The systems that the flags of a test name, ready to sample on a device.
+
+    control(method, sample): the sampler of one of CONTROLS, from GTR's. test: the images to be tested on;
+    None: the user's own images, which are resized. Raises ValueError for a system that was trained on one of
+    the images to be tested on or on their patients, or on images of another size."""
+    trained = [method for method in config.methods if method in METHODS]
+    if config.prior is not None and (len(trained) > 1 or config.alphas):
+        raise ValueError(f"--prior names one system, but --methods {' '.join(config.methods)} asks for "
+                         f"{len(trained)}; leave --prior out, the folders of --output_path are taken")
+    output = Path(run.output_path or "runs")
+    gtr, gtr_path = None, checkpoint.find(config.gtr or output / "GTR", "GTR")
+    if any(needs_gtr(method) for method in config.methods):
+        gtr = tested_gtr(gtr_path, config, metadata, run.preset, test).to(device)
+    found: list[System] = []
+    for method in config.methods:
+        if method not in METHODS and gtr is not None:
+            sample = gtr.sample if method == "act-gtr" else control(method, gtr.sample)
+            found.append(System(method, method, sample, 0, size(gtr), (str(gtr_path),), gtr.trained_on,
+                                checkpoint.fingerprint(gtr)))
+            continue
+        for alpha in config.alphas if config.alphas and method in FLOWS else (None,):
+            folder = flow_folder(method, alpha)
+            path = checkpoint.find(config.prior or output / folder, folder)
+            system: ATFM | Baseline
+            if method in BASELINES:
+                system = tested_baseline(path, method, config, metadata, test).to(device)
+            else:
+                system = tested_flow(path, method, gtr, config, metadata, run.preset, test).to(device)
+            files = (str(path),) if system.gtr is None else (str(gtr_path), str(path))
+            found += [System(label(method, config, alpha, solver, steps), method, sample,
+                             system.evaluations(steps, solver), size(system), files,
+                             system.trained_on, checkpoint.fingerprint(system), alpha, solver, steps)
+                      for solver, steps, sample in ways_to_sample(system, config)]
+    return found
+
+
+def needs_gtr(method: str) -> bool:
+    """Whether a system draws from GTR: GTR itself, its controls, and the flows that begin at it."""
+    return method not in BASELINES and FLOWS.get(method, {}).get("source") != "normal"
+
+
+def size(module: nn.Module) -> int:
+    """The number of a module's parameters."""
+    return sum(one.numel() for one in module.parameters())
+
+
+def ways_to_sample(system: ATFM | Baseline, config: EvaluationConfig
+                   ) -> Iterator[tuple[str | None, int | None, Sampler]]:
+    """Solver, steps and sample function, for each that a test asks for; only flows have solvers."""
+    numbers = (None,) if system.steps is None else config.steps or (system.steps,)
+    if isinstance(system, Baseline):
+        for steps in numbers:
+            yield None, steps, partial(system.sample, steps=steps, batch_size=config.batch_size)
+        return
+    fast = system.for_sampling(config.amp, config.channels_last, config.compile)
+    for solver, steps in product(config.solver or (system.objective.solver,), numbers):
+        yield solver, steps, partial(fast.sample, steps=steps, solver=solver, batch_size=config.batch_size)
+
+
+def label(method: str, config: EvaluationConfig, alpha: float | None, solver: str | None, steps: int | None
+          ) -> str:
+    """The method, with the settings that vary between the rows."""
+    varying = [f"alpha {alpha:g}"] if alpha is not None else []
+    varying += [solver] if solver and len(config.solver) > 1 else []
+    varying += [f"{steps} steps"] if steps and len(config.steps) > 1 else []
+    return ", ".join([method, *varying])
