@@ -76,6 +76,7 @@ class System(Protocol):
     alpha: float | None
     solver: str | None
     steps: int | None
+    mirrors: int | None
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +38,7 @@ class System:
     alpha: float | None = None  # of --alphas
     solver: str | None = None
     steps: int | None = None
+    mirrors: int | None = None
 
 
 def load_systems(config: EvaluationConfig, metadata: Metadata, run: RunConfig, device: torch.device,
@@ -70,10 +72,10 @@ def load_systems(config: EvaluationConfig, metadata: Metadata, run: RunConfig, d
             else:
                 system = tested_flow(path, method, gtr, config, metadata, run.preset, test).to(device)
             files = (str(path),) if system.gtr is None else (str(gtr_path), str(path))
-            found += [System(label(method, config, alpha, solver, steps), method, sample,
-                             system.evaluations(steps, solver), size(system), files,
-                             system.trained_on, checkpoint.fingerprint(system), alpha, solver, steps)
-                      for solver, steps, sample in ways_to_sample(system, config)]
+            weights = checkpoint.fingerprint(system)
+            found += [System(label(method, config, alpha, way), method, sample, system.evaluations(**way),
+                             size(system), files, system.trained_on, weights, alpha, **way)
+                      for way, sample in ways_to_sample(system, config)]
     return found
 
 
@@ -88,22 +90,25 @@ def size(module: nn.Module) -> int:
 
 
 def ways_to_sample(system: ATFM | Baseline, config: EvaluationConfig
-                   ) -> Iterator[tuple[str | None, int | None, Sampler]]:
-    """Solver, steps and sample function, for each that a test asks for; only flows have solvers."""
-    numbers = (None,) if system.steps is None else config.steps or (system.steps,)
+                   ) -> Iterator[tuple[dict[str, Any], Sampler]]:
+    """The settings of sampling that a test asks for, each with its sample function."""
+    numbers: tuple[int | None, ...] = (None,) if system.steps is None else config.steps or (system.steps,)
     if isinstance(system, Baseline):
         for steps in numbers:
-            yield None, steps, partial(system.sample, steps=steps, batch_size=config.batch_size)
+            yield {"steps": steps}, partial(system.sample, steps=steps, batch_size=config.batch_size)
         return
     fast = system.for_sampling(config.amp, config.channels_last, config.compile)
-    for solver, steps in product(config.solver or (system.objective.solver,), numbers):
-        yield solver, steps, partial(fast.sample, steps=steps, solver=solver, batch_size=config.batch_size)
+    choice = system.objective
+    for solver, steps, mirrors in product(config.solver or (choice.solver,), numbers,
+                                          config.mirrors or (choice.mirrors,)):
+        way: dict[str, Any] = {"solver": solver, "steps": steps, "mirrors": mirrors}
+        yield way, partial(fast.sample, **way, batch_size=config.batch_size)
 
 
-def label(method: str, config: EvaluationConfig, alpha: float | None, solver: str | None, steps: int | None
-          ) -> str:
+def label(method: str, config: EvaluationConfig, alpha: float | None, way: dict[str, Any]) -> str:
     """The method, with the settings that vary between the rows."""
     varying = [f"alpha {alpha:g}"] if alpha is not None else []
-    varying += [solver] if solver and len(config.solver) > 1 else []
-    varying += [f"{steps} steps"] if steps and len(config.steps) > 1 else []
+    varying += [str(way["solver"])] if "solver" in way and len(config.solver) > 1 else []
+    varying += [f"{way['steps']} steps"] if way["steps"] and len(config.steps) > 1 else []
+    varying += [f"{way['mirrors']} mirrors"] if "mirrors" in way and len(config.mirrors) > 1 else []
     return ", ".join([method, *varying])

@@ -26,8 +26,8 @@ from models import checkpoint
 from models.processes import NonFiniteLoss, Processes, leave, lock, peak_memory, seed_step, stop_signals
 
 # Settings that a run may change when it goes on: none of them alters what a step computes, beyond rounding.
-FREE = {"data_path", "epochs", "num_epochs", "gtr", "alphas", "solver", "steps", "annotators_per_pass",
-        "images_per_pass", "recompute", "channels_last", "compile",
+FREE = {"data_path", "epochs", "num_epochs", "gtr", "alphas", "solver", "steps", "mirrors",
+        "annotators_per_pass", "images_per_pass", "recompute", "channels_last", "compile",
         "checkpoint"}  # what older files call `recompute`
 # What runs did before there were these settings.
 EARLIER = {one.name: one.default for kind in (Metadata, OptimizerConfig, Objective)

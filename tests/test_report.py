@@ -31,7 +31,8 @@ def row(method, ged, label=None):
     scores = {name: np.array(ged) * (1 if name == "GED2" else 0.5) for name in (*columns((2,)), "Empty")}
     evaluation = Evaluation(tuple("abcdef"), tuple(range(len(ged))), scores)
     system = SimpleNamespace(label=label or method, method=method, evaluations=25, parameters=3000,
-                             checkpoints=("gtr.pt",), alpha=None, solver="euler", steps=25)
+                             checkpoints=("gtr.pt",), alpha=None, solver="euler",
+                             steps=25, mirrors=1)
     return Row(system, evaluation, seconds=1.5, samples=2)
 
 
@@ -179,7 +180,6 @@ def test_a_test_with_other_settings_goes_beside_the_first(tmp_path, capsys):
         write_text(folder / "results.json", found)
         return folder.name
 
-    
     assert [test(), test(), test(seeds=(7,)), test(steps=(1,)), test(seeds=(7,)), test()] == [
         "test", "test", "test_2", "test_3", "test_2", "test"]
     assert "test: kept, the results of another test" in capsys.readouterr().out
