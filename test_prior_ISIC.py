@@ -78,7 +78,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     for system in systems:
         fig.draw_samples(system.sample, test, folder, system.label, config.seeds[0], device)
     curves = fig.results_curves(report, folder)
-    print(f"{folder}: table.md, results.json, {', '.join(curves)} and pictures of each system's samples")
+    fig.write_report(folder, systems, test, report, table, device)
+    print(f"{folder}: table.md, results.json, report.html, {', '.join(curves)} and pictures of samples")
 
 
 if __name__ == "__main__":
