@@ -299,6 +299,9 @@ class EvaluationConfig(Config):
     part: str = setting("1/1", "i/m: test every m-th image from the i-th; when all m parts are done, the "
                                "same command without --part makes the table")
     merge: bool = setting(False, "make the table of what parts have found; refuse if an image is missing")
+    report_images: int = setting(100, "images to look through in report.html, evenly spaced over the last "
+                                      "system's GED; on each the first seed's samples are drawn again",
+                                 within="[0, inf)")
     images: tuple[str, ...] = setting((), "draw samples for these image files of yours instead of testing")
     allow_overlap: bool = setting(False, "test even if test images were trained on (as in split released)")
 
@@ -341,7 +344,7 @@ EXPERIMENTS = {
         gtr=GTRConfig(epochs=15, batchsize=16, lr=1e-3, num_filters=(16, 32, 64)),
         flow=FlowConfig(num_epochs=5, batch_size=8, experts="one", lr=2e-3, ema=0.99, dim=8, steps=4),
         loop=LoopConfig(validate_every=5, val_samples=8, val_steps=4),
-        evaluation=EvaluationConfig(samples=(16,), seeds=(0,)),
+        evaluation=EvaluationConfig(samples=(16,), seeds=(0,), report_images=24),
         run=RunConfig(preset="best"),
         small=True,
     ),
@@ -351,7 +354,7 @@ EXPERIMENTS = {
         flow=FlowConfig(num_epochs=6, batch_size=8, experts="one", lr=2e-3, ema=0.99, dim=8, alpha=1e-4,
                         steps=4),
         loop=LoopConfig(validate_every=6, val_samples=8, val_steps=4),
-        evaluation=EvaluationConfig(samples=(16,), seeds=(0,)),
+        evaluation=EvaluationConfig(samples=(16,), seeds=(0,), report_images=24),
         run=RunConfig(preset="best"),
         small=True,
     ),

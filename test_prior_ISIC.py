@@ -80,7 +80,8 @@ def main(argv: Sequence[str] | None = None) -> None:
              for one in systems}
     fig.draw_comparison(drawn, test, folder)
     curves = fig.results_curves(report, folder)
-    print(f"{folder}: table.md, results.json, {', '.join(curves)} and pictures of each system's samples")
+    fig.write_report(folder, systems, test, report, table, device)
+    print(f"{folder}: table.md, results.json, report.html, {', '.join(curves)} and pictures of samples")
 
 
 if __name__ == "__main__":

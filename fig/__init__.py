@@ -13,8 +13,10 @@ from fig.pictures import (
     validation_picture,
     write_samples,
 )
+from fig.report_page import write_report
 from fig.results import results_curves
 
 __all__ = ["Difference", "Differences", "augmentation_sheet", "comparison", "differences", "draw_comparison",
            "draw_own_images", "draw_samples", "learning_curves", "overview", "prediction_grid",
-           "read_scalars", "results_curves", "save", "validation_picture", "write_samples"]
+           "read_scalars", "results_curves", "save", "validation_picture", "write_report",
+           "write_samples"]

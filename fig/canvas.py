@@ -125,19 +125,27 @@ def draw_contours(ax: Axes, masks: np.ndarray, alike: bool = False) -> None:
 
 
 def zoom(axes: Iterable[Axes], *marks: np.ndarray, framed: Axes | None = None) -> None:
-    """Show only the part of the image, of its proportions, that holds all marks (n, h, w) above 0.5.
+    """Show only the part of the image that holds all marks (n, h, w).
 
-    It is half as large again as the marked box and at least a quarter of the image's side; the whole image
-    where nothing is marked. framed: a panel of the whole image, to show which part it is by a thin box."""
+    framed: a panel of the whole image, to show which part it is by a thin box. The part: `marked_part`."""
+    left, top, *part = marked_part(*marks)
+    for ax in axes:
+        ax.set(xlim=(left, left + part[0]), ylim=(top + part[1], top))
+    if framed is not None and part[0] < marks[0].shape[2]:
+        framed.add_patch(Rectangle((left, top), *part, fill=False, color=COLOURS[-1], linewidth=0.8))
+
+
+def marked_part(*marks: np.ndarray) -> tuple[float, float, float, float]:
+    """Left, top, width and height of the part of an image that holds all marks (n, h, w) above 0.5.
+
+    It is half as large again as the marked box, at least a quarter of the image's side, and of its
+    proportions; the whole image where nothing is marked. The corner pixel's centre is (0, 0)."""
     marked = np.argwhere((np.concatenate(marks) > 0.5).any(axis=0))[:, ::-1]  # x, y
     whole = np.array(marks[0].shape[:0:-1])  # w, h
     first, last = (marked.min(axis=0), marked.max(axis=0)) if len(marked) else (0 * whole, whole)
     part = whole * (1.5 * (last - first) / whole).max().clip(0.25, 1)
     left, top = ((first + last - part) / 2).clip(-0.5, whole - part - 0.5)
-    for ax in axes:
-        ax.set(xlim=(left, left + part[0]), ylim=(top + part[1], top))
-    if framed is not None and part[0] < whole[0]:
-        framed.add_patch(Rectangle((left, top), *part, fill=False, color=COLOURS[-1], linewidth=0.8))
+    return left, top, *part
 
 
 def colour_bar(figure: Figure, drawn: AxesImage, axes: Sequence[Axes] | np.ndarray) -> None:

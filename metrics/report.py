@@ -20,7 +20,7 @@ from metrics.evaluation import Evaluation
 from metrics.files import whole_file
 from metrics.parts import empty_table, parts_table
 
-FREE = ("data_path", "part", "merge")  # settings that do not make it another test
+FREE = ("data_path", "part", "merge", "report_images")  # settings that do not make it another test
 Scores = dict[str, tuple[float, float | None]]  # mean, and standard deviation over runs or None
 
 

@@ -1,0 +1,173 @@
+"""report.html, the page of a test to look through: its tables, and images with outlines and samples to sort.
+
+One file that refers to no other. Its text, style and script are in report_page.html; here samples are drawn
+and become outlines and small pictures.
+"""
+
+import base64
+import html
+import io
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import torch
+from matplotlib.colors import Colormap, LinearSegmentedColormap
+from PIL import Image
+from skimage.measure import find_contours
+
+from fig.canvas import COLOURS, VARIANCE_MAX, checked, colour, evenly_spaced, marked_part
+from fig.results import Report
+from metrics.evaluation import draw, progress
+from metrics.report import write_text
+
+SHOWN = 8  # samples of each system on an image
+LARGEST = 20_000_000  # bytes of a page, of which TEXT are kept for all but the images
+TEXT = 500_000
+PICTURE_SIDE = 256  # pixels; a larger image is shown smaller, its outlines stay exact
+LEVELS = 33  # colours of a map; odd, so that one of them is no error
+ERROR = LinearSegmentedColormap.from_list("error", (COLOURS[1], "black", COLOURS[0]))
+BETTER = {"GED": "lower", "ECE": "lower", "HM-IoU": "higher", "MDM": "higher", "S_NCC": "higher",
+          "Dice of means": "higher"}  # of the others neither
+CAPTIONS = {  # of a table, by the first word of its first cell
+    "system": "Scores: mean, and standard deviation over seeds",
+    "minus": "Differences with 95 % intervals over patients",
+    "share": "Masks that mark nothing",
+    "by": "Where GED comes from: twice the distance of samples from experts, minus the diversity of both"}
+
+
+@torch.no_grad()
+def write_report(folder: Path, systems: Sequence[Any], dataset: Any, report: Report, table: str,
+                 device: torch.device | str = "cpu") -> None:
+    """Write report.html: the tables, and samples of all systems on at most `--report_images` images.
+
+    systems: as `models.loading.System`; dataset: the test images, as `metrics.evaluation.Images`; report: of
+    results.json; table: of table.md. The images are evenly spaced over the last system's GED. Samples are
+    drawn again as they were scored under the first seed, SHOWN are shown, maps are of all. Where the page
+    would be larger than LARGEST, fewer images are in it. Raises ValueError as `draw` and `checked`."""
+    sampling = report["sampling"]
+    n, seed = max(sampling["samples"]), sampling["seeds"][0]
+    ged = np.mean(report["systems"][systems[-1].label]["scores"][f"GED{n}"], axis=0)
+    ranked = np.argsort(-ged, kind="stable")
+    chosen = ranked[evenly_spaced(len(ranked), sampling["report_images"])].tolist()
+    items = []
+    for index in progress(chosen, "report.html"):
+        image, masks = (one.to(device)[None] for one in dataset[index])
+        samples = [draw(system.sample, image, n, seed, dataset.ids[index]) for system in systems]
+        of_image = {"id": dataset.ids[index], "patient": report["groups"][index],
+                    "scores": [_scores(report, system.label, index) for system in systems]}
+        items.append(_json(of_image | drawing(image[0], masks[0], torch.cat(samples))))
+    write_text(folder / "report.html", page(report, table, items, len(ranked)))
+
+
+def _scores(report: Report, label: str, index: int) -> list[float]:
+    """Of a system on an image, means over seeds, in the order of results.json."""
+    scores = report["systems"][label]["scores"].values()
+    return [round(sum(run[index] for run in runs) / len(runs), 4) for runs in scores]
+
+
+def drawing(image: torch.Tensor, masks: torch.Tensor, samples: torch.Tensor) -> dict[str, Any]:
+    """What the page shows of an image (c, h, w): masks (k, h, w), samples (systems, n, h, w), each of 0/1.
+
+    error: mean of a system's samples minus mean of the experts. box: the part that holds all outlines."""
+    image, masks, samples = checked(
+        image=(image, "c h w"), masks=(masks, "k h w"), samples=(samples, "s n h w"))  # type: ignore
+    mean, magma = masks.mean(0), matplotlib.colormaps["magma"]
+    shown = samples[:, :SHOWN]
+    left, top, width, height = marked_part(masks, *shown)
+    return {
+        "picture": _picture(image), "size": masks.shape[:0:-1],
+        "box": [round(value, 2) for value in (left + 0.5, top + 0.5, width, height)],
+        "experts": [[int(mask.sum()), outline(mask)] for mask in masks],
+        "variance": _map(masks.var(0) / VARIANCE_MAX, magma),
+        "systems": [{
+            "samples": [[int(mask.sum()), outline(mask)] for mask in first],
+            "variance": _map(of_all.var(0) / VARIANCE_MAX, magma),
+            "error": _map((of_all.mean(0) - mean + 1) / 2, ERROR)} for first, of_all in zip(shown, samples)],
+    }
+
+
+def outline(mask: np.ndarray) -> str:
+    """The border of a mask (h, w) as an SVG path in half pixels from the image's corner; "" if it is empty."""
+    path = ""
+    for contour in find_contours(np.pad(mask, 1), 0.5):
+        points = np.rint(2 * contour[:, ::-1] - 1).astype(int)  # x, y; the ring of zeros is taken off
+        steps = np.diff(points, axis=0)
+        turns = [0, *(1 + np.flatnonzero((steps[1:] != steps[:-1]).any(1))), len(steps)]
+        moves = np.diff(points[turns], axis=0).ravel().tolist()
+        path += f"M{points[0, 0]} {points[0, 1]}l{' '.join(map(str, moves[:-2]))}z".replace(" -", "-")
+    return path
+
+
+def _picture(image: np.ndarray) -> str:
+    """An image (c, h, w) in [0, 1] as a data URI: RGB as JPEG, else its first channel as grey PNG."""
+    pixels = np.rint(255 * image.clip(0, 1)).astype(np.uint8)
+    drawn = Image.fromarray(pixels.transpose(1, 2, 0) if len(pixels) == 3 else pixels[0])
+    drawn.thumbnail((PICTURE_SIDE, PICTURE_SIDE))
+    return _data_uri(drawn, "jpeg" if len(pixels) == 3 else "png")
+
+
+def _map(values: np.ndarray, colours: Colormap) -> str:
+    """Values (h, w) in [0, 1] as the data URI of a PNG with a palette of LEVELS colours."""
+    drawn = Image.fromarray(np.rint((LEVELS - 1) * values).astype(np.uint8))
+    drawn.putpalette(colours(np.linspace(0, 1, LEVELS), bytes=True)[:, :3].tobytes())
+    return _data_uri(drawn, "png")
+
+
+def _data_uri(drawn: Image.Image, kind: str) -> str:
+    file = io.BytesIO()
+    drawn.save(file, kind, **({"quality": 88} if kind == "jpeg" else {"optimize": True}))
+    return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def page(report: Report, table: str, items: Sequence[str], tested: int) -> str:
+    """The page's text. items: what is shown of each image, as JSON; tested: how many images there are."""
+    drawn = kept = len(items)
+    while sum(len(items[i]) for i in evenly_spaced(drawn, kept)) > LARGEST - TEXT:
+        kept = kept * 9 // 10
+    items = [items[i] for i in evenly_spaced(drawn, kept)]
+    labels, sampling = list(report["systems"]), report["sampling"]
+    n, names = max(sampling["samples"]), list(report["systems"][labels[0]]["scores"])
+    better = [next((way for start, way in BETTER.items() if name.startswith(start)), "") for name in names]
+    ramp = np.linspace(0, 1, 4 * LEVELS)[None]
+    shared = {"systems": labels, "scores": names, "better": better, "first": names.index(f"GED{n}"),
+              "colours": [colour(i) for i in range(len(COLOURS))]}
+    notes = [f"{kept} of {tested} test images are shown, evenly spaced over GED{n} of {labels[-1]}."]
+    if kept < drawn:
+        notes.append(f"{drawn - kept} that were drawn are left out, as the page would be larger than "
+                     f"{LARGEST / 1e6:g} MB.")
+    notes.append(f"Of each system's {n} samples under seed {sampling['seeds'][0]} the first "
+                 f"{min(SHOWN, n)} are outlined; variance and error are over all. Scores are means over "
+                 f"{len(sampling['seeds'])} seed(s). The test's flag --report_images sets how many images.")
+    parts = {
+        "title": html.escape(f"{report['metadata']['what']}: test of {', '.join(labels)}"),
+        "command": html.escape(report["command"]), "hardware": html.escape(report["hardware"]),
+        "tables": html_tables(table), "notes": html.escape(" ".join(notes)),
+        "variance": _map(ramp, matplotlib.colormaps["magma"]), "error": _map(ramp, ERROR),
+        "data": f"{_json(shared)[:-1]}, \"images\": [{', '.join(items)}]}}"}
+    template = Path(__file__).with_suffix(".html").read_text()
+    return re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], template)
+
+
+def html_tables(markdown: str) -> str:
+    """Tables of markdown, with an empty line between, as HTML."""
+    found = []
+    for table in markdown.strip().split("\n\n"):
+        head, _, *rows = ([html.escape(cell.strip()) for cell in line.strip("|").split("|")]
+                          for line in table.splitlines())
+        caption = CAPTIONS[head[0].split()[0]]
+        top = "".join(f'<th scope="col">{cell}</th>' for cell in head)
+        body = "".join(f'<tr><th scope="row">{name}</th>{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>'
+                       for name, *cells in rows)
+        found.append(f'<div class="wide" tabindex="0" role="region" aria-label="{caption}"><table>'
+                     f"<caption>{caption}</caption><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>")
+    return "\n".join(found)
+
+
+def _json(content: dict[str, Any]) -> str:
+    """JSON that may stand in an HTML script: nothing in it ends the element."""
+    return json.dumps(content, allow_nan=False).replace("<", "\\u003c")
