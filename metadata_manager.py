@@ -186,6 +186,11 @@ class Objective(Config):
     steps: int = setting(25, "solver steps in testing (paper: 25; released ISIC3 test script: 50; CFM: 100)",
                          within="[1, inf)")
 
+    @property
+    def apart(self) -> bool:
+        """Whether the loss on the way to an annotator's mask does not depend on the others' masks."""
+        return self.coupling == "independent" and self.semantic_target == "own"
+
 
 def flow_folder(method: str, alpha: float | None) -> str:
     """Name of the folder that a flow is trained into; alpha: its own, if it is one of several."""

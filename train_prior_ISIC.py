@@ -37,7 +37,7 @@ def train_flow(run: RunConfig, metadata: Metadata, config: FlowConfig, loop: Loo
     train = processes.in_turn(lambda: load(metadata, "train_prior"))  # "train", but for --split released
     held_out = load(metadata, "val").spread(loop.val_images)
     batches = Loader(train, config.batch_size, run.seed, device, augment if metadata.augment else None,
-                     processes.rank, processes.count)
+                     processes.rank, processes.count, config.apart)
 
     # Networks: x_0 = sigmoid of a sample of the frozen GTR, which sees RGB (Eq. 3); v(x_t, t, image) is
     # ST-Net, which sees the grey image (App. 6).

@@ -106,7 +106,7 @@ def test_a_folder_that_cannot_be_locked_is_used_with_a_warning(tmp_path, monkeyp
         assert "new cannot be locked (no locks available)" in capsys.readouterr().out
 
 
-# Two processes. Each computes every second image of a batch.
+# Two processes. Each computes every second image of a batch, or of a single image every second annotator.
 
 def deterministic(folder, lidc, own_weights=False):
     """Trains a convolution without noise by the processes of this run, all from the same weights or not."""
@@ -164,7 +164,7 @@ def test_two_processes_train_as_one_does_up_to_rounding(lidc, two, tmp_path):
     deterministic(tmp_path / "one", lidc)
     assert two(deterministic, tmp_path / "two", lidc) == [0, 0]
     one, both = (checkpoint.load(tmp_path / name / "last.pt") for name in ("one", "two"))
-    assert both["state"]["step"] == one["state"]["step"] == 4  # of 4 and 1 images: one process has none
+    assert both["state"]["step"] == one["state"]["step"] == 4  # of 4 images, and of one that is divided
     for name, weight in one["model"].items():
         torch.testing.assert_close(both["model"][name], weight, rtol=1e-5, atol=1e-7)
     logs = [(tmp_path / name / "log.txt").read_text() for name in ("one", "two")]
