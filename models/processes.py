@@ -22,6 +22,7 @@ from metadata_manager import RunConfig
 
 T = TypeVar("T")
 PATIENCE = timedelta(days=7)  # of a process for one that validates, tests or converts
+BUCKET = 25 * 2**20  # bytes exchanged at once: few exchanges, and little memory beside the gradients
 INITIALIZATION = -1  # the step before the first, see `seed_step`
 # What lowers memory in a training of the flow, most first.
 FLOW_MEMORY = ("--checkpoint True (the flow's activations to about a fifth), --annotators_per_pass 1 (to one "
@@ -71,14 +72,17 @@ class Processes:
         return self.rank == 0
 
     def sum(self, tensors: Sequence[Tensor]) -> None:
-        """Replaces each tensor by its sum over the processes: one exchange, of all of them in a row.
+        """Replaces each tensor by its sum over the processes, in one exchange per `BUCKET` bytes.
 
         Once a step and not from within backward(), as DistributedDataParallel does: a step has several
-        backward passes, see `ATFM.losses`."""
-        if self.count > 1:
-            flat = torch.cat([tensor.flatten() for tensor in tensors])
+        backward passes, see `ATFM.losses`, of which no_sync() would have to leave out the last, which the
+        loop does not know. And all that calls the net would have to call its wrapper."""
+        if self.count == 1:
+            return
+        for some in buckets(tensors, BUCKET):
+            flat = torch.cat([tensor.flatten() for tensor in some])
             dist.all_reduce(flat)
-            for tensor, summed in zip(tensors, flat.split([tensor.numel() for tensor in tensors])):
+            for tensor, summed in zip(some, flat.split([tensor.numel() for tensor in some])):
                 tensor.copy_(summed.view_as(tensor))
 
     def any(self, flag: bool) -> bool:
@@ -119,6 +123,18 @@ class Processes:
         if first_here:
             self.wait()
         return value
+
+
+def buckets(tensors: Sequence[Tensor], size: int) -> Iterator[list[Tensor]]:
+    """The tensors in their order, as many at a time as have `size` bytes together, at least one."""
+    some: list[Tensor] = []
+    for tensor in tensors:
+        if some and sum(one.nbytes for one in some) + tensor.nbytes > size:
+            yield some
+            some = []
+        some.append(tensor)
+    if some:
+        yield some
 
 
 @contextmanager
