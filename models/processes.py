@@ -24,9 +24,10 @@ T = TypeVar("T")
 PATIENCE = timedelta(days=7)  # of a process for one that validates, tests or converts
 BUCKET = 25 * 2**20  # bytes exchanged at once: few exchanges, and little memory beside the gradients
 INITIALIZATION = -1  # the step before the first, see `seed_step`
-# What lowers memory in a training of the flow, most first.
+# What lowers memory in a training of the flow, most first: the last alone changes what is trained.
 FLOW_MEMORY = ("--checkpoint True (the flow's activations to about a fifth), --annotators_per_pass 1 (to one "
-               "of the k annotators'), a smaller --batch_size (in proportion)")
+               "of the k annotators'), --images_per_pass 1 (to one of a batch's images'), a smaller "
+               "--batch_size (in proportion)")
 
 
 class NonFiniteLoss(RuntimeError):
@@ -43,11 +44,21 @@ def one_line_errors(saves_memory: str = "") -> Iterator[None]:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
+        with memory_advice(saves_memory):
+            yield
+    except (ValueError, OSError, NonFiniteLoss) as error:
+        sys.exit(f"error: {error}")
+
+
+@contextmanager
+def memory_advice(saves_memory: str) -> Iterator[None]:
+    """Ends the process with one line and exit code 1 where memory does not suffice.
+
+    saves_memory: the flags that help here; of one block within another, the inner one's."""
+    try:
         yield
     except torch.cuda.OutOfMemoryError as error:
         sys.exit(f"error: out of GPU memory. What helps: {saves_memory}. ({str(error).splitlines()[0]})")
-    except (ValueError, OSError, NonFiniteLoss) as error:
-        sys.exit(f"error: {error}")
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, MemoryError) and "can't allocate memory" not in str(error):
             raise
