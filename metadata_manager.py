@@ -204,6 +204,11 @@ class Objective(Config):
     steps: int = setting(25, "solver steps in testing (paper: 25; released ISIC3 test script: 50; CFM: 100)",
                          within="[1, inf)")
 
+    @property
+    def apart(self) -> bool:
+        """Whether the loss on the way to an annotator's mask does not depend on the others' masks."""
+        return self.coupling == "independent" and self.semantic_target == "own"
+
 
 def flow_folder(method: str, alpha: float | None) -> str:
     """Name of the folder that a flow is trained into; alpha: its own, if it is one of several."""
@@ -240,7 +245,8 @@ class FlowConfig(Objective, OptimizerConfig):
     recompute: bool = setting(False, "gradient checkpointing in ST-Net: recompute activations, keep none",
                               flags=("--checkpoint",))
     amp: bool = setting(False, "run ST-Net in bfloat16; losses and GTR stay in float32")
-    channels_last: bool = setting(False, "train ST-Net in the layout that CUDA's convolutions are fastest in")
+    channels_last: bool = setting(False, "train ST-Net in the layout that CUDA's convolutions are fastest "
+                                         "in; with --compile only")
     compile: bool = setting(False, "torch.compile ST-Net: minutes at the start, faster from then on")
 
     @property
@@ -293,7 +299,8 @@ class EvaluationConfig(Config):
                                            "many as a GPU's free memory holds, 8 on a CPU)",
                                            within="[1, inf)")
     amp: bool = setting(False, "run ST-Net in bfloat16")
-    channels_last: bool = setting(False, "run ST-Net in the layout that CUDA's convolutions are fastest in")
+    channels_last: bool = setting(False, "run ST-Net in the layout that CUDA's convolutions are fastest "
+                                         "in; with --compile only")
     compile: bool = setting(False, "torch.compile ST-Net: minutes at the start, faster from then on")
     released_checkpoint: bool = setting(False, "--gtr and --prior are files of weights of the authors' code")
     part: str = setting("1/1", "i/m: test every m-th image from the i-th; when all m parts are done, the "
@@ -329,10 +336,12 @@ class Experiment:
     evaluation: EvaluationConfig = EvaluationConfig()
     run: RunConfig = RunConfig()
     small: bool = False  # for a CPU
+    methods: dict[str, dict[str, Any]] = field(default_factory=dict)  # what one changes in `flow` only here
 
 
 EXPERIMENTS = {
-    "LIDC": Experiment(Metadata()),
+    # CFM's 100,000 iterations: 151 steps of batch 64 an epoch, of 9,661 training slices.
+    "LIDC": Experiment(Metadata(), methods={"cfm": {"num_epochs": 663}}),
     "isic3_style_concat": Experiment(
         Metadata("isic3_style_concat", reader="isic3", channels=3, annotators=3, size=256, augment=True),
         gtr=GTRConfig(epochs=400, batchsize=8),
@@ -389,9 +398,11 @@ def best(ours: Experiment) -> Experiment:
     return replace(ours, gtr=replace(ours.gtr, ema=0.99, schedule="cosine"), flow=flow)
 
 
-def experiment(what: str, preset: str | None = None) -> Experiment:
+def experiment(what: str, preset: str | None = None, method: str | None = None) -> Experiment:
     """The settings of dataset `what` under a preset, or under its own; its path from environment or PATHS.
 
+    method: one of METHODS, whose changes come last; a baseline has its own paper's settings at full size, and
+    those of the flow in what is `small`. Others, of systems that are not trained in step 2, change nothing.
     Raises ValueError for a name that is not in EXPERIMENTS, or a preset that is not in PRESETS."""
     if what not in EXPERIMENTS:
         raise ValueError(f"--what {what}: unknown dataset; expected one of {', '.join(EXPERIMENTS)}")
@@ -402,21 +413,18 @@ def experiment(what: str, preset: str | None = None) -> Experiment:
     paper = EXPERIMENTS[what]
     paper = replace(paper, metadata=replace(paper.metadata, data_path=path),
                     run=replace(paper.run, output_path=f"runs/{what}", preset=preset))
-    return {"paper": lambda ours: ours, "released": released, "best": best}[preset](paper)
-
-
-def as_method(method: str | None, ours: Experiment) -> FlowConfig:
-    """The settings of step 2 for a method; of a baseline at full size those of its own paper alone."""
-    if method not in BASELINES:
-        return replace(ours.flow, **FLOWS.get(method or "atfm", {}))
-    return ours.flow if ours.small else replace(EXPERIMENTS[ours.metadata.what].flow, **BASELINES[method])
+    ours = {"paper": lambda ours: ours, "released": released, "best": best}[preset](paper)
+    if method in BASELINES and not ours.small:
+        return replace(ours, flow=replace(paper.flow, **BASELINES[method]))
+    changes = FLOWS.get(method or "", {}) | ours.methods.get(method or "", {})
+    return replace(ours, flow=replace(ours.flow, **changes))
 
 
 def parse(argv: Sequence[str] | None, what: str, description: str, *kinds: type[Config]) -> list[Any]:
     """The settings of each of `kinds` that a command line asks for: defaults < preset < method < flags.
 
     what: the dataset without --what. Exits with a usage message for a flag that is misspelt or whose value is
-    not of its kind, as argparse does; raises ValueError for one that is out of range."""
+    not of its kind, as argparse does; raises ValueError for one that is out of range or needs another."""
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--what", default=what)
     first.add_argument("--preset", default=None)
@@ -426,10 +434,9 @@ def parse(argv: Sequence[str] | None, what: str, description: str, *kinds: type[
     parser = argparse.ArgumentParser(description=description.split("\n\n")[0], allow_abbrev=False,
                                      formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     try:
-        base = experiment(chosen.what, chosen.preset)
+        base = experiment(chosen.what, chosen.preset, chosen.method)
     except ValueError as error:
         parser.error(str(error))
-    base = replace(base, flow=as_method(chosen.method, base))
     parser.add_argument("--what", default=what, help=f"name of the dataset: {', '.join(EXPERIMENTS)}")
     defaults = [getattr(base, one.name) for kind in kinds for one in fields(Experiment) if one.type is kind]
     for config in defaults:
@@ -437,8 +444,12 @@ def parse(argv: Sequence[str] | None, what: str, description: str, *kinds: type[
         for one in _flags(config):
             _add_flag(group, one, getattr(config, one.name))
     given = parser.parse_args(argv)
-    return [replace(config, **{one.name: getattr(given, one.name) for one in _flags(config)})
-            for config in defaults]
+    found = [replace(config, **{one.name: getattr(given, one.name) for one in _flags(config)})
+             for config in defaults]
+    if getattr(given, "channels_last", False) and not given.compile:  # not in Config: older runs have it
+        raise ValueError("--channels_last True needs --compile True: uncompiled, each GroupNorm on CUDA "
+                         "changes the layout back and each convolution forth; pass both, or neither")
+    return found
 
 
 def _flags(config: Any) -> list[Field]:

@@ -45,7 +45,7 @@ def train_system(run: RunConfig, metadata: Metadata, config: FlowConfig, loop: L
         system = atfm(run, metadata, config, device)
     optimizer = torch.optim.AdamW(system.net.parameters(), lr=config.lr, weight_decay=config.weight_decay)
     batches = Loader(train, config.batch_size, run.seed, device, augment if metadata.augment else None,
-                     processes.rank, processes.count, with_style=system.needs_style)
+                     processes.rank, processes.count, system.apart, system.needs_style)
 
     # Validation: samples of few steps on held-out images, against all experts.
     def validate(net: torch.nn.Module) -> Validation:

@@ -190,18 +190,19 @@ class Loader:
     every image once, in an order that depends on (seed, epoch) alone; its last batch may be smaller."""
 
     def __init__(self, dataset: ExpertDataset, batch_size: int, seed: int, device: torch.device | str = "cpu",
-                 augment: Augment | None = None, rank: int = 0, ranks: int = 1, with_style: bool = False):
-        """Of several processes, number `rank` of `ranks` gets every ranks-th image of a batch.
+                 augment: Augment | None = None, rank: int = 0, ranks: int = 1, apart: bool = True,
+                 with_style: bool = False):
+        """Of several processes, number `rank` of `ranks` gets its own part of each batch, see `_own`.
 
-        A process without an image computes the first one at weight 0, so that all take part in every step.
-        `augment(image, masks)` draws from torch's global generator, which the training loop seeds by step.
-        with_style: batches also have the styles (b, k) int of the experts' masks.
+        apart: an annotator's loss does not depend on the other annotators' masks, so that these can be
+        divided. `augment(image, masks)` draws from torch's global generator, which the training loop seeds by
+        step and rank. with_style: batches also have the styles (b, k) int in which the experts drew.
         Raises ValueError for a batch size below 1, and for styles that the data lacks."""
         if batch_size < 1:
             raise ValueError(f"batch size {batch_size}: expected at least 1")
         self.dataset = dataset.to(device)
         self.batch_size, self.seed, self.augment = batch_size, seed, augment
-        self.rank, self.ranks, self.with_style = rank, ranks, with_style
+        self.rank, self.ranks, self.apart, self.with_style = rank, ranks, apart, with_style
         if with_style and dataset.store.style is None:
             raise ValueError(f"{dataset.store.path}: has no style of the experts' masks, as ISIC3 has; train "
                              "a --method that needs none")
@@ -211,13 +212,14 @@ class Loader:
         return -(-len(self.dataset) // self.batch_size)
 
     def __call__(self, step: int) -> tuple[Tensor, ...]:
-        """This process's images of the batch of global step 0, 1, ..."""
-        whole = self.indices(step)
-        own = whole[self.rank::self.ranks]
-        own = own if len(own) else whole[:1]
-        batch = self.dataset.batch(own)
+        """This process's images of the batch of global step 0, 1, ..., with its annotators' masks."""
+        images, annotators, _ = self._own(step)
+        image, masks = self.dataset.batch(images)
+        batch = image, masks[:, annotators]
         batch = batch if self.augment is None else self.augment(*batch)
-        return (*batch, self.dataset.styles(own).to(batch[0].device)) if self.with_style else batch
+        if not self.with_style:
+            return batch
+        return (*batch, self.dataset.styles(images)[:, annotators].to(image.device))
 
     def indices(self, step: int) -> np.ndarray:
         """Items of the dataset in the whole batch of a step: a pure function of (seed, step)."""
@@ -228,8 +230,33 @@ class Loader:
         return self._order[within * self.batch_size:(within + 1) * self.batch_size]
 
     def share(self, step: int) -> float:
-        """The part of the whole batch of a step that this process's images are, in [0, 1]."""
-        return len(self.indices(step)[self.rank::self.ranks]) / self.size(step)
+        """The weight of this process's mean loss in that of the whole batch of a step, in (0, 1]."""
+        return self._own(step)[2]
+
+    def _own(self, step: int) -> tuple[np.ndarray, slice, float]:
+        """This process's images of the batch, which of their annotators, and the weight of their mean loss.
+
+        Every ranks-th image. Where there are fewer images than processes, an image's n processes have every
+        n-th of its annotators; those that would have none, and all if not `apart`, repeat what others have,
+        with other draws, and share its weight.
+
+        Why this is an unbiased estimate: the batch's loss is the mean of l_ij over its b k pairs of image and
+        annotator. In expectation over all that is drawn, a process's mean over its pairs times its weight is
+        its part of that mean, also if it takes one of its annotators at random; and expectations add up
+        however each process draws. It needs l_ij to be the same in every share: not so where it depends on
+        masks that a share lacks, as when draws of x_0 are assigned to all experts."""
+        whole = self.indices(step)
+        b = len(whole)
+        if b >= self.ranks:
+            images = whole[self.rank::self.ranks]
+            return images, slice(None), len(images) / b
+        part, image = divmod(self.rank, b)
+        parts = len(range(image, self.ranks, b))  # processes of this image
+        k = self.dataset.store.annotators if self.apart else 1  # what can be divided
+        first = part % k
+        pairs, repeats = len(range(first, k, parts)), len(range(first, parts, k))
+        annotators = slice(first, None, parts) if self.apart else slice(None)
+        return whole[image:image + 1], annotators, pairs / (b * k * repeats)
 
     def size(self, step: int) -> int:
         """Images in the whole batch of a step."""

@@ -74,25 +74,25 @@ def drawing(image: torch.Tensor, masks: torch.Tensor, samples: torch.Tensor) -> 
     """What the page shows of an image (c, h, w): masks (k, h, w), samples (systems, n, h, w), each of 0/1.
 
     error: mean of a system's samples minus mean of the experts. box: the part that holds all outlines."""
-    image, masks, samples = checked(
-        image=(image, "c h w"), masks=(masks, "k h w"), samples=(samples, "s n h w"))  # type: ignore
-    mean, magma = masks.mean(0), matplotlib.colormaps["magma"]
-    shown = samples[:, :SHOWN]
-    left, top, width, height = marked_part(masks, *shown)
+    pixels, experts, drawn = checked(
+        image=(image, "c h w"), masks=(masks, "k h w"), samples=(samples, "s n h w"))
+    mean, magma = experts.mean(0), matplotlib.colormaps["magma"]
+    shown = drawn[:, :SHOWN]
+    left, top, width, height = marked_part(experts, *shown)
     return {
-        "picture": _picture(image), "size": masks.shape[:0:-1],
+        "picture": _picture(pixels), "size": experts.shape[:0:-1],
         "box": [round(value, 2) for value in (left + 0.5, top + 0.5, width, height)],
-        "experts": [[int(mask.sum()), outline(mask)] for mask in masks],
-        "variance": _map(masks.var(0) / VARIANCE_MAX, magma),
+        "experts": [[int(mask.sum()), outline(mask)] for mask in experts],
+        "variance": _map(experts.var(0) / VARIANCE_MAX, magma),
         "systems": [{
             "samples": [[int(mask.sum()), outline(mask)] for mask in first],
             "variance": _map(of_all.var(0) / VARIANCE_MAX, magma),
-            "error": _map((of_all.mean(0) - mean + 1) / 2, ERROR)} for first, of_all in zip(shown, samples)],
+            "error": _map((of_all.mean(0) - mean + 1) / 2, ERROR)} for first, of_all in zip(shown, drawn)],
     }
 
 
 def outline(mask: np.ndarray) -> str:
-    """The border of a mask (h, w) as an SVG path in half pixels from the image's corner; "" if it is empty."""
+    """The border of a mask (h, w) as an SVG path in half pixels from the image's corner; "" if empty."""
     path = ""
     for contour in find_contours(np.pad(mask, 1), 0.5):
         points = np.rint(2 * contour[:, ::-1] - 1).astype(int)  # x, y; the ring of zeros is taken off

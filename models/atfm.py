@@ -74,6 +74,11 @@ class ATFM(nn.Module):
         return ATFM(self.gtr, net, replace(self.objective, solver="euler")).for_sampling(self.amp)
 
     @property
+    def apart(self) -> bool:
+        """Whether the loss on the way to an annotator's mask does not depend on the others' masks."""
+        return self.objective.apart
+
+    @property
     def steps(self) -> int:
         """Solver steps of a sample."""
         return self.objective.steps

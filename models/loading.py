@@ -14,7 +14,6 @@ from metadata_manager import (
     FlowConfig,
     GTRConfig,
     Metadata,
-    as_method,
     experiment,
 )
 from models import checkpoint
@@ -129,7 +128,7 @@ def tested_flow(path: Path, method: str, gtr: GTR | None, config: EvaluationConf
                 preset: str, test: Images | None) -> ATFM:
     """A flow from our checkpoint, not trained on test images, or from the authors' in the preset's layout."""
     if config.released_checkpoint:
-        return released_flow(path, as_method(method, experiment(metadata.what, preset)), gtr, metadata)
+        return released_flow(path, experiment(metadata.what, preset, method).flow, gtr, metadata)
     atfm = load_flow(path, method, gtr, metadata, same_size=test is not None)
     refuse_overlap(path, atfm.trained_on, test, config.allow_overlap)
     return atfm

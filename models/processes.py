@@ -22,10 +22,12 @@ from metadata_manager import RunConfig
 
 T = TypeVar("T")
 PATIENCE = timedelta(days=7)  # of a process for one that validates, tests or converts
+BUCKET = 25 * 2**20  # bytes exchanged at once: few exchanges, and little memory beside the gradients
 INITIALIZATION = -1  # the step before the first, see `seed_step`
-# What lowers memory in a training of the flow, most first.
+# What lowers memory in a training of the flow, most first: the last alone changes what is trained.
 FLOW_MEMORY = ("--checkpoint True (the flow's activations to about a fifth), --annotators_per_pass 1 (to one "
-               "of the k annotators'), a smaller --batch_size (in proportion)")
+               "of the k annotators'), --images_per_pass 1 (to one of a batch's images'), a smaller "
+               "--batch_size (in proportion)")
 
 
 class NonFiniteLoss(RuntimeError):
@@ -42,11 +44,21 @@ def one_line_errors(saves_memory: str = "") -> Iterator[None]:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
+        with memory_advice(saves_memory):
+            yield
+    except (ValueError, OSError, NonFiniteLoss) as error:
+        sys.exit(f"error: {error}")
+
+
+@contextmanager
+def memory_advice(saves_memory: str) -> Iterator[None]:
+    """Ends the process with one line and exit code 1 where memory does not suffice.
+
+    saves_memory: the flags that help here; of one block within another, the inner one's."""
+    try:
         yield
     except torch.cuda.OutOfMemoryError as error:
         sys.exit(f"error: out of GPU memory. What helps: {saves_memory}. ({str(error).splitlines()[0]})")
-    except (ValueError, OSError, NonFiniteLoss) as error:
-        sys.exit(f"error: {error}")
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, MemoryError) and "can't allocate memory" not in str(error):
             raise
@@ -71,14 +83,17 @@ class Processes:
         return self.rank == 0
 
     def sum(self, tensors: Sequence[Tensor]) -> None:
-        """Replaces each tensor by its sum over the processes: one exchange, of all of them in a row.
+        """Replaces each tensor by its sum over the processes, in one exchange per `BUCKET` bytes.
 
         Once a step and not from within backward(), as DistributedDataParallel does: a step has several
-        backward passes, see `ATFM.losses`."""
-        if self.count > 1:
-            flat = torch.cat([tensor.flatten() for tensor in tensors])
+        backward passes, see `ATFM.losses`, of which no_sync() would have to leave out the last, which the
+        loop does not know. And all that calls the net would have to call its wrapper."""
+        if self.count == 1:
+            return
+        for some in buckets(tensors, BUCKET):
+            flat = torch.cat([tensor.flatten() for tensor in some])
             dist.all_reduce(flat)
-            for tensor, summed in zip(tensors, flat.split([tensor.numel() for tensor in tensors])):
+            for tensor, summed in zip(some, flat.split([tensor.numel() for tensor in some])):
                 tensor.copy_(summed.view_as(tensor))
 
     def any(self, flag: bool) -> bool:
@@ -119,6 +134,18 @@ class Processes:
         if first_here:
             self.wait()
         return value
+
+
+def buckets(tensors: Sequence[Tensor], size: int) -> Iterator[list[Tensor]]:
+    """The tensors in their order, as many at a time as have `size` bytes together, at least one."""
+    some: list[Tensor] = []
+    for tensor in tensors:
+        if some and sum(one.nbytes for one in some) + tensor.nbytes > size:
+            yield some
+            some = []
+        some.append(tensor)
+    if some:
+        yield some
 
 
 @contextmanager

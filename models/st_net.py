@@ -105,7 +105,8 @@ class Attention(Recomputable):
         self.to_out = nn.Conv2d(HEADS * HEAD_WIDTH, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        q, k, v = (part.transpose(-1, -2) for part in _heads(self.to_qkv(self.norm(x))))
+        # Contiguous, as fused kernels ask for: without them the h w x h w products are kept for the gradient.
+        q, k, v = (part.transpose(-1, -2).contiguous() for part in _heads(self.to_qkv(self.norm(x))))
         out = F.scaled_dot_product_attention(q, k, v).transpose(-1, -2)  # (b, heads, width, h * w)
         return x + self.to_out(out.reshape(len(x), -1, *x.shape[2:]))
 

@@ -23,15 +23,23 @@ from tqdm import tqdm
 
 from metadata_manager import LoopConfig, Metadata, Objective, OptimizerConfig
 from models import checkpoint
-from models.processes import NonFiniteLoss, Processes, leave, lock, peak_memory, seed_step, stop_signals
+from models.processes import (
+    NonFiniteLoss,
+    Processes,
+    leave,
+    lock,
+    memory_advice,
+    peak_memory,
+    seed_step,
+    stop_signals,
+)
 
 # Settings that a run may change when it goes on: none of them alters what a step computes, beyond rounding.
 FREE = {"data_path", "epochs", "num_epochs", "gtr", "alphas", "solver", "steps", "mirrors",
         "annotators_per_pass", "images_per_pass", "recompute", "channels_last", "compile",
         "checkpoint"}  # what older files call `recompute`
 # What runs did before there were these settings.
-EARLIER = {one.name: one.default for kind in (Metadata, OptimizerConfig, Objective)
-           for one in fields(kind)}
+EARLIER = {one.name: one.default for kind in (Metadata, OptimizerConfig, Objective) for one in fields(kind)}
 IN_WORDS = {"gtr_weights": "over another GTR", "training_images": "on other images"}
 
 
@@ -159,7 +167,8 @@ def train_loop(model: nn.Module, losses: Callable[..., Iterable[dict[str, Tensor
                 if epoch % config.validate_every == 0 or epoch == epochs:
                     save("last.pt")
                     if board is not None:
-                        found = validate(model if average is None else average.module)
+                        with memory_advice("in validation: a smaller --val_samples (in proportion)"):
+                            found = validate(model if average is None else average.module)
                         board.add_image("validation/samples", found.picture, state.step, dataformats="HWC")
                         scores = {f"validation/{name}": value for name, value in found.scores.items()}
                         log(f"epoch {epoch} validation", scores, board, folder, state.step)

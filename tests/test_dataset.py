@@ -11,7 +11,8 @@ import torch
 import data
 from data import ExpertDataset, Loader, Writer, augment
 from data.store import open_store
-from metadata_manager import Metadata, experiment
+from metadata_manager import Metadata, Objective, experiment
+from models import ATFM, STNet
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 RANDOM = np.random.RandomState(0)
@@ -173,16 +174,61 @@ def test_images_masks_and_names_of_a_batch_belong_together(dataset):
 
 
 def test_processes_share_a_batch(dataset):
-    """The last batch has two images: the third process gets the first of them, as no part of the batch."""
+    """The last batch has two images: the first and third process have annotators 0 and 2, and 1, of one."""
     whole = Loader(dataset, 4, seed=0)
     loaders = [Loader(dataset, 4, seed=0, rank=rank, ranks=3) for rank in range(3)]
-    for step, shares in ((0, [0.5, 0.25, 0.25]), (2, [0.5, 0.5, 0])):
+    for step, shares in ((0, [1 / 2, 1 / 4, 1 / 4]), (2, [1 / 3, 1 / 2, 1 / 6])):
         assert [loader.share(step) for loader in loaders] == shares and whole.share(step) == 1
+        image, masks = whole(step)
         for rank, loader in enumerate(loaders):
             assert loader.size(step) == whole.size(step) and loader.ids(step) == whole.ids(step)
-            for mine, parts in zip(loader(step), whole(step)):
-                assert torch.equal(mine, parts[rank::3] if shares[rank] else parts[:1])
+            images = slice(rank, None, 3) if step == 0 else slice(rank % 2, rank % 2 + 1)
+            annotators = slice(None) if step == 0 or rank == 1 else slice(rank // 2, None, 2)
+            assert torch.equal(loader(step)[0], image[images])
+            assert torch.equal(loader(step)[1], masks[images, annotators])
     assert [tuple(part.shape) for part in dataset.batch([])] == [(0, 1, 6, 4), (0, 3, 6, 4)]
+
+
+@pytest.mark.parametrize("ranks, apart, shares, annotators", [
+    (2, True, [2 / 3, 1 / 3], [[0, 2], [1]]),
+    (3, True, [1 / 3] * 3, [[0], [1], [2]]),
+    (5, True, [1 / 6, 1 / 6, 1 / 3, 1 / 6, 1 / 6], [[0], [1], [2], [0], [1]]),
+    (2, False, [1 / 2] * 2, [[0, 1, 2]] * 2)])
+def test_processes_share_one_image(dataset, ranks, apart, shares, annotators):
+    """Two or more who have the same annotators split their weight."""
+    _, masks = Loader(dataset, 1, seed=0)(0)
+    loaders = [Loader(dataset, 1, seed=0, rank=rank, ranks=ranks, apart=apart) for rank in range(ranks)]
+    assert [loader.share(0) for loader in loaders] == pytest.approx(shares)
+    for loader, own in zip(loaders, annotators):
+        assert torch.equal(loader(0)[1], masks[:, own])
+
+
+@pytest.mark.parametrize("choices", [
+    {}, {"semantic_target": "all"}, {"coupling": "assigned"}, {"experts": "one"},
+    {"experts": "one", "coupling": "assigned"}])
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_the_gradients_of_processes_add_up_to_those_of_one(square, choices, ranks, monkeypatch):
+    """A flow without chance, or for one expert the mean over the possible ones; the last batch: one image."""
+    torch.manual_seed(0)
+    objective, train = Objective(source="normal", alpha=1.0, **choices), data.load(square, "train")
+    atfm, draws = ATFM(None, STNet(4, (1,)), objective), torch.rand(1, 3, 4, 4)
+    monkeypatch.setattr("models.atfm.draw_time", lambda b, *_: torch.full((b,), 0.5))
+    monkeypatch.setattr(atfm, "source", lambda image, n: draws[:, :n] + image)
+    expert = []
+    monkeypatch.setattr("models.atfm.one_expert", lambda masks: masks[:, expert])
+
+    def gradient(*share):
+        loader = Loader(train, 2, 0, "cpu", None, *share, objective.apart)
+        image, masks = loader(1)
+        atfm.zero_grad()
+        chosen = range(masks.shape[1]) if "experts" in choices else [0]
+        for expert[:] in ([j] for j in chosen):
+            for piece in atfm.losses(image, masks):
+                (loader.share(1) / len(chosen) * piece["loss"]).backward()
+        return torch.cat([weight.grad.flatten() for weight in atfm.net.parameters()])
+
+    shares = sum(gradient(rank, ranks) for rank in range(ranks))
+    torch.testing.assert_close(shares, gradient(0, 1), rtol=1e-4, atol=1e-6)
 
 
 def test_an_empty_batch_is_refused(dataset):

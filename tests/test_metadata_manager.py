@@ -123,6 +123,23 @@ def test_every_method_and_preset_has_values_that_exist():
     assert set(SOLVERS) == set(flow.SOLVERS) == set(flow.EVALUATIONS_PER_STEP)
 
 
+def test_cfm_takes_its_100_000_steps_on_lidc():
+    """64 % of 15,096 slices, 64 a step."""
+    for line, what, epochs in (("--method cfm", "LIDC", 663), ("--preset best --method cfm", "LIDC", 663),
+                               ("--method sfm", "LIDC", 200), ("--method cfm", "LIDC_demo", 5)):
+        assert read(line, what=what)[FlowConfig].num_epochs == epochs
+    assert 100_000 <= 663 * math.ceil(9661 / 64) < 100_000 + 151
+
+
+@pytest.mark.parametrize("script", ["flow", "test"])
+def test_channels_last_needs_compile(script):
+    with pytest.raises(ValueError, match="--channels_last True needs --compile True"):
+        read("--channels_last True", script)
+    assert all(getattr(config, "channels_last", True)
+               for config in read("--channels_last True --compile True", script).values())
+    FlowConfig(channels_last=True)  # checkpoints of older runs have it
+
+
 def test_a_flow_per_alpha_has_a_folder_of_its_own():
     config = FlowConfig(alphas=(0.0, 5e-4))
     assert [(one.alpha, one.folder) for one in config.per_alpha()] == [

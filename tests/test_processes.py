@@ -106,14 +106,28 @@ def test_a_folder_that_cannot_be_locked_is_used_with_a_warning(tmp_path, monkeyp
         assert "new cannot be locked (no locks available)" in capsys.readouterr().out
 
 
-# Two processes. Each computes every second image of a batch.
+@pytest.mark.parametrize("bucket, expected", [(0, 4), (16, 3), (1000, 1)])  # bytes: 12, 4, 48, 4
+def test_a_sum_over_processes_is_exchanged_in_buckets(bucket, expected, monkeypatch):
+    exchanges = []
+    monkeypatch.setattr("models.processes.BUCKET", bucket)
+    monkeypatch.setattr("torch.distributed.all_reduce", lambda flat: exchanges.append(flat.mul_(2)))
+    tensors = [torch.rand(shape) for shape in ((3,), (), (3, 4), ())]
+    before = [tensor.clone() for tensor in tensors]
+    Processes(torch.device("cpu"), count=2).sum(tensors)
+    assert all(torch.equal(now, 2 * then) for now, then in zip(tensors, before))
+    assert len(exchanges) == expected
+    Processes(torch.device("cpu")).sum(tensors)  # of one: nothing to do
+    assert len(exchanges) == expected
+
+
+# Two processes. Each computes every second image of a batch, or of a single image every second annotator.
 
 def deterministic(folder, lidc, own_weights=False):
     """Trains a convolution without noise by the processes of this run, all from the same weights or not."""
     train = load(Metadata(data_path=str(lidc), crop=8, limit=5), "train")
     with join(RunConfig(device="cpu")) as processes:
         torch.manual_seed(own_weights * processes.rank)
-        net = nn.Conv2d(1, 4, 3, padding=1)
+        net = nn.Conv2d(1, 1, 3, padding=1)
         train_loop(net, lambda image, masks: [{"loss": (net(image) - masks).square().mean()}],
                    torch.optim.SGD(net.parameters(), 0.1),
                    Loader(train, 4, 0, rank=processes.rank, ranks=processes.count),
@@ -164,7 +178,7 @@ def test_two_processes_train_as_one_does_up_to_rounding(lidc, two, tmp_path):
     deterministic(tmp_path / "one", lidc)
     assert two(deterministic, tmp_path / "two", lidc) == [0, 0]
     one, both = (checkpoint.load(tmp_path / name / "last.pt") for name in ("one", "two"))
-    assert both["state"]["step"] == one["state"]["step"] == 4  # of 4 and 1 images: one process has none
+    assert both["state"]["step"] == one["state"]["step"] == 4  # of 4 images, and of one that is divided
     for name, weight in one["model"].items():
         torch.testing.assert_close(both["model"][name], weight, rtol=1e-5, atol=1e-7)
     logs = [(tmp_path / name / "log.txt").read_text() for name in ("one", "two")]

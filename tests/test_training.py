@@ -17,7 +17,7 @@ import train_prior_LIDC
 from data import Loader
 from metadata_manager import LoopConfig, OptimizerConfig
 from models import Validation, checkpoint, train_loop
-from models.processes import NonFiniteLoss, Processes, seed_step
+from models.processes import NonFiniteLoss, Processes, one_line_errors, seed_step
 from models.training import State, learning_rate, moving_average
 from tests import tiny
 from tests.tiny import assert_same_runs, checkpoints
@@ -164,6 +164,18 @@ def test_a_run_ended_in_a_validation_goes_on_with_that_validation(tmp_path):
     assert log_lines(tmp_path / "parts") == log_lines(tmp_path / "whole")
     assert_same_runs(tmp_path / "parts", tmp_path / "whole")
     assert fig.read_scalars(tmp_path / "parts")["validation/GED"][1].tolist() == [3, 2, 1]
+
+
+@pytest.mark.parametrize("error", [torch.cuda.OutOfMemoryError("tried 2 GiB"), MemoryError("tried 2 GiB")])
+def test_a_validation_without_memory_names_its_own_flag_after_what_was_trained_is_saved(error, tmp_path):
+    def none_left():
+        raise error
+        yield
+
+    with pytest.raises(SystemExit) as end, one_line_errors("--batch_size"):
+        train(tmp_path, scores=none_left())
+    assert "What helps: in validation: a smaller --val_samples (in proportion). (tried" in end.value.code
+    assert checkpoint.load(tmp_path / "last.pt")["state"]["step"] == STEPS
 
 
 @pytest.mark.parametrize("name", ["best.pt", "last.pt", "epoch_0001.pt"])

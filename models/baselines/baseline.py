@@ -16,6 +16,7 @@ class Baseline(nn.Module):
     Raises ValueError for settings that only ATFM's flows have."""
 
     gtr = None
+    apart = True  # whether the loss of an annotator's mask does not depend on the others' masks
     needs_style = False  # whether `losses` takes the experts' styles (b, k) too
     steps: int | None = None  # of a sample, where there are any
     trained_on: TrainedOn  # set where a checkpoint is loaded

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from metadata_manager import METHODS, FlowConfig, experiment
+from metadata_manager import experiment
 from models import GTR, STNet
 from models.flow import EVALUATIONS_PER_STEP
 from tests.benchmarks.measure import report
@@ -47,8 +47,8 @@ def operations(model: torch.nn.Module, *inputs: torch.Tensor) -> int:
 
 def stages(what: str, preset: str, method: str) -> dict[str, tuple[float, str]]:
     """Stage -> its operations, and in which precision."""
-    ours = experiment(what, preset)
-    flow = FlowConfig(**{**vars(ours.flow), **METHODS[method]})
+    ours = experiment(what, preset, method)
+    flow = ours.flow
     train, test = IMAGES[what]
     side, channels = ours.metadata.side, ours.metadata.channels
     with torch.device("meta"):
