@@ -97,9 +97,12 @@ class GTR(nn.Module):
         """image (b, c, h, w) in [0, 1]; raises ValueError for other channels or an indivisible size."""
         if image.ndim != 4 or image.shape[1] != self.in_channels:
             raise ValueError(f"image of shape {tuple(image.shape)}: expected (b, {self.in_channels}, h, w)")
-        features = self.unet(image)  # (b, num_filters[0], h, w)
-        # The Gaussian stays in float32 under autocast: exp and sums over all pixels overflow half precision.
-        with torch.autocast(image.device.type, enabled=False):
+        return self.heads(self.unet(image))
+
+    def heads(self, features: Tensor) -> LowRankGaussian:
+        """The Gaussian of features Z (b, num_filters[0], h, w)."""
+        # It stays in float32 under autocast: exp and sums over all pixels overflow half precision.
+        with torch.autocast(features.device.type, enabled=False):
             features = features.float()
             cov_diag = self.log_cov_diag(features).exp() + MIN_VARIANCE
             return LowRankGaussian(self.mean(features)[:, 0], self.cov_factor(features), cov_diag[:, 0])

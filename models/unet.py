@@ -53,16 +53,25 @@ class UNet(nn.Module):
             self.up_blocks.append(ConvBlock(risen + filters, filters, convs))
 
     def forward(self, image: Tensor) -> Tensor:
-        factor = 2 ** (len(self.down_blocks) - 1)
-        if image.shape[-2] % factor or image.shape[-1] % factor:
-            raise ValueError(f"image of {tuple(image.shape[-2:])} pixels: with {len(self.down_blocks)} "
-                             f"levels each side must be a multiple of {factor}; crop or resize it")
-        skips: list[Tensor] = []
-        x = image
-        for block in self.down_blocks:
-            x = block(self.pool(x, 2) if skips else x)  # (b, filters[i], h / 2^i, w / 2^i)
-            skips.append(x)
-        skips.pop()
+        return self.rise(descend(image, self.down_blocks, self.pool))
+
+    def rise(self, maps: Sequence[Tensor]) -> Tensor:
+        """The features Z of the maps that `descend` gives, from the coarsest up."""
+        x, skips = maps[-1], list(maps[:-1])
         for up, block in zip(self.ups, self.up_blocks):
             x = block(torch.cat([up(x), skips.pop()], dim=1))
         return x
+
+
+def descend(image: Tensor, blocks: nn.ModuleList, pool: Callable[..., Tensor]) -> list[Tensor]:
+    """The maps of a U-Net's levels on the way down, the finest first: (b, filters[i], h / 2^i, w / 2^i).
+
+    Raises ValueError if h or w is no multiple of 2 ** (levels - 1)."""
+    factor = 2 ** (len(blocks) - 1)
+    if image.shape[-2] % factor or image.shape[-1] % factor:
+        raise ValueError(f"image of {tuple(image.shape[-2:])} pixels: with {len(blocks)} levels each side "
+                         f"must be a multiple of {factor}; crop or resize it")
+    maps: list[Tensor] = []
+    for block in blocks:
+        maps.append(block(pool(maps[-1], 2) if maps else image))
+    return maps

@@ -1,0 +1,107 @@
+"""MoSE, a mixture of stochastic experts (Gao et al. 2023, arXiv 2212.07328).
+
+    y ~ sum_e gate_e(x) f(x, z),  z ~ N(mu_e, sigma_e^2)
+    L = sum_ij P_ij (1 - IoU(s_i, y_j)) + weight KL(P's share of each component, gate(x))
+
+s_i are samples of every component, y_j the experts' masks. P couples them: y_j gives away mass 1/k, s_i takes
+at most gamma, the cheapest pairs come first. The mixture's experts are `components` here, since experts are
+annotators.
+Deviations: widths are `--dim` times `--dim_mults`. Gamma stays 1/2 (original: 1 later in training). The
+weight of the gate's term is ours. Samples count equally, drawn by the gate (original: or weighted by it). The
+optimizer is the project's (original: Adam 1e-3, halved on a plateau).
+Meant for `--experts all`: with one mask per step P couples the samples to that one."""
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from metadata_manager import FlowConfig
+from models.baselines.one_shot import OneShot, he_normal, in_parts, rows_of
+from models.unet import UNet, descend
+
+ENOUGH = 1e-6  # mass that counts as none
+
+
+class MoSE(OneShot):
+    """A U-Net whose features are shifted by a scalar latent, of the component that the gate draws."""
+
+    def __init__(self, channels: int, config: FlowConfig,
+                 components: int = 4,  # original
+                 draws: int = 4,  # original: samples per component in training
+                 gamma: float = 0.5,  # original, at first
+                 gate_weight: float = 1.0) -> None:
+        super().__init__(config)
+        self.draws, self.gamma, self.gate_weight = draws, gamma, gate_weight
+        width, deepest = self.filters[0], self.filters[-1]
+        self.unet = UNet(channels, self.filters, 2, "max", "transposed")
+        self.gate = nn.Sequential(nn.Linear(deepest, deepest), nn.ReLU(), nn.Linear(deepest, components))
+        self.mean = nn.Parameter(torch.linspace(-1, 1, components))
+        self.log_std = nn.Parameter(torch.full((components,), math.log(1 / 8)))  # original
+        self.shift = nn.Linear(1, width)
+        self.combine = nn.Sequential(nn.Conv2d(width, width, 1), nn.ReLU(),
+                                     nn.Conv2d(width, width, 1), nn.ReLU(), nn.Conv2d(width, 1, 1))
+        self.apply(he_normal)
+
+    def losses(self, image: Tensor, masks: Tensor) -> Iterator[dict[str, Tensor]]:
+        """L and its two terms, means over the batch, at once; see `OneShot.targets`."""
+        targets = self.targets(image, masks)
+        features, log_gate = self.features(image)
+        component = torch.arange(len(self.mean), device=image.device).repeat_interleave(self.draws)
+        component = component.repeat(len(image))  # (b * m,), m = components * draws
+        noise = torch.randn(component.shape, device=image.device)
+        rows = rows_of(image, len(self.mean) * self.draws)
+        samples = self.decode(features[rows], component, noise).sigmoid().unflatten(0, (len(image), -1))
+        cost = 1 - soft_iou(samples[:, :, None], targets[:, None])  # (b, m, j)
+        coupling = greedy_coupling(cost.detach(), self.gamma)
+        transport = (coupling * cost).sum((1, 2)).mean()
+        shares = coupling.sum(2).unflatten(1, (-1, self.draws)).sum(2)  # (b, components)
+        kl = (torch.xlogy(shares, shares) - shares * log_gate).sum(1).mean()
+        yield {"loss": transport + self.gate_weight * kl, "transport": transport.detach(), "KL": kl.detach()}
+
+    def features(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Features (b, filters[0], h, w) and the logarithm of the gate (b, components)."""
+        maps = descend(image, self.unet.down_blocks, self.unet.pool)
+        return self.unet.rise(maps), self.gate(maps[-1].mean((2, 3))).log_softmax(1)
+
+    def decode(self, features: Tensor, component: Tensor, noise: Tensor) -> Tensor:
+        """Logits (m, h, w) of features (m, filters[0], h, w), components (m,) and normal noise (m,)."""
+        z = self.mean[component] + self.log_std.exp()[component] * noise
+        return self.combine(features + self.shift(z[:, None])[:, :, None, None])[:, 0]
+
+    def draw(self, image: Tensor, n: int, generator: torch.Generator | None, at_once: int) -> Tensor:
+        features, log_gate = self.features(image)
+        component = torch.multinomial(log_gate.exp(), n, replacement=True, generator=generator).flatten()
+        noise = torch.randn(component.shape, device=image.device, generator=generator)
+        logits = in_parts(lambda row, *z: self.decode(features[row], *z), at_once, rows_of(image, n),
+                          component, noise)
+        return logits.sigmoid().unflatten(0, (-1, n))
+
+
+def soft_iou(predicted: Tensor, mask: Tensor) -> Tensor:
+    """Of maps (..., h, w) in [0, 1]: (...). One is added to both parts, so that two empty maps score 1."""
+    overlap = (predicted * mask).sum((-2, -1))
+    return (overlap + 1) / (predicted.sum((-2, -1)) + mask.sum((-2, -1)) - overlap + 1)
+
+
+def greedy_coupling(cost: Tensor, gamma: float) -> Tensor:
+    """Mass P (b, m, j) between m samples and j masks, by costs (b, m, j).
+
+    Columns sum to 1 / j, rows to at most gamma. The cheapest pair with mass left gets all it can, then the
+    next. With gamma >= 1 every mask takes its nearest sample, which is optimal; below, it need not be.
+    Raises ValueError if m samples cannot take mass 1."""
+    b, m, j = cost.shape
+    if gamma * m < 1:
+        raise ValueError(f"gamma={gamma} for {m} samples: expected gamma * samples of at least 1")
+    rows, columns = cost.new_full((b, m), gamma), cost.new_full((b, j), 1 / j)
+    coupling, each = torch.zeros_like(cost), torch.arange(b, device=cost.device)
+    for _ in range(j + int(1 / gamma)):  # every time a mask or a sample is done with
+        done = (rows < ENOUGH)[:, :, None] | (columns < ENOUGH)[:, None]
+        pair = cost.masked_fill(done, math.inf).flatten(1).argmin(1)
+        row, column = pair // j, pair % j
+        mass = torch.minimum(rows[each, row], columns[each, column])
+        coupling[each, row, column] += mass
+        rows[each, row] -= mass
+        columns[each, column] -= mass
+    return coupling

@@ -1,0 +1,71 @@
+"""What the systems share that draw a mask in one evaluation of their network."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from metadata_manager import FlowConfig
+from models.atfm import STATES_ON_CPU
+from models.flow import one_expert
+from models.gtr import TrainedOn
+
+
+class OneShot(nn.Module):
+    """The checks and the settings of such a system; a subclass has `losses` and `draw`.
+
+    config: its dim and dim_mults give the filters of the U-Net's levels, its experts the masks of a step."""
+
+    evaluations = 1  # of the network per sample
+    trained_on: TrainedOn  # set where a checkpoint is loaded
+
+    def __init__(self, config: FlowConfig) -> None:
+        super().__init__()
+        self.filters = [config.dim * mult for mult in config.dim_mults]
+        self.experts = config.experts
+
+    def targets(self, image: Tensor, masks: Tensor) -> Tensor:
+        """The masks that a step learns from, (b, j, h, w) of (b, k, h, w): all, or one random expert's."""
+        check_masks(image, masks)
+        return one_expert(masks) if self.experts == "one" else masks
+
+    @torch.no_grad()
+    def sample(self, image: Tensor, n: int, steps: int | None = None,
+               generator: torch.Generator | None = None, batch_size: int | None = None) -> Tensor:
+        """n masks per image (b, c, h, w) as probabilities (b, n, h, w); a mask is where they are >= 0.5.
+
+        batch_size: samples decoded at once; bounds memory and changes results by rounding only.
+        Raises ValueError for steps other than 1, or no samples."""
+        if steps not in (None, 1) or min(n, 1 if batch_size is None else batch_size) < 1:
+            raise ValueError(f"steps={steps}, n={n}, batch_size={batch_size}: expected one step (this system "
+                             "has no solver), and the numbers to be at least 1")
+        return self.draw(image, n, generator, batch_size or STATES_ON_CPU)
+
+    def draw(self, image: Tensor, n: int, generator: torch.Generator | None, at_once: int) -> Tensor:
+        """What `sample` gives, `at_once` samples at a time."""
+        raise NotImplementedError
+
+
+def check_masks(image: Tensor, masks: Tensor) -> None:
+    """Raises ValueError for masks that do not fit the image."""
+    if masks.ndim != 4 or len(masks) != len(image) or masks.shape[2:] != image.shape[2:]:
+        raise ValueError(f"masks of shape {tuple(masks.shape)} for image of shape {tuple(image.shape)}: "
+                         "expected (b, k, h, w) for (b, c, h, w)")
+
+
+def rows_of(image: Tensor, n: int) -> Tensor:
+    """The number of the image that each of n rows per image belongs to: 0, ..., 0, 1, ..., (b * n,)."""
+    return torch.arange(len(image), device=image.device).repeat_interleave(n)
+
+
+def he_normal(module: nn.Module) -> None:
+    """He's initialization of a convolution, for `Module.apply`.
+
+    With torch's own, activations shrink from layer to layer, and latents have no influence to begin with."""
+    if isinstance(module, nn.Conv2d):
+        nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+
+
+def in_parts(decode: Callable[..., Tensor], at_once: int, *states: Tensor) -> Tensor:
+    """decode(*states), where each of `states` is (m, ...), with at most `at_once` of the m at a time."""
+    return torch.cat([decode(*part) for part in zip(*(one.split(at_once) for one in states))])

@@ -1,0 +1,136 @@
+"""PHiSeg (Baumgartner et al. 2019, arXiv 1906.04045): a hierarchy of latents, one map per level.
+
+    L = sum_l [ sum over pixels of cross-entropy(y, a_l) + 4^l KL(q(z_l | z_>l, x, y), p(z_l | z_>l, x)) ]
+
+Level l = 0 is the finest. a_l are the logits of level l and of all coarser ones, enlarged and added up; a
+sample is a_0.
+Deviations: GroupNorm of `--groups` instead of batch norm, as the project's loop has one mode. A resolution
+per entry of `--dim_mults` (original: 7, of 32, 64, 128, 192, 192, 192, 192 filters); 5 latent levels as in
+the original, or as many as there are resolutions. A latent is enlarged to its level's size in one bilinear
+step (original: by 2, with convolutions between). The optimizer is the project's (original: Adam 1e-3)."""
+
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from metadata_manager import FlowConfig
+from models.baselines.latent import DiagonalGaussian
+from models.baselines.one_shot import OneShot, in_parts, rows_of
+from models.unet import descend
+
+
+class NormBlock(nn.Sequential):
+    """`convs` 3x3 convolutions, each followed by GroupNorm and ReLU: (m, in, h, w) -> (m, out, h, w)."""
+
+    def __init__(self, in_channels: int, out_channels: int, convs: int, groups: int) -> None:
+        layers: list[nn.Module] = []
+        for i in range(convs):
+            layers += [nn.Conv2d(in_channels if i == 0 else out_channels, out_channels, 3, padding=1),
+                       nn.GroupNorm(groups, out_channels), nn.ReLU(inplace=True)]
+        super().__init__(*layers)
+
+
+class Ladder(nn.Module):
+    """p(z_l | z_>l, x), or with a mask beside the image the posterior: an encoder and a head per level.
+
+    Levels are counted from the coarsest here, 0."""
+
+    def __init__(self, in_channels: int, filters: Sequence[int], levels: int, latents: int, groups: int
+                 ) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(NormBlock(*channels, 3, groups)
+                                    for channels in pairwise([in_channels, *filters]))
+        widths = filters[::-1][:levels]
+        self.heads = nn.ModuleList(
+            nn.Sequential(NormBlock(width + (latents if level else 0), width, 2, groups),
+                          nn.Conv2d(width, 2 * latents, 1)) for level, width in enumerate(widths))
+
+    def maps(self, image: Tensor) -> list[Tensor]:
+        """The encoder's maps, the coarsest first."""
+        return descend(image, self.blocks, F.avg_pool2d)[::-1]
+
+    def gaussian(self, level: int, maps: Sequence[Tensor], above: Tensor | None) -> DiagonalGaussian:
+        """Of z (m, latents, h', w') at a level, given the z above it; the coarsest has none."""
+        joined = maps[level] if above is None else torch.cat([maps[level], enlarge(above, 2)], dim=1)
+        return DiagonalGaussian.of(self.heads[level](joined))
+
+
+class Likelihood(nn.Module):
+    """The latents of all levels -> their logits, each enlarged and added to those of the coarser levels."""
+
+    def __init__(self, filters: Sequence[int], enlarged: int, latents: int, groups: int) -> None:
+        super().__init__()
+        widths = filters[::-1]
+        self.enlarged = enlarged  # how many times larger a level's logits are than its latent
+        self.rise = nn.ModuleList(NormBlock(latents, width, 2, groups) for width in widths)
+        self.join = nn.ModuleList(NormBlock(below + width, width, 2, groups)
+                                  for below, width in pairwise(widths))
+        self.heads = nn.ModuleList(nn.Conv2d(width, 1, 1) for width in widths)
+
+    def forward(self, latents: Sequence[Tensor]) -> Tensor:
+        """Latents (m, latents, h', w') of each level -> a (m, levels, h, w); both the coarsest first."""
+        found: list[Tensor] = []
+        x = self.rise[0](enlarge(latents[0], self.enlarged))
+        for level, head in enumerate(self.heads):
+            if level:
+                y = self.rise[level](enlarge(latents[level], self.enlarged))
+                x = self.join[level - 1](torch.cat([enlarge(x, 2), y], dim=1))
+            found.append(enlarge(head(x), 2 ** (len(self.heads) - 1 - level)))
+        return torch.cat(found, dim=1).cumsum(1)
+
+
+class PHiSeg(OneShot):
+    """Prior and posterior over the latents of all levels, and the likelihood of a mask given them."""
+
+    def __init__(self, channels: int, config: FlowConfig,
+                 latent_levels: int = 5,  # original
+                 latents: int = 2,  # original: channels of a latent
+                 ) -> None:
+        super().__init__(config)
+        resolutions = len(self.filters)
+        self.levels, self.latents = min(latent_levels, resolutions), latents
+        self.prior = Ladder(channels, self.filters, self.levels, latents, config.groups)
+        self.posterior = Ladder(channels + 1, self.filters, self.levels, latents, config.groups)
+        self.likelihood = Likelihood(self.filters[:self.levels], 2 ** (resolutions - self.levels), latents,
+                                     config.groups)
+
+    def losses(self, image: Tensor, masks: Tensor) -> Iterator[dict[str, Tensor]]:
+        """L and its two terms, means over the batch, at once; see `OneShot.targets`."""
+        targets = self.targets(image, masks)
+        rows, y = rows_of(image, targets.shape[1]), targets.flatten(0, 1)[:, None]  # (b * j, 1, h, w)
+        of_prior = [one[rows] for one in self.prior.maps(image)]
+        of_posterior = self.posterior.maps(torch.cat([image[rows], y], dim=1))
+        latents: list[Tensor] = []
+        kl = image.new_zeros(())
+        for level in range(self.levels):
+            above = latents[-1] if latents else None
+            posterior = self.posterior.gaussian(level, of_posterior, above)
+            weight = 4 ** (self.levels - 1 - level)
+            kl = kl + weight * posterior.kl(self.prior.gaussian(level, of_prior, above)).mean()
+            latents.append(posterior.rsample())
+        logits = self.likelihood(latents)  # (b * j, levels, h, w)
+        cross_entropy = F.binary_cross_entropy_with_logits(logits, y.expand_as(logits), reduction="sum")
+        cross_entropy = cross_entropy / len(y)
+        yield {"loss": cross_entropy + kl, "cross_entropy": cross_entropy.detach(), "KL": kl.detach()}
+
+    def draw(self, image: Tensor, n: int, generator: torch.Generator | None, at_once: int) -> Tensor:
+        maps, rows = self.prior.maps(image), rows_of(image, n)
+        shapes = [(len(rows), self.latents, *one.shape[2:]) for one in maps[:self.levels]]
+        noise = [torch.randn(shape, device=image.device, generator=generator) for shape in shapes]
+
+        def decode(row: Tensor, *noise: Tensor) -> Tensor:
+            latents: list[Tensor] = []
+            for level, normal in enumerate(noise):
+                above = latents[-1] if latents else None
+                latents.append(self.prior.gaussian(level, [one[row] for one in maps], above).at(normal))
+            return self.likelihood(latents)[:, -1]
+
+        return in_parts(decode, at_once, rows, *noise).sigmoid().unflatten(0, (-1, n))
+
+
+def enlarge(x: Tensor, factor: int) -> Tensor:
+    """(m, c, h, w) -> (m, c, factor h, factor w), bilinear."""
+    return F.interpolate(x, scale_factor=factor, mode="bilinear") if factor > 1 else x

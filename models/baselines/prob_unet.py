@@ -1,0 +1,73 @@
+"""Probabilistic U-Net (Kohl et al. 2018, arXiv 1806.05034).
+
+    L = E_{z ~ q(z | x, y)} [ sum over pixels of cross-entropy(y, f(x, z)) ] + beta KL(q(z | x, y), p(z | x))
+
+Deviations: widths are `--dim` times `--dim_mults` (original: 32, 64, 128, 192). The standard deviations are
+softplus, not exp, of the encoders' output, with which the divergence overflows at larger learning rates. The
+optimizer is the project's (original: Adam 1e-4)."""
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from metadata_manager import FlowConfig
+from models.baselines.latent import DiagonalGaussian, Encoder
+from models.baselines.one_shot import OneShot, he_normal, in_parts, rows_of
+from models.unet import UNet
+
+CONVS = 3  # per block, original
+
+
+class ProbUNet(OneShot):
+    """A U-Net whose last layers also see a latent z, one vector for the whole image.
+
+    condition_channels: of what prior and posterior see beside the image."""
+
+    def __init__(self, channels: int, config: FlowConfig,
+                 latents: int = 6,  # original
+                 beta: float = 10.0,  # original: weight of the divergence
+                 condition_channels: int = 0) -> None:
+        super().__init__(config)
+        self.latents, self.beta = latents, beta
+        width, seen = self.filters[0], channels + condition_channels
+        self.unet = UNet(channels, self.filters, CONVS, "avg", "bilinear")
+        self.prior = Encoder(seen, self.filters, latents, CONVS)
+        self.posterior = Encoder(seen + 1, self.filters, latents, CONVS)
+        self.combine = nn.Sequential(nn.Conv2d(width + latents, width, 1), nn.ReLU(),
+                                     nn.Conv2d(width, width, 1), nn.ReLU(), nn.Conv2d(width, 1, 1))
+        self.apply(he_normal)
+
+    def losses(self, image: Tensor, masks: Tensor) -> Iterator[dict[str, Tensor]]:
+        """L and its two terms, means over the batch, at once; see `OneShot.targets`."""
+        targets = self.targets(image, masks)
+        rows = rows_of(image, targets.shape[1])
+        yield self.elbo(image, targets, self.prior(image).rows(rows), image[rows])
+
+    def elbo(self, image: Tensor, targets: Tensor, prior: DiagonalGaussian, seen: Tensor
+             ) -> dict[str, Tensor]:
+        """L for targets (b, j, h, w); the prior and what the posterior sees beside them have b * j rows."""
+        y = targets.flatten(0, 1)  # (b * j, h, w)
+        posterior = self.posterior(torch.cat([seen, y[:, None]], dim=1))
+        features = self.unet(image)[rows_of(image, targets.shape[1])]
+        logits = self.decode(features, posterior.rsample())
+        cross_entropy = F.binary_cross_entropy_with_logits(logits, y, reduction="sum") / len(y)
+        kl = posterior.kl(prior).mean()
+        return {"loss": cross_entropy + self.beta * kl, "cross_entropy": cross_entropy.detach(),
+                "KL": kl.detach()}
+
+    def decode(self, features: Tensor, z: Tensor) -> Tensor:
+        """Logits (m, h, w) of features (m, filters[0], h, w) and latents (m, latents)."""
+        planes = z[:, :, None, None].expand(-1, -1, *features.shape[2:])
+        return self.combine(torch.cat([features, planes], dim=1))[:, 0]
+
+    def prior_of_samples(self, image: Tensor, n: int, generator: torch.Generator | None) -> DiagonalGaussian:
+        """The prior of each of n samples per image: b * n rows."""
+        return self.prior(image).rows(rows_of(image, n))
+
+    def draw(self, image: Tensor, n: int, generator: torch.Generator | None, at_once: int) -> Tensor:
+        features, prior = self.unet(image), self.prior_of_samples(image, n, generator)
+        z = prior.at(torch.randn(prior.mean.shape, device=image.device, generator=generator))
+        logits = in_parts(lambda row, z: self.decode(features[row], z), at_once, rows_of(image, n), z)
+        return logits.sigmoid().unflatten(0, (-1, n))

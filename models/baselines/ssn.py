@@ -1,0 +1,37 @@
+"""SSN, stochastic segmentation networks (Monteiro et al. 2020, arXiv 2006.06015), the ancestor of GTR.
+
+    logits ~ N(mu(x), D(x) D(x)^T + L(x)),   L = -log 1/M sum_m prod_pixels p(y | logits_m),   M = 20
+
+Deviations: the U-Net is GTR's, its widths are `--dim` times `--dim_mults`, and the smallest variance is its.
+The original draws independent pixels where the covariance cannot be factorised; here nothing is factorised.
+The optimizer is the project's (original: Adam 1e-3)."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from metadata_manager import FlowConfig
+from models.baselines.one_shot import OneShot
+from models.gtr import GTR, monte_carlo_nll
+
+
+class SSN(OneShot):
+    """Image -> low-rank Gaussian over logit maps, trained and sampled as it is."""
+
+    def __init__(self, channels: int, config: FlowConfig,
+                 rank: int = 10,  # original
+                 mc_samples: int = 20,  # original: M, 10 draws and their negatives
+                 ) -> None:
+        super().__init__(config)
+        self.net = GTR(channels, self.filters, rank)
+        self.mc_samples = mc_samples
+
+    def losses(self, image: Tensor, masks: Tensor) -> Iterator[dict[str, Tensor]]:
+        """The likelihood's negative logarithm, the mean over the batch, at once; see `OneShot.targets`."""
+        targets = self.targets(image, masks)
+        logits = self.net(image).rsample(self.mc_samples, antithetic=True)
+        yield {"loss": monte_carlo_nll(logits, targets)}
+
+    def draw(self, image: Tensor, n: int, generator: torch.Generator | None, at_once: int) -> Tensor:
+        return self.net.sample(image, n, generator)
