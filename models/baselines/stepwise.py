@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from models.atfm import STATES_ON_CPU
 from models.flow import one_expert
+from models.gtr import TrainedOn
 
 STATES_ON_GPU = 16  # of 256x256 pixels at dim 256, by a count of the maps that a forward pass holds
 MAX_BETA = 0.999  # noise of a single step (arXiv 2102.09672, Sec. 3.2)
@@ -21,12 +22,16 @@ MAX_BETA = 0.999  # noise of a single step (arXiv 2102.09672, Sec. 3.2)
 class Stepwise(nn.Module):
     """A system whose sampler takes `steps` steps unless told otherwise, and at most `most_steps`.
 
+    channels: of its images.
     experts: "one": a random expert per image and step; "all": the mean over all, one after the other.
     A subclass gives `terms` and `draw`."""
 
-    def __init__(self, experts: str, steps: int, most_steps: float = math.inf) -> None:
+    trained_on: TrainedOn  # set where a checkpoint is loaded
+
+    def __init__(self, channels: int, experts: str, steps: int, most_steps: float = math.inf) -> None:
         super().__init__()
-        self.experts, self.steps, self.most_steps = experts, steps, most_steps
+        self.channels, self.experts = channels, experts
+        self.steps, self.most_steps = steps, most_steps
 
     @property
     def evaluations(self) -> int:
@@ -48,7 +53,8 @@ class Stepwise(nn.Module):
         """Pieces of a batch's loss, one per expert: image (b, c, h, w) in [0, 1], masks (b, k, h, w) of 0/1.
 
         Each is a dict of "loss", for backward(), and of terms to log; the pieces' sums are the batch's means.
-        Raises ValueError for masks of another shape."""
+        Raises ValueError for an image of other channels, or masks of another shape."""
+        self._check(image)
         if masks.ndim != 4 or len(masks) != len(image) or masks.shape[2:] != image.shape[2:]:
             raise ValueError(f"masks of shape {tuple(masks.shape)} for image of shape {tuple(image.shape)}: "
                              "expected (b, k, h, w) for (b, c, h, w)")
@@ -63,7 +69,9 @@ class Stepwise(nn.Module):
         """n masks per image (b, c, h, w) as probabilities (b, n, h, w); a mask is where they are >= 0.5.
 
         batch_size: states that go through the net at once; it changes results by rounding only.
-        Raises ValueError for an empty batch, no samples, no steps, or more steps than there are."""
+        Raises ValueError for an image of other channels, an empty batch, no samples, no steps, or more steps
+        than there are."""
+        self._check(image)
         steps = self.steps if steps is None else steps
         at_once = batch_size
         if at_once is None:
@@ -74,6 +82,10 @@ class Stepwise(nn.Module):
         found = self.draw(image, n, steps, partial(in_parts, at_once), generator)
         return found.view(len(image), n, *image.shape[2:])
 
+    def _check(self, image: Tensor) -> None:
+        if image.ndim != 4 or image.shape[1] != self.channels:
+            raise ValueError(f"image of shape {tuple(image.shape)}: expected (b, {self.channels}, h, w)")
+
 
 class Diffusion(Stepwise):
     """A system over noise levels t = 1, ..., T with a schedule alpha_bar (T + 1,); it samples in T steps.
@@ -82,9 +94,9 @@ class Diffusion(Stepwise):
 
     alpha_bar: Tensor
 
-    def __init__(self, experts: str, alpha_bar: Tensor) -> None:
+    def __init__(self, channels: int, experts: str, alpha_bar: Tensor) -> None:
         self.T = len(alpha_bar) - 1
-        super().__init__(experts, steps=self.T, most_steps=self.T)
+        super().__init__(channels, experts, steps=self.T, most_steps=self.T)
         self.register_buffer("alpha_bar", alpha_bar, persistent=False)
 
     def draw_levels(self, b: int) -> Tensor:
