@@ -1,0 +1,91 @@
+"""CIMD, a diffusion with a latent of ambiguity (Rahman et al., CVPR 2023, arXiv 2304.04745).
+
+A diffusion over masks, x_0 = 2 y - 1, x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) z, whose net also
+sees a latent e. With Gaussians p(e | image) and q(e | image, y) of two encoders the loss is
+
+    L = E_t (f(x_t, t, image, e) - z)^2 + beta KL(q || p),  e ~ q, t uniform on 1, ..., T
+
+its first term a mean over pixels. A sample draws e from p once, then takes T steps of DDPM's posterior.
+
+Deviations: p sees the image alone, as in Prob. U-Net (the paper describes its second encoder as one that sees
+the diffusion's output too); e enters as constant planes beside the image; ST-Net in place of a U-Net of 128
+channels; encoders have ST-Net's widths and end in a global average; their standard deviations have a lower
+bound, which keeps the KL finite; the predicted x_0 is clipped to [-1, 1] in sampling; a step's variance is
+the posterior's, not learned; learning rate and batch size are those of the project's settings.
+"""
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.distributions import Normal, kl_divergence
+
+from metadata_manager import FlowConfig
+from models.baselines.stepwise import Diffusion, gaussian_step, linear, normal_like
+from models.st_net import STNet
+from models.unet import ConvBlock
+
+MIN_DEVIATION = 1e-3
+
+
+class CIMD(Diffusion):
+    """latents: numbers in e (as in Prob. U-Net). T: noise levels, and steps of a sample (the original: 1000).
+
+    beta: of the KL; about Prob. U-Net's 10 over the 128 x 128 pixels that its other term sums."""
+
+    def __init__(self, channels: int, config: FlowConfig, *, T: int = 1000, latents: int = 6,
+                 beta: float = 1e-3) -> None:
+        super().__init__(channels, config.experts, linear(T))
+        filters = [config.dim * mult for mult in config.dim_mults]
+        self.prior = GaussianEncoder(channels, filters, latents)
+        self.posterior = GaussianEncoder(channels + 1, filters, latents)
+        self.net = STNet.of(config, channels + latents)
+        self.beta = beta
+
+    def terms(self, image: Tensor, y: Tensor) -> dict[str, Tensor]:
+        """loss, MSE and KL, the sum over latents, a mean over images."""
+        p, q = self.prior(image), self.posterior(torch.cat([image, 2 * y - 1], dim=1))
+        t, z = self.draw_levels(len(y)), torch.randn_like(y)
+        to_t = self.at(t)
+        x_t = to_t.sqrt() * (2 * y - 1) + (1 - to_t).sqrt() * z
+        mse = (self.net(x_t, t / self.T, with_planes(image, q.rsample())) - z).square().mean()
+        kl = kl_divergence(q, p).sum(1).mean()
+        return {"loss": mse + self.beta * kl, "MSE": mse, "KL": kl}
+
+    def draw(self, image: Tensor, n: int, steps: int, in_parts: Callable[..., Tensor],
+             generator: torch.Generator | None) -> Tensor:
+        p = self.prior(image)
+        mean, deviation = p.mean.repeat_interleave(n, dim=0), p.stddev.repeat_interleave(n, dim=0)
+        e = mean + deviation * normal_like(mean, generator)
+        seen = with_planes(image.repeat_interleave(n, dim=0), e)  # (b * n, c + latents, h, w)
+        x = normal_like(seen[:, :1], generator)
+        for t, s in pairwise(self.levels(steps)):
+            to_t, to_s = self.alpha_bar[t], self.alpha_bar[s]
+            z = in_parts(self.net, x, x.new_full((len(x),), t / self.T), seen)
+            x_0 = ((x - (1 - to_t).sqrt() * z) / to_t.sqrt()).clamp(-1, 1)
+            x = gaussian_step(x, x_0, to_t, to_s, normal_like(x, generator))
+        return (x_0 + 1) / 2
+
+
+class GaussianEncoder(nn.Module):
+    """(b, c, h, w) -> independent Gaussians, (b, latents); one level per entry of filters."""
+
+    def __init__(self, channels: int, filters: Sequence[int], latents: int) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(ConvBlock(before, after, convs=2)
+                                    for before, after in zip([channels, *filters], filters))
+        self.head = nn.Linear(filters[-1], 2 * latents)
+
+    def forward(self, x: Tensor) -> Normal:
+        for i, block in enumerate(self.blocks):
+            x = block(F.max_pool2d(x, 2) if i else x)  # (b, filters[i], h / 2^i, w / 2^i)
+        mean, raw = self.head(x.mean(dim=(2, 3))).chunk(2, dim=1)
+        # Arguments are not checked: that would wait for a GPU.
+        return Normal(mean, F.softplus(raw) + MIN_DEVIATION, validate_args=False)
+
+
+def with_planes(image: Tensor, e: Tensor) -> Tensor:
+    """The image (b, c, h, w) with each latent of e (b, latents) as a constant plane."""
+    return torch.cat([image, e[:, :, None, None].expand(-1, -1, *image.shape[2:])], dim=1)

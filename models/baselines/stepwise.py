@@ -1,0 +1,151 @@
+"""What the systems that sample in steps share: losses over the experts' masks, samples, diffusion schedules.
+
+Notation of diffusions: t = 0, ..., T counts noise levels, x_0 is the mask (not the flow's source), x_T noise;
+alpha_bar_t is the share of x_0 that is left at t, alpha_bar_0 = 1; s < t is the level that a step goes to.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from models.atfm import STATES_ON_CPU
+from models.flow import one_expert
+from models.gtr import TrainedOn
+
+STATES_ON_GPU = 16  # of 256x256 pixels at dim 256, by a count of the maps that a forward pass holds
+MAX_BETA = 0.999  # noise of a single step (arXiv 2102.09672, Sec. 3.2)
+
+
+class Stepwise(nn.Module):
+    """A system whose sampler takes `steps` steps unless told otherwise, and at most `most_steps`.
+
+    channels: of its images.
+    experts: "one": a random expert per image and step; "all": the mean over all, one after the other.
+    A subclass gives `terms` and `draw`."""
+
+    trained_on: TrainedOn  # set where a checkpoint is loaded
+
+    def __init__(self, channels: int, experts: str, steps: int, most_steps: float = math.inf) -> None:
+        super().__init__()
+        self.channels, self.experts = channels, experts
+        self.steps, self.most_steps = steps, most_steps
+
+    @property
+    def evaluations(self) -> int:
+        """Of the net, per sample."""
+        return self.steps
+
+    def terms(self, image: Tensor, y: Tensor) -> dict[str, Tensor]:
+        """Scalars: loss, and what it is made of; of images (b, c, h, w) with a mask (b, 1, h, w) each."""
+        raise NotImplementedError
+
+    def draw(self, image: Tensor, n: int, steps: int, in_parts: Callable[..., Tensor],
+             generator: torch.Generator | None) -> Tensor:
+        """n masks per image as probabilities, (b * n, 1, h, w).
+
+        in_parts(net, ...): the net's output for a batch, found a part at a time."""
+        raise NotImplementedError
+
+    def losses(self, image: Tensor, masks: Tensor) -> Iterator[dict[str, Tensor]]:
+        """Pieces of a batch's loss, one per expert: image (b, c, h, w) in [0, 1], masks (b, k, h, w) of 0/1.
+
+        Each is a dict of "loss", for backward(), and of terms to log; the pieces' sums are the batch's means.
+        Raises ValueError for an image of other channels, or masks of another shape."""
+        self._check(image)
+        if masks.ndim != 4 or len(masks) != len(image) or masks.shape[2:] != image.shape[2:]:
+            raise ValueError(f"masks of shape {tuple(masks.shape)} for image of shape {tuple(image.shape)}: "
+                             "expected (b, k, h, w) for (b, c, h, w)")
+        targets = one_expert(masks) if self.experts == "one" else masks
+        for y in targets.split(1, dim=1):
+            terms = {name: value / targets.shape[1] for name, value in self.terms(image, y).items()}
+            yield {name: value if name == "loss" else value.detach() for name, value in terms.items()}
+
+    @torch.no_grad()
+    def sample(self, image: Tensor, n: int, steps: int | None = None,
+               generator: torch.Generator | None = None, batch_size: int | None = None) -> Tensor:
+        """n masks per image (b, c, h, w) as probabilities (b, n, h, w); a mask is where they are >= 0.5.
+
+        batch_size: states that go through the net at once; it changes results by rounding only.
+        Raises ValueError for an image of other channels, an empty batch, no samples, no steps, or more steps
+        than there are."""
+        self._check(image)
+        steps = self.steps if steps is None else steps
+        at_once = batch_size
+        if at_once is None:
+            at_once = STATES_ON_CPU if image.device.type == "cpu" else STATES_ON_GPU
+        if min(len(image), n, steps, at_once) < 1 or steps > self.most_steps:
+            raise ValueError(f"{len(image)} images, n={n}, steps={steps}, batch_size={batch_size}: expected "
+                             f"at least 1 of each, and at most {self.most_steps} steps")
+        found = self.draw(image, n, steps, partial(in_parts, at_once), generator)
+        return found.view(len(image), n, *image.shape[2:])
+
+    def _check(self, image: Tensor) -> None:
+        if image.ndim != 4 or image.shape[1] != self.channels:
+            raise ValueError(f"image of shape {tuple(image.shape)}: expected (b, {self.channels}, h, w)")
+
+
+class Diffusion(Stepwise):
+    """A system over noise levels t = 1, ..., T with a schedule alpha_bar (T + 1,); it samples in T steps.
+
+    Fewer steps go through every (T / steps)-th level."""
+
+    alpha_bar: Tensor
+
+    def __init__(self, channels: int, experts: str, alpha_bar: Tensor) -> None:
+        self.T = len(alpha_bar) - 1
+        super().__init__(channels, experts, steps=self.T, most_steps=self.T)
+        self.register_buffer("alpha_bar", alpha_bar, persistent=False)
+
+    def draw_levels(self, b: int) -> Tensor:
+        """A random t for each image, (b,), uniform on 1, ..., T."""
+        return torch.randint(1, self.T + 1, (b,), device=self.alpha_bar.device)
+
+    def at(self, t: Tensor) -> Tensor:
+        """alpha_bar at t (b,), as (b, 1, 1, 1)."""
+        return self.alpha_bar[t][:, None, None, None]
+
+    def levels(self, steps: int) -> list[int]:
+        """From T down to 0, both included, in `steps` steps."""
+        return [self.T * i // steps for i in range(steps, -1, -1)]
+
+
+def in_parts(at_once: int, net: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+    """net(*inputs), in equal parts of at most `at_once` of the batch."""
+    parts = math.ceil(len(inputs[0]) / at_once)
+    return torch.cat([net(*part) for part in zip(*(one.tensor_split(parts) for one in inputs))])
+
+
+def normal_like(x: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Standard normal noise of x's shape and device."""
+    return torch.randn(x.shape, device=x.device, generator=generator)
+
+
+def cosine(T: int) -> Tensor:
+    """alpha_bar (T + 1,): f(t) / f(0), f(t) = cos^2((t / T + 0.008) / 1.008 * pi / 2) (arXiv 2102.09672)."""
+    angle = (torch.arange(T + 1, dtype=torch.float64) / T + 0.008) / 1.008 * math.pi / 2
+    f = angle.cos().square()
+    return of_betas(1 - f[1:] / f[:-1])
+
+
+def linear(T: int) -> Tensor:
+    """alpha_bar (T + 1,) of betas from 1e-4 to 0.02 (arXiv 2006.11239), times 1000 / T if T is not 1000."""
+    return of_betas(torch.linspace(1e-4, 0.02, T, dtype=torch.float64) * 1000 / T)
+
+
+def of_betas(betas: Tensor) -> Tensor:
+    """alpha_bar_0 = 1, ..., alpha_bar_T, the running product of 1 - beta; betas (T,)."""
+    kept = (1 - betas.clamp(max=MAX_BETA)).cumprod(0)
+    return torch.cat([kept.new_ones(1), kept]).float()
+
+
+def gaussian_step(x_t: Tensor, x_0: Tensor, to_t: Tensor, to_s: Tensor, noise: Tensor) -> Tensor:
+    """A draw of q(x_s | x_t, x_0) where q(x_t | x_0) = N(sqrt(alpha_bar_t) x_0, 1 - alpha_bar_t).
+
+    to_t, to_s: alpha_bar at t and s. noise: standard normal, as x_t. At s = 0 this is x_0. DDPM's Eq. 6-7
+    (arXiv 2006.11239)."""
+    kept = to_t / to_s
+    mean = (to_s.sqrt() * (1 - kept) * x_0 + kept.sqrt() * (1 - to_s) * x_t) / (1 - to_t)
+    return mean + ((1 - kept) * (1 - to_s) / (1 - to_t)).sqrt() * noise
