@@ -44,7 +44,7 @@ BASELINES: dict[str, dict[str, Any]] = {
     "ssn": {**_UNET, "lr": 1e-3, "batch_size": 12},
     "prob-unet": {**_UNET, "lr": 1e-4, "batch_size": 12},
     "phiseg": {**_UNET, "dim_mults": (1, 2, 4, 6, 6, 6, 6), "lr": 1e-3, "batch_size": 12},
-    "mose": {**_UNET, "lr": 1e-3, "batch_size": 16, "weight_decay": 1e-5},
+    "mose": {**_UNET, "experts": "all", "lr": 1e-3, "batch_size": 16, "weight_decay": 1e-5},
     "ccdm": {**_DIFFUSION, "lr": 1e-4, "batch_size": 16},
     "ab": {**_DIFFUSION, "lr": 1e-4, "batch_size": 16},
     "cimd": {"experts": "one", "dim": 128, "dim_mults": (1, 2, 4), "lr": 1e-4, "batch_size": 20},

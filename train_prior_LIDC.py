@@ -13,9 +13,9 @@ import torch
 
 import fig
 from data import Loader, augment, load
-from metadata_manager import FlowConfig, LoopConfig, Metadata, RunConfig, parse
+from metadata_manager import BASELINES, FlowConfig, LoopConfig, Metadata, RunConfig, parse
 from metrics import evaluate
-from models import ATFM, BASELINES, STNet, Validation, checkpoint, describe, load_gtr, train_loop
+from models import ATFM, STNet, Validation, baseline, checkpoint, describe, load_gtr, train_loop
 from models.processes import FLOW_MEMORY, INITIALIZATION, Processes, join, one_line_errors, seed_step
 
 
@@ -36,13 +36,14 @@ def train_system(run: RunConfig, metadata: Metadata, config: FlowConfig, loop: L
     train = processes.in_turn(lambda: load(metadata, "train_prior"))  # "train", but for --split released
     held_out = load(metadata, "val").spread(loop.val_images)
 
-    # System: what is trained is its `net`.
+    # System: what is trained of it is `trainable`.
     if config.method in BASELINES:
         seed_step(run.seed, INITIALIZATION)
-        system = BASELINES[config.method](metadata.channels, config).to(device)
+        system = baseline(config.method, metadata.channels, config).to(device)
     else:
         system = atfm(run, metadata, config, device)
-    optimizer = torch.optim.AdamW(system.net.parameters(), lr=config.lr, weight_decay=config.weight_decay)
+    optimizer = torch.optim.AdamW(system.trainable.parameters(), lr=config.lr,
+                                  weight_decay=config.weight_decay)
     batches = Loader(train, config.batch_size, run.seed, device, augment if metadata.augment else None,
                      processes.rank, processes.count, system.apart, system.needs_style)
 
@@ -54,7 +55,7 @@ def train_system(run: RunConfig, metadata: Metadata, config: FlowConfig, loop: L
         return Validation(found.means(loop.val_samples, "GED", "HM-IoU", "Diversity"),
                           fig.validation_picture(sample, held_out, device))
 
-    train_loop(system.net, system.losses, optimizer, batches, validate,
+    train_loop(system.trainable, system.losses, optimizer, batches, validate,
                folder=output / config.folder, epochs=config.num_epochs, config=loop, seed=run.seed,
                about=describe(config.method, metadata, config, run.seed, train, system.gtr),
                optimization=config, processes=processes)

@@ -14,7 +14,7 @@ tau    `temperature`, x_0 = sigmoid(logits / tau)
 
 from models import checkpoint
 from models.atfm import ATFM
-from models.baselines import BASELINES
+from models.baselines import baseline
 from models.gtr import GTR, LowRankGaussian, monte_carlo_nll
 from models.loading import describe, load_flow, load_gtr
 from models.released import load_released
@@ -22,5 +22,5 @@ from models.st_net import STNet
 from models.systems import load_systems
 from models.training import Validation, train_loop
 
-__all__ = ["ATFM", "BASELINES", "GTR", "LowRankGaussian", "STNet", "Validation", "checkpoint", "describe",
+__all__ = ["ATFM", "GTR", "LowRankGaussian", "STNet", "Validation", "baseline", "checkpoint", "describe",
            "load_flow", "load_gtr", "load_released", "load_systems", "monte_carlo_nll", "train_loop"]

@@ -74,6 +74,11 @@ class ATFM(nn.Module):
         return ATFM(self.gtr, net, replace(self.objective, solver="euler")).for_sampling(self.amp)
 
     @property
+    def trainable(self) -> STNet:
+        """What is trained and kept; GTR is frozen."""
+        return self.net
+
+    @property
     def apart(self) -> bool:
         """Whether the loss on the way to an annotator's mask does not depend on the others' masks."""
         return self.objective.apart

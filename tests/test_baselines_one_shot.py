@@ -39,7 +39,7 @@ def system(kind, channels=1, experts="all", dim_mults=(1, 2), **options):
 
 def terms(model, seed=3, style=STYLE):
     torch.manual_seed(seed)
-    (found,) = model.losses(*batch(), *([style] if hasattr(model, "needs_style") else []))
+    (found,) = model.losses(*batch(), *([style] if model.needs_style else []))
     return found
 
 
@@ -223,7 +223,7 @@ def test_a_random_expert_per_step_has_the_loss_of_its_mask_and_style(name):
 
     torch.manual_seed(3)
     each, chosen = torch.arange(B), torch.randint(K, (B,))
-    style = [STYLE[each, chosen][:, None]] if hasattr(model, "needs_style") else []
+    style = [STYLE[each, chosen][:, None]] if model.needs_style else []
     (expected,) = every.losses(image, masks[each, chosen][:, None], *style)
     assert found == pytest.approx(expected["loss"].item(), rel=1e-6)
 
@@ -233,7 +233,7 @@ def test_samples_are_probabilities_that_the_generator_decides(name):
     model, image = system(BASELINES[name], channels=3), batch(3)[0]
     samples = model.sample(image, 5, generator=seeded(5))
     assert samples.shape == (B, 5, SIZE, SIZE) and not samples.requires_grad
-    assert 0 <= samples.min() < samples.max() <= 1 and model.evaluations == 1
+    assert 0 <= samples.min() < samples.max() <= 1 and model.evaluations() == 1
     torch.manual_seed(9)
     assert torch.equal(model.sample(image, 5, steps=1, generator=seeded(5)), samples)
     assert not torch.equal(model.sample(image, 5, generator=seeded(6)), samples)
@@ -276,7 +276,7 @@ def test_styles_that_are_none_are_refused(style, found):
 @pytest.mark.parametrize("name", ONE_SHOT)
 def test_what_does_not_fit_is_refused(name):
     model, (image, masks) = system(BASELINES[name]), batch()
-    extra = [STYLE] if hasattr(model, "needs_style") else []
+    extra = [STYLE] if model.needs_style else []
     with pytest.raises(ValueError, match=r"masks of shape .* for image of shape"):
         next(model.losses(image, masks[:, :, :4], *extra))
     for asked in ({"steps": 2}, {"n": 0}, {"batch_size": 0}):

@@ -27,7 +27,7 @@ class AnalogBits(Diffusion):
     """T: noise levels, and steps of a sample (250 in ATFM's comparison on LIDC)."""
 
     def __init__(self, channels: int, config: FlowConfig, *, T: int = 250) -> None:
-        super().__init__(channels, config.experts, cosine(T))
+        super().__init__(channels, config, cosine(T))
         self.net = STNet.of(config, channels + 1)  # the image and the guess
 
     def terms(self, image: Tensor, y: Tensor) -> dict[str, Tensor]:

@@ -1,7 +1,6 @@
 """What the systems that ATFM is compared with have in common with it, so that all scripts serve them all."""
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -13,8 +12,10 @@ from models.gtr import TrainedOn
 class Baseline(nn.Module):
     """A system that is trained in one stage: `losses` for the training loop, `sample` for tests.
 
-    A subclass takes the image's channels and a FlowConfig, and keyword arguments with its paper's values."""
+    A subclass takes the image's channels and a FlowConfig, and keyword arguments with its paper's values.
+    losses(image, masks), or (image, masks, style) where it `needs_style`: as `ATFM.losses`."""
 
+    losses: Callable[..., Iterator[dict[str, Tensor]]]
     gtr = None
     apart = True  # whether the loss of an annotator's mask does not depend on the others' masks
     needs_style = False  # whether `losses` takes the experts' styles (b, k) too
@@ -36,10 +37,6 @@ class Baseline(nn.Module):
     def evaluations(self, steps: int | None = None) -> int:
         """Of its network, per sample; a decoder counts as its network."""
         return steps or self.steps or 1
-
-    def losses(self, *batch: Tensor) -> Iterator[dict[str, Tensor]]:
-        """As `ATFM.losses`, of image (b, c, h, w) in [0, 1], masks (b, k, h, w) of 0/1 and styles, if any."""
-        raise NotImplementedError
 
     def sample(self, image: Tensor, n: int, steps: int | None = None,
                generator: torch.Generator | None = None, batch_size: int | None = None) -> Tensor:

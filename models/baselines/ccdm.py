@@ -28,7 +28,7 @@ class CCDM(Diffusion):
     """T: noise levels, and steps of a sample (the paper's LIDC experiments: 250)."""
 
     def __init__(self, channels: int, config: FlowConfig, *, T: int = 250) -> None:
-        super().__init__(channels, config.experts, cosine(T))
+        super().__init__(channels, config, cosine(T))
         self.net = STNet.of(config, channels)
 
     def terms(self, image: Tensor, y: Tensor) -> dict[str, Tensor]:

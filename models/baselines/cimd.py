@@ -37,7 +37,7 @@ class CIMD(Diffusion):
 
     def __init__(self, channels: int, config: FlowConfig, *, T: int = 1000, latents: int = 6,
                  beta: float = 1e-3) -> None:
-        super().__init__(channels, config.experts, linear(T))
+        super().__init__(channels, config, linear(T))
         filters = [config.dim * mult for mult in config.dim_mults]
         self.prior = GaussianEncoder(channels, filters, latents)
         self.posterior = GaussianEncoder(channels + 1, filters, latents)

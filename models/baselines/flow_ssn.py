@@ -31,7 +31,7 @@ class FlowSSN(Stepwise):
 
     def __init__(self, channels: int, config: FlowConfig, *, steps: int = 50, flow_dim: int = 16,
                  flow_mults: tuple[int, ...] = (1, 1)) -> None:
-        super().__init__(channels, config.experts, steps)
+        super().__init__(channels, config, steps)
         filters = [config.dim * mult for mult in config.dim_mults]
         self.mean = nn.Sequential(UNet(channels, filters, convs=2, pool="max", up="transposed"),
                                   nn.Conv2d(filters[0], 1, 1))

@@ -27,12 +27,14 @@ ENOUGH = 1e-6  # mass that counts as none
 class MoSE(OneShot):
     """A U-Net whose features are shifted by a scalar latent, of the component that the gate draws."""
 
+    apart = False  # the masks are coupled to the samples together
+
     def __init__(self, channels: int, config: FlowConfig,
                  components: int = 4,  # original
                  draws: int = 4,  # original: samples per component in training
                  gamma: float = 0.5,  # original, at first
                  gate_weight: float = 1.0) -> None:
-        super().__init__(config)
+        super().__init__(channels, config)
         self.draws, self.gamma, self.gate_weight = draws, gamma, gate_weight
         width, deepest = self.filters[0], self.filters[-1]
         self.unet = UNet(channels, self.filters, 2, "max", "transposed")

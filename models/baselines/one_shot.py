@@ -7,20 +7,17 @@ from torch import Tensor, nn
 
 from metadata_manager import FlowConfig
 from models.atfm import STATES_ON_CPU
+from models.baselines.baseline import Baseline
 from models.flow import one_expert
-from models.gtr import TrainedOn
 
 
-class OneShot(nn.Module):
+class OneShot(Baseline):
     """The checks and the settings of such a system; a subclass has `losses` and `draw`.
 
     config: its dim and dim_mults give the filters of the U-Net's levels, its experts the masks of a step."""
 
-    evaluations = 1  # of the network per sample
-    trained_on: TrainedOn  # set where a checkpoint is loaded
-
-    def __init__(self, config: FlowConfig) -> None:
-        super().__init__()
+    def __init__(self, channels: int, config: FlowConfig) -> None:
+        super().__init__(channels, config)
         self.filters = [config.dim * mult for mult in config.dim_mults]
         self.experts = config.experts
 

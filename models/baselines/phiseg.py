@@ -89,7 +89,7 @@ class PHiSeg(OneShot):
                  latent_levels: int = 5,  # original
                  latents: int = 2,  # original: channels of a latent
                  ) -> None:
-        super().__init__(config)
+        super().__init__(channels, config)
         resolutions = len(self.filters)
         self.levels, self.latents = min(latent_levels, resolutions), latents
         self.prior = Ladder(channels, self.filters, self.levels, latents, config.groups)

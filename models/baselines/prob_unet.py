@@ -29,7 +29,7 @@ class ProbUNet(OneShot):
                  latents: int = 6,  # original
                  beta: float = 10.0,  # original: weight of the divergence
                  condition_channels: int = 0) -> None:
-        super().__init__(config)
+        super().__init__(channels, config)
         self.latents, self.beta = latents, beta
         width, seen = self.filters[0], channels + condition_channels
         self.unet = UNet(channels, self.filters, CONVS, "avg", "bilinear")

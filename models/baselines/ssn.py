@@ -23,7 +23,7 @@ class SSN(OneShot):
                  rank: int = 10,  # original
                  mc_samples: int = 20,  # original: M, 10 draws and their negatives
                  ) -> None:
-        super().__init__(config)
+        super().__init__(channels, config)
         self.net = GTR(channels, self.filters, rank)
         self.mc_samples = mc_samples
 

@@ -9,34 +9,29 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from metadata_manager import FlowConfig
 from models.atfm import STATES_ON_CPU
+from models.baselines.baseline import Baseline
 from models.flow import one_expert
-from models.gtr import TrainedOn
 
 STATES_ON_GPU = 16  # of 256x256 pixels at dim 256, by a count of the maps that a forward pass holds
 MAX_BETA = 0.999  # noise of a single step (arXiv 2102.09672, Sec. 3.2)
 
 
-class Stepwise(nn.Module):
+class Stepwise(Baseline):
     """A system whose sampler takes `steps` steps unless told otherwise, and at most `most_steps`.
 
     channels: of its images.
-    experts: "one": a random expert per image and step; "all": the mean over all, one after the other.
+    config: of it the experts; "one": a random one per image and step; "all": their mean, one by one.
     A subclass gives `terms` and `draw`."""
 
-    trained_on: TrainedOn  # set where a checkpoint is loaded
-
-    def __init__(self, channels: int, experts: str, steps: int, most_steps: float = math.inf) -> None:
-        super().__init__()
-        self.channels, self.experts = channels, experts
-        self.steps, self.most_steps = steps, most_steps
-
-    @property
-    def evaluations(self) -> int:
-        """Of the net, per sample."""
-        return self.steps
+    def __init__(self, channels: int, config: FlowConfig, steps: int, most_steps: float = math.inf) -> None:
+        super().__init__(channels, config)
+        self.channels, self.experts = channels, config.experts
+        self.steps: int = steps
+        self.most_steps = most_steps
 
     def terms(self, image: Tensor, y: Tensor) -> dict[str, Tensor]:
         """Scalars: loss, and what it is made of; of images (b, c, h, w) with a mask (b, 1, h, w) each."""
@@ -94,9 +89,9 @@ class Diffusion(Stepwise):
 
     alpha_bar: Tensor
 
-    def __init__(self, channels: int, experts: str, alpha_bar: Tensor) -> None:
+    def __init__(self, channels: int, config: FlowConfig, alpha_bar: Tensor) -> None:
         self.T = len(alpha_bar) - 1
-        super().__init__(channels, experts, steps=self.T, most_steps=self.T)
+        super().__init__(channels, config, steps=self.T, most_steps=self.T)
         self.register_buffer("alpha_bar", alpha_bar, persistent=False)
 
     def draw_levels(self, b: int) -> Tensor:
