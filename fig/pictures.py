@@ -53,7 +53,8 @@ def draw_samples(sample: Callable[..., Tensor], dataset: Any, folder: Path, name
 
 def draw_comparison(drawn: Mapping[str, Tensor], dataset: Any, folder: Path) -> None:
     """Write comparison.png, samples of several systems on the same four images; drawn: of `draw_samples`."""
-    canvas.save(comparison(*four_of(dataset), drawn), folder / "comparison.png")
+    if len(drawn) > 1:
+        canvas.save(comparison(*four_of(dataset), drawn), folder / "comparison.png")
 
 
 def four_of(dataset: Any, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:

@@ -14,7 +14,8 @@ import test_prior_LIDC
 import train_GTR
 import train_prior_ISIC
 import train_prior_LIDC
-from metadata_manager import CONTROLS, METHODS
+from metadata_manager import BASELINES, CONTROLS, METHODS
+from metrics.report import PAPER
 from models import checkpoint
 from tests import tiny
 from tests.tiny import where
@@ -56,8 +57,8 @@ def test_the_scripts_leave_checkpoints_tables_and_pictures(isic_folder, tmp_path
         assert {"best.pt", "last.pt", "log.txt"} <= {path.name for path in (folder / stage).iterdir()}
         assert list((folder / stage).glob("events.out.tfevents*"))
     assert {path.name for path in (folder / "test").iterdir()} == {
-        "settings.json", "scores.1of1.0.jsonl", "results.json", "table.md", "parts.png", "atfm.png",
-        "atfm_uncertainty.png"}
+        "settings.json", "scores.1of1.0.jsonl", "results.json", "table.md", "parts.png", "report.html",
+        "atfm.png", "atfm_uncertainty.png"}
     assert results(folder)["metadata"]["channels"] == 3
 
 
@@ -126,17 +127,33 @@ def test_the_pickle_folder_trains_too(lidc_folder, tmp_path, no_pictures):
 
 @pytest.mark.slow
 def test_every_method_trains_and_tests(lidc, run_copy, no_pictures):
-    for method in set(METHODS) - {"atfm"}:
+    methods = [method for method in METHODS if not method.startswith("c-")]  # these need the experts' styles
+    for method in set(methods) - {"atfm"}:
         train_prior_LIDC.main([*PRIOR, *where(lidc, run_copy), "--method", method])
         assert checkpoint.load(run_copy / method / "best.pt")["stage"] == method
-    test_prior_LIDC.main([*TEST, *where(lidc, run_copy), "--methods", "act-gtr", *CONTROLS, *METHODS])
+    test_prior_LIDC.main([*TEST, *where(lidc, run_copy), "--methods", "act-gtr", *CONTROLS, *methods])
     table = rows((run_copy / "test" / "table.md").read_text())
     assert {name: row["evaluations"] for name, row in table.items()} == {
         "act-gtr, ours": "0", "act-gtr, paper": "", "act-gtr-emptied, ours": "0",
         "act-gtr-smoothed, ours": "0", "refiner, ours": "1", "atfm, ours": "1", "atfm, paper": "",
         "atfm-no-sf, ours": "1", "atfm-no-sf, paper": "", "sfm, ours": "1", "sfm, paper": "",
         "sfm-no-sf, ours": "1", "sfm-no-sf, paper": "",
-        "cfm, ours": "4"}  # two per midpoint step, each with and without the image
+        "cfm, ours": "4",  # two per midpoint step, each with and without the image
+        **{f"{method}, ours": "1" for method in BASELINES if method in methods},
+        **{f"{method}, paper": "" for method in PAPER["LIDC"] if method in BASELINES},
+        "p2sam, paper (not trained here)": ""}
+
+
+def test_what_needs_styles_is_trained_where_there_are_some(isic_folder, lidc, tmp_path, no_pictures):
+    for method in ("c-ssn", "c-prob-unet"):
+        train_prior_ISIC.main([*PRIOR, *where(isic_folder, tmp_path), "--method", method])
+    test_prior_ISIC.main([*TEST, *where(isic_folder, tmp_path), "--methods", "c-ssn", "c-prob-unet"])
+    table = rows((tmp_path / "test" / "table.md").read_text())
+    assert set(table) == {"c-ssn, ours", "c-ssn, paper", "c-prob-unet, ours", "c-prob-unet, paper"}
+    with pytest.raises(ValueError, match="has no style of the experts' masks"):
+        train_prior_LIDC.main([*PRIOR, *where(lidc, tmp_path), "--method", "c-ssn"])
+    with pytest.raises(ValueError, match="--amp True: only flows of ATFM have it"):
+        train_prior_LIDC.main([*PRIOR, *where(lidc, tmp_path), "--method", "ssn", "--amp", "True"])
 
 
 @pytest.mark.slow
