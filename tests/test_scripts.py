@@ -56,8 +56,8 @@ def test_the_scripts_leave_checkpoints_tables_and_pictures(isic_folder, tmp_path
         assert {"best.pt", "last.pt", "log.txt"} <= {path.name for path in (folder / stage).iterdir()}
         assert list((folder / stage).glob("events.out.tfevents*"))
     assert {path.name for path in (folder / "test").iterdir()} == {
-        "settings.json", "scores.1of1.0.jsonl", "results.json", "table.md", "parts.png", "atfm.png",
-        "atfm_uncertainty.png"}
+        "settings.json", "scores.1of1.0.jsonl", "results.json", "table.md", "report.html", "parts.png",
+        "atfm.png", "atfm_uncertainty.png"}
     assert results(folder)["metadata"]["channels"] == 3
 
 
@@ -86,6 +86,8 @@ def test_a_test_leaves_a_table_and_what_is_needed_to_repeat_it(run, tested):
     assert {f"{name}{n}" for name in ("GED", "HM-IoU", "MDM", "Diversity") for n in (16, 32)} <= set(
         atfm["scores"])
     assert all(len(runs) == 2 and len(runs[0]) == len(runs[1]) == 6 for runs in atfm["scores"].values())
+    page = (tested / "test" / "report.html").read_text()
+    assert all(f'"id": "{name}"' in page for name in atfm["ids"]) and "atfm, paper" in page
 
 
 def test_the_same_seed_repeats_weights_and_scores_and_another_does_not(lidc, run, tested, tmp_path,
