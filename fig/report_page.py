@@ -20,7 +20,7 @@ from matplotlib.colors import Colormap, LinearSegmentedColormap
 from PIL import Image
 from skimage.measure import find_contours
 
-from fig.canvas import COLOURS, VARIANCE_MAX, checked, colour, evenly_spaced, marked_part
+from fig.canvas import COLOURS, VARIANCE_MAX, Array, checked, evenly_spaced, marked_part
 from fig.results import Report
 from metrics.evaluation import draw, progress
 from metrics.report import write_text
@@ -57,10 +57,12 @@ def write_report(folder: Path, systems: Sequence[Any], dataset: Any, report: Rep
     items = []
     for index in progress(chosen, "report.html"):
         image, masks = (one.to(device)[None] for one in dataset[index])
-        samples = [draw(system.sample, image, n, seed, dataset.ids[index]) for system in systems]
+        samples = [draw(system.sample, image, n, seed, dataset.ids[index])[0] for system in systems]
         of_image = {"id": dataset.ids[index], "patient": report["groups"][index],
                     "scores": [_scores(report, system.label, index) for system in systems]}
-        items.append(_json(of_image | drawing(image[0], masks[0], torch.cat(samples))))
+        items.append(_json(of_image | drawing(
+            image[0], masks[0], torch.stack([one[:SHOWN] for one in samples]),
+            torch.stack([one.float().mean(0) for one in samples]))))
     write_text(folder / "report.html", page(report, table, items, len(ranked)))
 
 
@@ -70,29 +72,28 @@ def _scores(report: Report, label: str, index: int) -> list[float]:
     return [round(sum(run[index] for run in runs) / len(runs), 4) for runs in scores]
 
 
-def drawing(image: torch.Tensor, masks: torch.Tensor, samples: torch.Tensor) -> dict[str, Any]:
-    """What the page shows of an image (c, h, w): masks (k, h, w), samples (systems, n, h, w), each of 0/1.
+def drawing(image: Array, masks: Array, samples: Array, means: Array) -> dict[str, Any]:
+    """What the page shows of an image (c, h, w) with masks (k, h, w) and samples (systems, m, h, w) of 0/1.
 
-    error: mean of a system's samples minus mean of the experts. box: the part that holds all outlines."""
-    pixels, experts, drawn = checked(
-        image=(image, "c h w"), masks=(masks, "k h w"), samples=(samples, "s n h w"))
-    mean, magma = experts.mean(0), matplotlib.colormaps["magma"]
-    shown = drawn[:, :SHOWN]
-    left, top, width, height = marked_part(experts, *shown)
+    means (systems, h, w): of all samples, m or more; error is theirs minus the experts' mean. box: the part
+    of the image that holds all outlines."""
+    image, masks, samples, means = checked(image=(image, "c h w"), masks=(masks, "k h w"),
+                                           samples=(samples, "s m h w"), means=(means, "s h w"))
+    experts = masks.mean(0)
+    left, top, width, height = marked_part(masks, *samples)
     return {
-        "picture": _picture(pixels), "size": experts.shape[:0:-1],
+        "picture": _picture(image), "size": masks.shape[:0:-1],
         "box": [round(value, 2) for value in (left + 0.5, top + 0.5, width, height)],
-        "experts": [[int(mask.sum()), outline(mask)] for mask in experts],
-        "variance": _map(experts.var(0) / VARIANCE_MAX, magma),
-        "systems": [{
-            "samples": [[int(mask.sum()), outline(mask)] for mask in first],
-            "variance": _map(of_all.var(0) / VARIANCE_MAX, magma),
-            "error": _map((of_all.mean(0) - mean + 1) / 2, ERROR)} for first, of_all in zip(shown, drawn)],
+        "experts": [[int(mask.sum()), outline(mask)] for mask in masks],
+        "variance": _variance(experts),
+        "systems": [{"samples": [[int(mask.sum()), outline(mask)] for mask in of_system],
+                     "variance": _variance(mean), "error": _map((mean - experts + 1) / 2, ERROR)}
+                    for of_system, mean in zip(samples, means)],
     }
 
 
 def outline(mask: np.ndarray) -> str:
-    """The border of a mask (h, w) as an SVG path in half pixels from the image's corner; "" if empty."""
+    """The border of a mask (h, w) as an SVG path in half pixels from the image's corner, "" without one."""
     path = ""
     for contour in find_contours(np.pad(mask, 1), 0.5):
         points = np.rint(2 * contour[:, ::-1] - 1).astype(int)  # x, y; the ring of zeros is taken off
@@ -109,6 +110,11 @@ def _picture(image: np.ndarray) -> str:
     drawn = Image.fromarray(pixels.transpose(1, 2, 0) if len(pixels) == 3 else pixels[0])
     drawn.thumbnail((PICTURE_SIDE, PICTURE_SIDE))
     return _data_uri(drawn, "jpeg" if len(pixels) == 3 else "png")
+
+
+def _variance(mean: np.ndarray) -> str:
+    """A map of the variance of binary masks with this mean."""
+    return _map(mean * (1 - mean) / VARIANCE_MAX, matplotlib.colormaps["magma"])
 
 
 def _map(values: np.ndarray, colours: Colormap) -> str:
@@ -135,14 +141,14 @@ def page(report: Report, table: str, items: Sequence[str], tested: int) -> str:
     better = [next((way for start, way in BETTER.items() if name.startswith(start)), "") for name in names]
     ramp = np.linspace(0, 1, 4 * LEVELS)[None]
     shared = {"systems": labels, "scores": names, "better": better, "first": names.index(f"GED{n}"),
-              "colours": [colour(i) for i in range(len(COLOURS))]}
+              "colours": COLOURS}
     notes = [f"{kept} of {tested} test images are shown, evenly spaced over GED{n} of {labels[-1]}."]
     if kept < drawn:
         notes.append(f"{drawn - kept} that were drawn are left out, as the page would be larger than "
                      f"{LARGEST / 1e6:g} MB.")
     notes.append(f"Of each system's {n} samples under seed {sampling['seeds'][0]} the first "
                  f"{min(SHOWN, n)} are outlined; variance and error are over all. Scores are means over "
-                 f"{len(sampling['seeds'])} seed(s). The test's flag --report_images sets how many images.")
+                 f"all seeds. The test's flag --report_images sets how many images are shown.")
     parts = {
         "title": html.escape(f"{report['metadata']['what']}: test of {', '.join(labels)}"),
         "command": html.escape(report["command"]), "hardware": html.escape(report["hardware"]),

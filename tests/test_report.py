@@ -180,6 +180,7 @@ def test_a_test_with_other_settings_goes_beside_the_first(tmp_path, capsys):
         write_text(folder / "results.json", found)
         return folder.name
 
+    assert test(report_images=3) == "test"  # of the same scores
     assert [test(), test(), test(seeds=(7,)), test(steps=(1,)), test(seeds=(7,)), test()] == [
         "test", "test", "test_2", "test_3", "test_2", "test"]
     assert "test: kept, the results of another test" in capsys.readouterr().out

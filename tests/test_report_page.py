@@ -33,7 +33,8 @@ class Images:
 
 
 def noise(shift, image, n, generator):
-    return torch.rand((1, n, H, W), generator=generator) + shift
+    factors = torch.rand((1, n, 1, 1), generator=generator)  # as of GTR: other samples for another n
+    return (factors + torch.rand((1, n, H, W), generator=generator)) / 2 + shift
 
 
 SYSTEMS = [SimpleNamespace(label="act-gtr", sample=lambda *a, **k: noise(-1, *a, **k)),  # marks nothing
@@ -44,8 +45,8 @@ def report(**sampling):
     """Two seeds; atfm's GED12 falls from image 0 to 5, other scores are as an empty share has them."""
     scores = {"GED12": [[0.9 - 0.1 * i for i in range(6)], [0.7 - 0.1 * i for i in range(6)]],
               "HM-IoU12": [[0.5] * 6] * 2, "Empty": [[0.25] * 6] * 2}
-    return {"metadata": {"what": "<LIDC>"}, "command": "test_prior_LIDC.py --split_seed 1 > a", "hardware": "CPU",
-            "groups": ["p", "q", '"</script>', "r&s", "p", "q"],
+    return {"metadata": {"what": "<LIDC>"}, "command": "test_prior_LIDC.py --split_seed 1 > a",
+            "hardware": "CPU", "groups": ["p", "q", '"</script>', "r&s", "p", "q"],
             "sampling": {"samples": [2, 12], "seeds": [7, 8], "report_images": 100} | sampling,
             "systems": {"act-gtr": {"scores": scores}, "atfm": {"scores": scores}}}
 
@@ -87,10 +88,11 @@ def polygons(path):
 
 
 @pytest.mark.parametrize("mask", [
-    np.zeros((H, W)), np.ones((H, W)), np.eye(H, W), np.pad(np.pad(np.zeros((2, 3)), 2, constant_values=1), 1),
+    np.zeros((H, W)), np.ones((H, W)), np.eye(H, W),
+    np.pad(np.pad(np.zeros((2, 3)), 2, constant_values=1), 1),
     np.random.default_rng(0).random((H, W)) > 0.6])
 def test_an_outline_encloses_the_pixels_of_its_mask_and_no_others(mask):
-    centres = np.stack(np.meshgrid(np.arange(mask.shape[1]), np.arange(mask.shape[0])), -1).reshape(-1, 2) + 0.5
+    centres = np.argwhere(np.ones_like(mask))[:, ::-1] + 0.5  # x, y
     inside = np.zeros(len(centres), bool)
     for vertices in polygons(report_page.outline(mask)):
         inside ^= Polygon(vertices).contains_points(centres)  # a hole is a contour within one
@@ -105,7 +107,8 @@ def test_the_page_refers_to_nothing_outside(page):
     references = [value for _, attributes in page.elements for name, value in attributes.items()
                   if name in ("src", "href", "action", "srcset", "data")]
     assert references and all(one.startswith(("data:", "#")) for one in references)
-    assert not re.search(r"https?://(?!www\.w3\.org/2000/svg)|@import|url\(", "".join(sum(page.text.values(), [])))
+    text = "".join(sum(page.text.values(), []))
+    assert not re.search(r"https?://(?!www\.w3\.org/2000/svg)|@import|url\(", text)
     policy = {attributes.get("http-equiv"): attributes["content"] for tag, attributes in page.elements
               if tag == "meta" and "content" in attributes}
     assert policy["Content-Security-Policy"].startswith("default-src 'none'; img-src data:;")
@@ -129,7 +132,8 @@ def test_the_samples_are_those_that_were_scored_under_the_first_seed(page):
     for index, one in enumerate(page.data["images"]):
         image, _ = Images()[index]
         scored = draw(SYSTEMS[1].sample, image[None], 12, 7, IDS[index])[0, :report_page.SHOWN].numpy()
-        assert one["systems"][1]["samples"] == [[int(mask.sum()), report_page.outline(mask)] for mask in scored]
+        expected = [[int(mask.sum()), report_page.outline(mask)] for mask in scored]
+        assert one["systems"][1]["samples"] == expected
 
 
 def test_names_of_any_characters_stay_text(page):
@@ -150,7 +154,7 @@ def pixels(uri):
 def test_maps_are_of_all_samples_and_of_the_experts():
     masks, samples = torch.zeros(2, H, W), torch.zeros(2, 12, H, W)
     masks[:, 0, 0] = masks[0, 0, 1] = samples[1, :, 0, 2] = samples[1, -6:, 0, 3] = 1
-    one = report_page.drawing(torch.zeros(1, H, W), masks, samples)
+    one = report_page.drawing(torch.zeros(1, H, W), masks, samples[:, :8], samples.mean(1))
     less, _, more = (tuple(int(COLOURS[i][at:at + 2], 16) for at in (1, 3, 5)) for i in (1, 2, 0))
     error = pixels(one["systems"][1]["error"])
     assert error.shape == (H, W, 3)
@@ -165,7 +169,7 @@ def test_maps_are_of_all_samples_and_of_the_experts():
 def test_a_picture_is_grey_or_rgb_and_not_large(shape, kind):
     c, h, w = shape
     image = torch.linspace(0, 1, w).expand(shape)
-    one = report_page.drawing(image, torch.zeros(2, h, w), torch.zeros(1, 2, h, w))
+    one = report_page.drawing(image, torch.zeros(2, h, w), torch.zeros(1, 2, h, w), torch.zeros(1, h, w))
     assert one["picture"].startswith(f"data:image/{kind};")
     found = pixels(one["picture"])
     assert found.shape == ((128, 256, 3) if w == 600 else (h, w, 3))
