@@ -60,7 +60,7 @@ def test_states_have_the_distribution_of_their_levels(name, steps):
         z = (state - kept.sqrt() * x_0) / (1 - kept).sqrt()
         if t == T:
             z = state  # the start is noise, whatever little is left of x_0 at T
-        assert abs(z.mean().item()) < 5 / math.sqrt(z.numel()) + 0.05 * (t < T), t
+        assert abs(z.mean().item()) < 5 / math.sqrt(z.numel()), t
         assert z.std().item() == pytest.approx(1, abs=0.02), t
 
 
@@ -97,10 +97,8 @@ def test_analog_bits_sees_in_sampling_what_it_said_before():
 def test_cimds_terms_agree_with_their_formulas(beta):
     model = system("cimd", beta=beta)
     found = one_piece(model, 3)
-    image, y, _ = replay(3)
-    torch.manual_seed(3)
-    torch.randint(3, (2,))
-    t, z = torch.randint(1, T + 1, (2,)), torch.randn(y.shape)
+    image, y, t = replay(3)
+    z = torch.randn(y.shape)
     p, q = model.prior(image), model.posterior(torch.cat([image, 2 * y - 1], 1))
     e = q.mean + q.stddev * torch.randn(2, 2)
     kl = 0.0

@@ -5,8 +5,8 @@ The net gives p(x_0 | x_t), and p(x_{t-1} | x_t) = sum over x_0 of q(x_{t-1} | x
 
     L = E_t KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)),  t uniform on 1, ..., T, the mean over pixels
 
-which at t = 1 is the cross-entropy of x_0. A sample draws every x_{t-1} label by label, and of the
-last step, x_0, it takes the more likely one.
+which at t = 1 is the cross-entropy of x_0. A sample draws every x_{t-1} label by label; of x_0,
+the last, it takes the more likely label.
 
 Deviations: ST-Net in place of a U-Net with attention at three resolutions; its one output is the logit of
 label 1; learning rate, averaging of weights and augmentation are those of the project's settings.
