@@ -19,8 +19,8 @@ from models.checkpoint import versions
 from models.processes import join, leave, one_line_errors, stop_signals
 
 CONTROL_IMAGES = 200
-MEMORY = ("--batch_size 1 (the flow's, in proportion), --amp True (to about a half), fewer --samples (what is "
-          "scored, in proportion)")
+MEMORY = ("--batch_size 1 (the flow's, in proportion), --amp True (to about a half), fewer --samples (what "
+          "is scored, in proportion)")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
