@@ -70,3 +70,11 @@ def processes():
     first.start()
     first.join()
     return context
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.skipif(
+    not torch.cuda.is_available(), reason="needs a GPU that torch can use"))])
+def device(request, monkeypatch) -> torch.device:
+    """Each device that networks and scores run on, in full float32; CUDA is skipped where there is none."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    return torch.device(request.param)

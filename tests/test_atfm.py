@@ -16,8 +16,8 @@ from models.atfm import STATES_ON_CPU, grey
 SIZE = 8
 
 
-def seeded(seed=0):
-    return torch.Generator().manual_seed(seed)
+def seeded(seed=0, device="cpu"):
+    return torch.Generator(device).manual_seed(seed)
 
 
 def batch(b=2, k=3, channels=1):
@@ -196,14 +196,14 @@ def test_normal_source_needs_no_gtr():
         ATFM(None, atfm.net)
 
 
-def test_samples_are_probabilities_that_the_generator_decides():
-    atfm, (image, _) = system(source="normal"), batch()
-    samples = atfm.sample(image, 3, steps=2, generator=seeded(5))
+def test_samples_are_probabilities_that_the_generator_decides(device):
+    atfm, image = system(source="normal").to(device), batch()[0].to(device)
+    samples = atfm.sample(image, 3, steps=2, generator=seeded(5, device))
     assert samples.shape == (2, 3, SIZE, SIZE) and samples.dtype == torch.float32
     assert (samples.min().item(), samples.max().item()) == (0, 1)  # some of x_1 lies outside
     assert not samples.requires_grad
-    assert torch.equal(atfm.sample(image, 3, steps=2, generator=seeded(5)), samples)
-    assert not torch.equal(atfm.sample(image, 3, steps=2, generator=seeded(6)), samples)
+    assert torch.equal(atfm.sample(image, 3, steps=2, generator=seeded(5, device)), samples)
+    assert not torch.equal(atfm.sample(image, 3, steps=2, generator=seeded(6, device)), samples)
     assert (samples[:, 0] != samples[:, 1]).any()
 
 
@@ -216,8 +216,8 @@ def test_the_objective_says_how_to_sample():
 
 @pytest.mark.parametrize("signed", [False, True])
 @pytest.mark.parametrize("solver", ["euler", "midpoint", "ab2"])
-def test_the_true_velocity_has_no_loss_and_ends_at_the_mask(signed, solver):
-    image, masks = batch(k=2)
+def test_the_true_velocity_has_no_loss_and_ends_at_the_mask(signed, solver, device):
+    image, masks = (one.to(device) for one in batch(k=2))
     x_1 = masks.flatten(0, 1)[:, None]
     atfm = ATFM(None, Leading(2 * x_1 - 1 if signed else x_1), Objective(source="normal", signed=signed))
     torch.testing.assert_close(atfm.sample(image, 2, 4, solver), masks, rtol=0, atol=1e-5)

@@ -25,8 +25,8 @@ def maps(*rows):
     return torch.tensor(rows).float().view(1, -1, 2, 2)
 
 
-def test_path_agrees_with_its_formulas_and_its_velocity_ends_at_the_mask():
-    x_0, x_1, t = case()
+def test_path_agrees_with_its_formulas_and_its_velocity_ends_at_the_mask(device):
+    x_0, x_1, t = (one.to(device) for one in case())
     path = flow.linear_path(x_0, x_1, t)
     for i in range(3):
         for annotator in range(4):
@@ -145,11 +145,12 @@ def test_constant_velocity_is_integrated_exactly_at_the_stated_cost(solver, step
 # Coupling of x_0 and experts, and the Brownian bridge.
 
 @pytest.mark.parametrize("k, copies", [(3, 1), (2, 3), (4, 1)])
-def test_the_coupling_is_the_assignment_of_least_squared_difference(k, copies):
+def test_the_coupling_is_the_assignment_of_least_squared_difference(k, copies, device):
     random = torch.Generator().manual_seed(0)
     draws = torch.rand(5, copies * k, 4, 4, generator=random)
     masks = (torch.rand(5, k, 4, 4, generator=random) < 0.5).float()
-    found = [flow.couple(draws, masks) for _ in range(40)]  # one of the copies each time
+    there = draws.to(device), masks.to(device)
+    found = [flow.couple(*there).cpu() for _ in range(40)]  # one of the copies each time
     for i in range(5):
         everyone = masks[i].repeat(copies, 1, 1)
         best = min(permutations(range(copies * k)),

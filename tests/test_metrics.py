@@ -39,14 +39,16 @@ def sets():
 
 
 @pytest.mark.parametrize("case", sets())
-def test_scores_and_maps_agree_with_plain_loops(case):
+def test_scores_and_maps_agree_with_plain_loops(case, device):
     samples, masks = sets()[case]
+    ours, theirs = samples[None].to(device), masks[None].to(device)
     for name in PAIRED:
-        found = getattr(metrics, name)(samples[None], masks[None])
+        found = getattr(metrics, name)(ours, theirs)
+        assert found.device.type == device.type
         assert found.shape == (1,) and found.dtype == torch.float32
         assert found.item() == pytest.approx(getattr(oracle, name)(samples, masks), abs=1e-6), name
-    assert metrics.diversity(samples[None]).item() == pytest.approx(oracle.diversity(samples), abs=1e-6)
-    variances, entropies = metrics.variance_map(samples[None]), metrics.entropy_map(samples[None])
+    assert metrics.diversity(ours).item() == pytest.approx(oracle.diversity(samples), abs=1e-6)
+    variances, entropies = metrics.variance_map(ours), metrics.entropy_map(ours)
     assert variances.flatten().tolist() == pytest.approx(oracle.variances(samples), abs=1e-6)
     assert entropies.flatten().tolist() == pytest.approx(oracle.entropies(samples), abs=1e-6)
 
@@ -59,10 +61,11 @@ def test_scores_of_probabilities_agree_with_plain_loops(name):
 
 
 @pytest.mark.parametrize("case", range(24))
-def test_scores_agree_with_the_released_code(case):
+def test_scores_agree_with_the_released_code(case, device):
     samples, masks, expected = (oracle.golden("metrics")[f"case{case:02d}_{name}"]
                                 for name in ("samples", "masks", "ged_hmiou_mdm"))
-    found = [of(samples[None], masks[None]).item() for of in (metrics.ged, metrics.hm_iou, metrics.mdm)]
+    pair = samples[None].to(device), masks[None].to(device)
+    found = [of(*pair).item() for of in (metrics.ged, metrics.hm_iou, metrics.mdm)]
     assert found == pytest.approx(expected.tolist(), rel=1e-4, abs=1e-6)
 
 

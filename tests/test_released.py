@@ -36,9 +36,10 @@ def assert_agree(found, expected):
     ("velocity_standard_ws", "standard", 1.0),
     ("velocity_standard_ws_time1000", "standard", 1000.0),
 ])
-def test_st_net_gives_the_released_velocity(key, weight_standardization, time_scale):
+def test_st_net_gives_the_released_velocity(key, weight_standardization, time_scale, device):
     net, arrays = released_net(weight_standardization, time_scale)
-    assert_agree(net(arrays["x"], arrays["t"], arrays["image"]), arrays[key])
+    inputs = (arrays[name].to(device) for name in ("x", "t", "image"))
+    assert_agree(net.to(device)(*inputs).cpu(), arrays[key])
 
 
 def test_25_euler_steps_end_where_the_released_code_ends():
@@ -56,14 +57,15 @@ def test_the_flow_matching_loss_of_each_annotator_is_the_released_one():
         assert found == pytest.approx(expected, rel=1e-4)
 
 
-def test_gtr_gives_the_released_gaussian():
+def test_gtr_gives_the_released_gaussian(device):
     arrays, weights = released("gtr")
     gtr = gtr_module()
     load_released(gtr, weights)
-    found = gtr(arrays["image"])
-    assert_agree(found.mean.flatten(1), arrays["mean"])
-    assert_agree(found.cov_diag.flatten(1), arrays["cov_diag"])
-    assert_agree(found.cov_factor.flatten(2).transpose(1, 2), arrays["cov_factor"])  # theirs: (b, pixels, r)
+    found = gtr.to(device)(arrays["image"].to(device))
+    assert_agree(found.mean.cpu().flatten(1), arrays["mean"])
+    assert_agree(found.cov_diag.cpu().flatten(1), arrays["cov_diag"])
+    factor = found.cov_factor.cpu().flatten(2).transpose(1, 2)
+    assert_agree(factor, arrays["cov_factor"])  # theirs: (b, pixels, r)
 
 
 @pytest.mark.parametrize("name, changed, expected", [  # None: left out
