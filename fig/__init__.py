@@ -4,9 +4,16 @@ from fig.canvas import save
 from fig.curves import Difference, Differences, differences, learning_curves, read_scalars
 from fig.method import overview
 from fig.own_images import draw_own_images
-from fig.pictures import augmentation_sheet, draw_samples, prediction_grid, validation_picture, write_samples
+from fig.pictures import (
+    augmentation_sheet,
+    case_sheet,
+    draw_samples,
+    prediction_grid,
+    validation_picture,
+    write_samples,
+)
 from fig.results import results_curves
 
-__all__ = ["Difference", "Differences", "augmentation_sheet", "differences", "draw_own_images",
+__all__ = ["Difference", "Differences", "augmentation_sheet", "case_sheet", "differences", "draw_own_images",
            "draw_samples", "learning_curves", "overview", "prediction_grid", "read_scalars", "results_curves",
            "save", "validation_picture", "write_samples"]
