@@ -148,7 +148,7 @@ def unique_names(paths: Sequence[Path]) -> list[str]:
     A stem of dots alone would name another folder: it becomes "image"."""
     names: list[str] = []
     for path in paths:
-        stem = unicodedata.normalize("NFC", path.stem)
+        stem = unicodedata.normalize("NFC", path.stem.removesuffix(".nii"))
         stem = stem if stem.strip(". ") else "image"
         name, number = stem, 2
         while name.casefold() in map(str.casefold, names):  # some file systems ignore case

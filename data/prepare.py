@@ -32,6 +32,7 @@ from data.dataset import ExpertDataset
 from data.images import Fit
 from data.store import Store, Writer, open_store
 from data.volumes import AXES, axis_of
+from fig.canvas import evenly_spaced
 from metrics.overlap import dice_matrix
 
 FACTOR = 8  # both networks halve an image's sides up to three times
@@ -174,9 +175,14 @@ def like_the_paper(store: Store) -> str:
 
 
 def picture(store: Store, path: Path) -> None:
-    """Four images, evenly spaced over those that somebody marked, without and with the experts' outlines."""
-    marked = ExpertDataset(store, np.flatnonzero(store.marked())).spread(SHOWN)
-    fig.save(fig.case_sheet([marked[index] for index in range(len(marked))]), path)
+    """Of four patients the image that experts marked most of, without and with their outlines."""
+    images = ExpertDataset(store, np.flatnonzero(store.marked()))
+    largest: dict = {}  # by patient: pixels marked, and the item
+    for index, patient in enumerate(images.patients):
+        pixels = float(images[index][1].mean(0).sum())
+        largest[patient] = max(largest.get(patient, (0.0, index)), (pixels, index))
+    chosen = [largest[patient][1] for patient in sorted(largest)]
+    fig.save(fig.case_sheet([images[chosen[i]] for i in evenly_spaced(len(chosen), SHOWN)]), path)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

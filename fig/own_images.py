@@ -23,9 +23,9 @@ def draw_own_images(systems: Sequence[Any], files: Sequence[str], n: int, seed: 
     """Write n samples for each image file into folder/<stem>, see `write_samples`: of the first flow, if any.
 
     systems: as `models.loading.System`. metadata: of the data set that they were trained on; if it was
-    padded, these are, and may be any file of `data.volumes`, see `draw_like_cases`. The seed and a file's name
-    seed an image's samples, whatever other images are drawn. Raises FileNotFoundError or ValueError, before
-    anything is drawn, if one of the files is not an image; ValueError for samples that are not finite."""
+    padded, these are, and may be any file of `data.volumes`, see `draw_like_cases`. The seed and a file's
+    name seed an image's samples, whatever other images are drawn. Raises FileNotFoundError or ValueError,
+    before anything is drawn, if one of them is not an image; ValueError for samples that are not finite."""
     system = next((one for one in systems if one.evaluations > 0), systems[0])
     paths, side, channels = [Path(name) for name in files], system.trained_on.side, system.trained_on.channels
     if metadata is not None and metadata.reader in PADDED:
@@ -45,7 +45,7 @@ def draw_own_images(systems: Sequence[Any], files: Sequence[str], n: int, seed: 
 
 def draw_like_cases(system: Any, paths: Sequence[Path], n: int, seed: int, folder: Path,
                     device: torch.device | str, metadata: Metadata) -> None:
-    """The same for images as `data.prepare` takes them: scaled, cut and padded as it does, each without --crop.
+    """The same for images as `data.prepare` takes them: scaled, cut and padded as it does, without --crop.
 
     Every slice of a volume is sampled from the same random numbers. NIfTI and other volumes give NIfTI, see
     `write_volumes`, other images PNGs."""
