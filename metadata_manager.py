@@ -417,8 +417,8 @@ def experiment(what: str, preset: str | None = None) -> Experiment:
     elif what.lower().endswith((".h5", ".hdf5")):
         paper = own(Path(what).expanduser())
     else:
-        raise ValueError(f"--what {what}: unknown dataset; expected one of {', '.join(EXPERIMENTS)}, or the "
-                         "path of an .h5 file that python -m data.prepare made")
+        raise ValueError(f"--what {what}: unknown dataset; expected one of {', '.join(EXPERIMENTS)}, or an "
+                         ".h5 file of your own cases, by data.prepare")
     preset = preset or paper.run.preset
     if preset not in PRESETS:
         raise ValueError(f"--preset {preset}: unknown; expected one of {', '.join(PRESETS)}")

@@ -2,7 +2,7 @@
 
 <case>/image.nii.gz, <case>/task01_seg01.nii.gz, ...       a folder per case
 <case>/<case>.jpg, <case>/<case>_seg_cup_1.png, ...        the image is called like its folder
-images/<patient>/<name>_c0.png, gt/<patient>/<name>_l0.png images and masks in folders of their own
+images/<patient>/<name>_c0.png, gt/<patient>/<name>_l0.png  images and masks in folders of their own
 <name>.png, <name>_1.png, <name>_2.png                     all in one folder
 
 Files are told apart by patterns as in a shell: of a name or of a folder's name, and with a / of the whole
@@ -106,7 +106,8 @@ def _by_image(images: Sequence[Path], masks: Sequence[Path], folder: Path) -> di
     for mask in masks:
         keys = _keys(mask.parent.relative_to(folder).parts, together)
         near = list(dict.fromkeys(image for key in keys for image in in_place[key]))
-        owners = near if together and len(near) == 1 else _called(mask, near, tag)
+        inside = len(near) == 1 and near[0].parent in (mask.parent, mask.parent.parent)
+        owners = near if inside else _called(mask, near, tag)
         if len(owners) != 1:
             raise ValueError(f"{mask}: a mask of {'several images' if owners else 'no image'}; expected the "
                              "one in its folder, or one whose name its own begins with. Choose with --image "

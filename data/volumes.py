@@ -65,7 +65,8 @@ def read_scan(path: Path, mask: bool = False) -> Scan:
             found = _dicom(path) if suffix == ".dcm" else _nifti(path)
     except Exception as error:  # nibabel and pydicom raise nearly anything on damaged files
         reason = " ".join(str(error).split())
-        raise ValueError(reason if str(path) in reason else f"{path}: cannot be read ({reason})") from error
+        raise ValueError(reason if reason.startswith(f"{path}: ") else f"{path}: cannot be read ({reason})"
+                         ) from error
     if found.values.dtype.kind not in "buif" or found.values.size == 0 or not 2 <= found.values.ndim <= 4:
         raise ValueError(f"{path}: {found.values.dtype} {found.values.shape}, expected numbers (h, w) or "
                          "(z, h, w), or an image's with channels")
@@ -153,12 +154,14 @@ def alone(scan: Scan, channels: int) -> np.ndarray:
     """The values of an image without masks, with channels behind: (h, w, c) or (z, h, w, c).
 
     Three dimensions of a file that is no picture are a volume, unless a model was trained on several
-    `channels` and the first or last has as many. Raises ValueError for four without such."""
+    `channels` and the last, or of an array the first, has as many. Raises ValueError for four without."""
     values = scan.values
     if suffix_of(scan.path) in PICTURES:
         return np.atleast_3d(values)
-    if values.ndim > 2 and channels > 1 and channels in (values.shape[0], values.shape[-1]):
-        return values if values.shape[-1] == channels else np.moveaxis(values, 0, -1)
+    if values.ndim > 2 and channels > 1 and values.shape[-1] == channels:
+        return values
+    if values.ndim > 2 and channels > 1 and values.shape[0] == channels and suffix_of(scan.path) == ".npy":
+        return np.moveaxis(values, 0, -1)
     if values.ndim == 4:
         raise ValueError(f"{scan.path}: {values.shape}, expected {channels} channels as in training")
     return values[..., None]
