@@ -390,7 +390,7 @@ def own(path: Path) -> Experiment:
             k = 8 * file["masks_packed"].shape[1] // (h * w)
             folds = {name.partition("/")[0] for name in file["id"].asstr()} if "id" in file else set()
             prepared = json.loads(file.attrs.get("prepared", "{}"))
-    except (OSError, KeyError, TypeError, ValueError, IndexError, ZeroDivisionError) as error:
+    except (OSError, LookupError, TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
         raise ValueError(f"--what {path}: not a file of images and masks_packed ({error}); make it with "
                          "python -m data.prepare, or name its data set and pass --data_path") from error
     if h != w:

@@ -98,7 +98,8 @@ class ExpertDataset(Dataset):
         Raises ValueError if there are no rows or the crop is larger than the image."""
         height, width = store.shape[1:3]
         if len(rows) == 0:
-            raise ValueError(f"{store.path}: no image in this split; expected at least one")
+            raise ValueError(f"{store.path}: no image in this split, expected at least one; if the data came "
+                             "split without test images, --split file-val tests on the validation images")
         if crop is not None and not 1 <= crop <= min(height, width):
             raise ValueError(f"--crop {crop}: {store.path} has images of {height} x {width} pixels; "
                              f"choose 1 to {min(height, width)}")
