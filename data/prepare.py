@@ -49,6 +49,8 @@ def prepare(folder: Path, output: Path, flags: argparse.Namespace) -> Store:
         raise ValueError(f"--output {output}: expected a name that ends in .h5")
     if output.exists() and not h5py.is_hdf5(output):  # an input, maybe
         raise ValueError(f"--output {output}: exists and is not an HDF5 file; name another")
+    if folder.resolve() in output.resolve().parents:  # its picture would be an input of the next time
+        raise ValueError(f"--output {output}: lies in {folder}, whose files are read; name a place outside")
     found = found_cases(folder, flags)
     side = flags.size or default_size(found, flags)
     if side % FACTOR or side < FACTOR:

@@ -95,7 +95,7 @@ def test_three_commands_train_test_and_export(folder, tmp_path, capsys, undrawn)
     test_prior_LIDC.main([*flags, "--device", "cpu", "--samples", "3", "--seeds", "0"])
     assert "| atfm, ours |" in capsys.readouterr().out
     image = folder / "c3" / "image.png"
-    volume = np.random.RandomState(0).rand(9, 20, 3).astype(np.float32)  # (x, y, z)
+    volume = np.random.RandomState(0).rand(3, 20, 9).astype(np.float32)  # (x, y, z): cut across x
     nibabel.save(nibabel.Nifti1Image(volume, np.diag([1.0, 1.0, 3.0, 1.0])), tmp_path / "v.nii.gz")
     test_prior_LIDC.main([*flags, "--device", "cpu", "--samples", "2", "--images", str(image),
                           str(tmp_path / "v.nii.gz")])
@@ -103,7 +103,7 @@ def test_three_commands_train_test_and_export(folder, tmp_path, capsys, undrawn)
         assert sample.size == (22, 13)
     samples = [nibabel.load(tmp_path / "run" / "images" / "v" / f"sample_0{i}.nii.gz") for i in range(2)]
     values = np.stack([np.asarray(one.dataobj) for one in samples])
-    assert values.shape == (2, 9, 20, 3) and values.dtype == np.uint8 and set(np.unique(values)) <= {0, 1}
+    assert values.shape == (2, 3, 20, 9) and values.dtype == np.uint8 and set(np.unique(values)) <= {0, 1}
     np.testing.assert_allclose(samples[0].affine, np.diag([1.0, 1.0, 3.0, 1.0]))
     variance = nibabel.load(tmp_path / "run" / "images" / "v" / "variance.nii.gz")
     np.testing.assert_allclose(variance.get_fdata(), values.var(0), atol=1e-6)
@@ -147,6 +147,13 @@ def test_what_makes_no_sense_is_named_and_nothing_is_written(folder, capsys, dam
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("python -m data.prepare: error: ") and re.search(message, error)
     assert not folder.with_name("mine.h5").exists()
+
+
+def test_the_output_is_no_input(folder, capsys):
+    for path, message in ((folder / "c1" / "image.h5", "lies in"), (folder.with_name("a.png"), "ends in .h5")):
+        with pytest.raises(SystemExit, match="2"):
+            prepare.main([str(folder), "--output", str(path)])
+        assert f"--output {path}" in (error := capsys.readouterr().err) and message in error
 
 
 def test_check_says_what_every_form_holds(folder, lidc, lidc_folder, isic_folder, tmp_path, capsys):
