@@ -150,7 +150,8 @@ def test_what_makes_no_sense_is_named_and_nothing_is_written(folder, capsys, dam
 
 
 def test_the_output_is_no_input(folder, capsys):
-    for path, message in ((folder / "c1" / "image.h5", "lies in"), (folder.with_name("a.png"), "ends in .h5")):
+    inside, other = folder / "c1" / "image.h5", folder.with_name("a.png")
+    for path, message in ((inside, "lies in"), (other, "ends in .h5")):
         with pytest.raises(SystemExit, match="2"):
             prepare.main([str(folder), "--output", str(path)])
         assert f"--output {path}" in (error := capsys.readouterr().err) and message in error
