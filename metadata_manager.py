@@ -5,6 +5,7 @@ Edit PATHS first. Everything else is a default that a flag of the same name over
 """
 
 import argparse
+import json
 import os
 import re
 import typing
@@ -13,10 +14,13 @@ from dataclasses import Field, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+import h5py
+
 # Edit these paths, or `export ATFM_LIDC_PATH=...` (ATFM_ISIC3_STYLE_CONCAT_PATH), or pass `--data_path ...`.
 PATHS = {
     "LIDC": "datasets/LIDC",  # a folder of .pickle files, one .pickle file, or an .h5 file
     "isic3_style_concat": "datasets/ISIC3",  # a folder with Images/ and Segmentations/
+    "MMIS": "datasets/MMIS2024TASK1",  # a folder with training/, validation/ and testing/
     "LIDC_demo": str(Path(__file__).parent / "data" / "LIDC_demo.h5"),  # embedded: nothing to edit
     "isic3_demo": str(Path(__file__).parent / "data" / "isic3_demo.h5"),
 }
@@ -36,6 +40,9 @@ FLOWS: dict[str, dict[str, Any]] = {
             "condition_dropout": 0.5, "guidance": 0.3, "batch_size": 64, "images_per_pass": 2,
             "solver": "midpoint", "steps": 100},
 }
+# CFM by its own recipe for MMIS and at its own network's width; that network's dropout of 0.1 is left out.
+FLOWS["cfm-own"] = FLOWS["cfm"] | {"dim": 64, "dim_mults": (1, 2, 4, 4), "batch_size": 24,
+                                   "num_epochs": 500, "lr": 1e-4, "ema": 0.9999, "images_per_pass": 8}
 # The other systems that they compare with, one file each in models/baselines; with the training that their
 # papers describe, at full size.
 _UNET = {"experts": "one", "dim": 32, "dim_mults": (1, 2, 4, 6)}
@@ -104,16 +111,21 @@ class Metadata(Config):
     """A dataset: what it holds (facts, checked against the files), then where it is and how it is used."""
 
     what: str = "LIDC"
-    reader: str = "lidc"  # format of the original: lidc or isic3
+    reader: str = "lidc"  # format of the original: lidc, isic3, mmis, or cases (of `data.prepare`)
     channels: int = 1  # of the image that GTR sees
-    annotators: int = 4  # expert masks per image, k
+    annotators: int = 4  # expert masks per image, k; where images differ, the largest
     size: int = 128  # pixels per side in the files, before `crop`
+    axis: str = "fewest"  # that volumes are cut across, and
+    window: tuple[float, ...] = ()  # intensities from black to white, as `data.prepare` was told
     data_path: str = setting("", "folder or file of the dataset")
     split: str = setting("group", "group: 64/16/20 with no patient (LIDC) or image (ISIC3) on two sides; "
                                   "released: the authors' overlapping lists, for comparison; "
-                                  "file: as in a file of PHiSeg or CCDM", ("group", "released", "file"))
+                                  "file: as in a file of PHiSeg or CCDM, or the folders of MMIS; file-val: "
+                                  "so, and tested on its validation images, as CFM is on MMIS",
+                       ("group", "released", "file", "file-val"))
     split_seed: int = setting(0, "seed of the 64/16/20 split; not --seed, so that runs share their test set",
                               within="[0, 4294967295]")
+    marked: bool = setting(False, "leave out images that no expert marked, and say how many")
     limit: int | None = setting(None, "use the first N images of each split", within="[1, inf)")
     crop: int | None = setting(None, "centre crop to S x S pixels", within="[1, inf)")
     augment: bool = setting(False, "flip, rotate, scale and shear training images together with their masks")
@@ -347,6 +359,10 @@ EXPERIMENTS = {
         gtr=GTRConfig(epochs=400, batchsize=8),
         flow=FlowConfig(num_epochs=120, batch_size=1, dim=256, alpha=1e-4),
     ),
+    "MMIS": Experiment(
+        Metadata("MMIS", reader="mmis", channels=3, split="file", grey=False),
+        evaluation=EvaluationConfig(samples=(15,)),  # CFM's M
+    ),
     # The demos: minutes on a CPU.
     "LIDC_demo": Experiment(
         Metadata("LIDC_demo", size=64, crop=32),
@@ -398,21 +414,53 @@ def best(ours: Experiment) -> Experiment:
     return replace(ours, gtr=replace(ours.gtr, ema=0.99, schedule="cosine"), flow=flow)
 
 
+def own(path: Path) -> Experiment:
+    """The settings for a file of `data.prepare`: what it holds is read from it.
+
+    Up to 128 x 128 pixels the rest is as for LIDC, above as for ISIC3, at LIDC's width of ST-Net; the preset
+    is `best`, as there is no paper's number to repeat. Images that came split stay so.
+    Raises ValueError, naming --what, for a file that is not one."""
+    try:
+        with h5py.File(path, "r", locking=False) as file:
+            _, h, w, c = (*file["images"].shape, 1)[:4]
+            k = 8 * file["masks_packed"].shape[1] // (h * w)
+            folds = {name.partition("/")[0] for name in file["id"].asstr()} if "id" in file else set()
+            prepared = json.loads(file.attrs.get("prepared", "{}"))
+    except (OSError, LookupError, TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
+        raise ValueError(f"--what {path}: not a file of images and masks_packed ({error}); make it with "
+                         "python -m data.prepare, or name its data set and pass --data_path") from error
+    if h != w:
+        raise ValueError(f"--what {path}: images of {h} x {w} pixels, expected square ones; python -m "
+                         "data.prepare pads them")
+    like = EXPERIMENTS["LIDC" if h <= 128 else "isic3_style_concat"]
+    metadata = Metadata(path.name, "cases", c, k, h, prepared.get("axis", "fewest"),
+                        tuple(prepared.get("window", ())), str(path), grey=False,
+                        split="file" if folds == {"train", "val", "test"} else "group")
+    return replace(like, metadata=metadata, flow=replace(like.flow, dim=128),
+                   run=RunConfig(output_path=f"runs/{path.stem}", preset="best"))
+
+
 def experiment(what: str, preset: str | None = None, method: str | None = None) -> Experiment:
     """The settings of dataset `what` under a preset, or under its own; its path from environment or PATHS.
 
+    what: a name in EXPERIMENTS, or the path of an .h5 or .hdf5 file of one's own, see `own`.
     method: one of METHODS, whose changes come last; a baseline has its own paper's settings at full size, and
     those of the flow in what is `small`. Others, of systems that are not trained in step 2, change nothing.
-    Raises ValueError for a name that is not in EXPERIMENTS, or a preset that is not in PRESETS."""
-    if what not in EXPERIMENTS:
-        raise ValueError(f"--what {what}: unknown dataset; expected one of {', '.join(EXPERIMENTS)}")
-    preset = preset or EXPERIMENTS[what].run.preset
+    Raises ValueError for another name, or a preset that is not in PRESETS."""
+    if what in EXPERIMENTS:
+        path = os.environ.get(f"ATFM_{what.upper()}_PATH") or PATHS[what]
+        paper = EXPERIMENTS[what]
+        paper = replace(paper, metadata=replace(paper.metadata, data_path=path),
+                        run=replace(paper.run, output_path=f"runs/{what}"))
+    elif what.lower().endswith((".h5", ".hdf5")):
+        paper = own(Path(what).expanduser())
+    else:
+        raise ValueError(f"--what {what}: unknown dataset; expected one of {', '.join(EXPERIMENTS)}, or an "
+                         ".h5 file of your own cases, by data.prepare")
+    preset = preset or paper.run.preset
     if preset not in PRESETS:
         raise ValueError(f"--preset {preset}: unknown; expected one of {', '.join(PRESETS)}")
-    path = os.environ.get(f"ATFM_{what.upper()}_PATH") or PATHS[what]
-    paper = EXPERIMENTS[what]
-    paper = replace(paper, metadata=replace(paper.metadata, data_path=path),
-                    run=replace(paper.run, output_path=f"runs/{what}", preset=preset))
+    paper = replace(paper, run=replace(paper.run, preset=preset))
     ours = {"paper": lambda ours: ours, "released": released, "best": best}[preset](paper)
     if method in BASELINES and not ours.small:
         return replace(ours, flow=replace(paper.flow, **BASELINES[method]))
@@ -437,7 +485,8 @@ def parse(argv: Sequence[str] | None, what: str, description: str, *kinds: type[
         base = experiment(chosen.what, chosen.preset, chosen.method)
     except ValueError as error:
         parser.error(str(error))
-    parser.add_argument("--what", default=what, help=f"name of the dataset: {', '.join(EXPERIMENTS)}")
+    parser.add_argument("--what", default=what, help=f"name of the dataset: {', '.join(EXPERIMENTS)}; or an "
+                                                      ".h5 file of your own, see data/prepare.py")
     defaults = [getattr(base, one.name) for kind in kinds for one in fields(Experiment) if one.type is kind]
     for config in defaults:
         group = parser.add_argument_group(type(config).__name__)

@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if config.images:  # no expert has marked them: samples instead of scores
             if processes.first:
                 fig.draw_own_images(systems_of(), config.images, max(config.samples), config.seeds[0],
-                                    output / "images", device)
+                                    output / "images", device, metadata)
             return
 
         # Data: 20 % of the patients; a system that was trained on one of these images is refused.

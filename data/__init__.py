@@ -8,7 +8,10 @@ settings, their choices and ranges          metadata_manager.Config
 which files of a folder count, their names  data.convert.files_in
 pickles                                     data.safe_pickle.read_pickle, then data.lidc
 image files                                 data.images.decoded; of ISIC3 then data.isic3
-HDF5 files                                  data.store.reading, stored_dataset; of PHiSeg then data.phiseg
+image and mask files of any kind            data.volumes.read_scan; with each other: data.cases.read
+which masks belong to which image           data.cases.find
+HDF5 files                                  data.store.reading, stored_dataset; of PHiSeg and MMIS then
+                                            data.phiseg, data.mmis
 DICOM files and contours                    data.prepare_lidc
 checkpoints                                 models.checkpoint.load, fill
 images or patients that were trained on     models.loading.refuse_overlap

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from data.store import Store, Writer, open_store
 
-VERSION = 2  # raise it when a reader of originals changes: all are converted again
+VERSION = 3  # raise it when a reader of originals changes: all are converted again
 
 
 def converted(original: Path, files: Sequence[Path], convert: Callable[[Sequence[Path], Writer], None]

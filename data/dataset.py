@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional
 
-from data import isic3, lidc, phiseg, splits
+from data import isic3, lidc, mmis, phiseg, splits
 from data.convert import converted
 from data.store import Store, open_store
 from metadata_manager import Metadata, experiment
@@ -21,6 +21,7 @@ DEGREES = 15.0  # rotation, scale and shear of the augmentation of ISIC3 (App. 6
 SCALE = (0.9, 1.1)
 SHEAR = 5.0  # degrees; the sources only say "small"
 
+READERS = {"lidc": lidc, "isic3": isic3, "mmis": mmis}  # of originals, by Metadata.reader
 Augment = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
@@ -41,7 +42,13 @@ def load(what: str | Metadata, split: str) -> "ExpertDataset":
         both, total = splits.overlap(rows["train_prior"], rows["test"])
         print(f"{metadata.what}: split released: {both} of {total} test images ({both / total:.1%}) are in "
               "the training list; use --split group for a clean test", flush=True)
-    return ExpertDataset(store, rows[split][:metadata.limit], metadata.crop)
+    chosen = rows[split]
+    if metadata.marked:
+        kept = chosen[store.marked()[chosen]]
+        print(f"{metadata.what}, {split}: {len(chosen) - len(kept)} of {len(chosen)} images that no expert "
+              "marked are left out", flush=True)
+        chosen = kept
+    return ExpertDataset(store, chosen[:metadata.limit], metadata.crop)
 
 
 def _store_of(metadata: Metadata) -> Store:
@@ -53,7 +60,9 @@ def _store_of(metadata: Metadata) -> Store:
     if path.suffix.lower() in (".h5", ".hdf5") or path.is_file() and h5py.is_hdf5(path):
         store = converted(path, [path], phiseg.convert) if phiseg.is_phiseg(path) else open_store(path)
     else:
-        reader = {"lidc": lidc, "isic3": isic3}[metadata.reader]
+        if metadata.reader not in READERS:
+            raise ValueError(f"{path}: not an .h5 file; make one of your cases with python -m data.prepare")
+        reader = READERS[metadata.reader]
         store = converted(path, reader.files_of(path), reader.convert)
     for name, found, expected in (("annotators", store.annotators, metadata.annotators),
                                   ("image channels", store.shape[3], metadata.channels),
@@ -67,8 +76,9 @@ def _store_of(metadata: Metadata) -> Store:
 def _split_rows(metadata: Metadata, store: Store) -> dict[str, np.ndarray]:
     if metadata.split == "group":
         return splits.by_patient(store.patient, metadata.split_seed)
-    if metadata.split == "file":
-        return phiseg.folds(store.ids)
+    if metadata.split in ("file", "file-val"):
+        rows = splits.by_fold(store.ids)
+        return rows | {"test": rows["val"]} if metadata.split == "file-val" else rows
     if metadata.reader != "isic3":  # from here on: released
         return splits.released(len(store))
     if store.style is None:
@@ -79,6 +89,7 @@ def _split_rows(metadata: Metadata, store: Store) -> dict[str, np.ndarray]:
 class ExpertDataset(Dataset):
     """Images and their k expert masks x_1: (image (c, h, w) in [0, 1], masks (k, h, w) of 0/1), float32.
 
+    Where images differ in their number of masks, an item has its own k_i of at most k.
     Pixels are read on first use and kept as integers (8 or 16 bits per pixel, 1 bit per mask pixel)."""
 
     def __init__(self, store: Store, rows: np.ndarray, crop: int | None = None):
@@ -87,7 +98,8 @@ class ExpertDataset(Dataset):
         Raises ValueError if there are no rows or the crop is larger than the image."""
         height, width = store.shape[1:3]
         if len(rows) == 0:
-            raise ValueError(f"{store.path}: no image in this split; expected at least one")
+            raise ValueError(f"{store.path}: no image in this split, expected at least one; if the data came "
+                             "split without test images, --split file-val tests on the validation images")
         if crop is not None and not 1 <= crop <= min(height, width):
             raise ValueError(f"--crop {crop}: {store.path} has images of {height} x {width} pixels; "
                              f"choose 1 to {min(height, width)}")
@@ -100,19 +112,36 @@ class ExpertDataset(Dataset):
         return len(self.rows)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        image, masks = self.batch([index])
-        return image[0], masks[0]
+        image, masks = self._stored([index])
+        return image[0].contiguous(), masks[0, :self._experts([index])[0]].contiguous()
 
     def batch(self, indices: Sequence[int] | np.ndarray, device: torch.device | str | None = None
               ) -> tuple[Tensor, Tensor]:
         """Items as (image (b, c, h, w), masks (b, k, h, w)), on `device` or where the pixels are.
 
+        An image with k_i < k masks gives each of them, and k - k_i more that are drawn among them by torch's
+        global generator. A loss that averages l_j over the k masks is then in expectation
+        (1 / k) [sum_j l_j + (k - k_i) mean_j l_j] = mean_j l_j, the mean over the k_i.
         b may be 0. Raises ValueError, naming the file, if its pixels cannot be read."""
+        image, masks = self._stored(indices)
+        if self.store.experts is not None:
+            masks = _filled(masks, torch.from_numpy(self._experts(indices)))
+        return image.contiguous().to(device), masks.contiguous().to(device)
+
+    def _stored(self, indices: Sequence[int] | np.ndarray) -> tuple[Tensor, Tensor]:
+        """Items as they are stored, cropped: (b, c, h, w), and (b, k, h, w) with zeros where no mask is."""
         images, packed = self._pixels()
         position = torch.from_numpy(self._position[np.asarray(indices, np.int64)]).to(images.device)
         image = _unit_range(images[position]).permute(0, 3, 1, 2)
         masks = _unpacked(packed[position], self.store.annotators, *self.store.shape[1:3])
-        return self._window(image).contiguous().to(device), self._window(masks).contiguous().to(device)
+        return self._window(image), self._window(masks)
+
+    def _experts(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
+        """k_i of each item, (b,) int64."""
+        rows = self.rows[np.asarray(indices, np.int64)]
+        if self.store.experts is None:
+            return np.full(len(rows), self.store.annotators)
+        return self.store.experts[rows].astype(np.int64)
 
     def styles(self, indices: Sequence[int] | np.ndarray) -> Tensor:
         """The styles (b, k) int64 in which the experts of items drew, of ISIC3 only: 0, 1, 2 for f, m, p."""
@@ -150,7 +179,10 @@ class ExpertDataset(Dataset):
         digest = hashlib.blake2b(digest_size=8)
         layout = (tuple(images.shape), str(images.dtype), self.store.annotators, self.crop)
         digest.update(repr(layout).encode())
-        for array in (self.rows.astype("<i8"), images.cpu().numpy(), masks.cpu().numpy()):
+        arrays = [self.rows.astype("<i8"), images.cpu().numpy(), masks.cpu().numpy()]
+        if self.store.experts is not None:
+            arrays.append(self.store.experts[self.rows].astype("<i8"))
+        for array in arrays:
             digest.update(np.ascontiguousarray(array).data)
         return digest.hexdigest()
 
@@ -181,6 +213,15 @@ def _unpacked(packed: Tensor, annotators: int, height: int, width: int) -> Tenso
     shifts = torch.arange(7, -1, -1, dtype=torch.uint8, device=packed.device)
     bits = ((packed[:, :, None] >> shifts) & 1).flatten(1)[:, :annotators * height * width]
     return bits.unflatten(1, (annotators, height, width)).float()
+
+
+def _filled(masks: Tensor, experts: Tensor) -> Tensor:
+    """(b, k, h, w) whose first k_i = experts[b] masks are given: the others become random ones of these."""
+    b, k = masks.shape[:2]
+    slot = torch.arange(k).expand(b, k)
+    drawn = (torch.rand(b, k) * experts[:, None]).long()
+    chosen = torch.where(slot < experts[:, None], slot, drawn).to(masks.device)
+    return masks[torch.arange(b, device=masks.device)[:, None], chosen]
 
 
 class Loader:

@@ -33,7 +33,7 @@ def rows(metadata: Metadata) -> list[tuple[str, str, str]]:
 def main(flags: Sequence[str] | None = None) -> None:
     """Reads the command line, and ends with a message for what a user can put right."""
     parser = argparse.ArgumentParser(prog="python -m data.export", description=__doc__.split("\n\n")[0])
-    parser.add_argument("--what", choices=EXPERIMENTS, default="LIDC")
+    parser.add_argument("--what", default="LIDC", help=f"{', '.join(EXPERIMENTS)}, or your own .h5 file")
     parser.add_argument("--data_path", help="folder or file of the data (default: metadata_manager.PATHS)")
     parser.add_argument("--split_seed", type=int, default=0, help="as in the scripts")
     parser.add_argument("--output", type=Path, required=True, help="the .csv file to write")

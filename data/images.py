@@ -4,12 +4,14 @@ import io
 import unicodedata
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
+from torch.nn.functional import interpolate
 from torchvision.transforms.v2.functional import resize
 
 from metadata_manager import GREY
@@ -77,10 +79,67 @@ def bits_of(values: np.ndarray) -> int:
 def fitted(image: Tensor, channels: int, side: int) -> Tensor:
     """An image (c, h, w) as a model takes it: (1, channels, side, side), antialiased.
 
-    Its proportions are not kept. RGB becomes grey as in ST-Net's input; grey is repeated to RGB."""
+    Its proportions are not kept. Errors and channels as `of_channels`."""
+    return resize(of_channels(image, channels)[None], [side, side], antialias=True)
+
+
+def of_channels(image: Tensor, channels: int) -> Tensor:
+    """(c, h, w) -> (channels, h, w). RGB becomes grey as in ST-Net's input; grey is repeated to RGB.
+
+    Raises ValueError for numbers of channels that neither does."""
     if channels == 1 and len(image) == 3:
-        image = torch.einsum("chw,c->hw", image, image.new_tensor(GREY))[None]
-    return resize(image.expand(channels, -1, -1)[None], [side, side], antialias=True)
+        return torch.einsum("chw,c->hw", image, image.new_tensor(GREY))[None]
+    if len(image) != channels and (len(image), channels) != (1, 3):
+        raise ValueError(f"an image of {len(image)} channels, expected {channels} as in training")
+    return image.expand(channels, -1, -1)
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How an image of height x width lies in a square: scaled in its proportions, in the middle of zeros."""
+
+    height: int
+    width: int
+    side: int
+    grow: bool = False  # enlarge a smaller image; without, only larger ones are scaled
+
+    @property
+    def inner(self) -> tuple[int, int]:
+        """Height and width of the image in the square."""
+        longest = max(self.height, self.width)
+        scale = self.side / longest if self.grow or longest > self.side else 1.0
+        return max(1, round(self.height * scale)), max(1, round(self.width * scale))
+
+    @property
+    def window(self) -> tuple[slice, slice]:
+        """Where it lies."""
+        top, left = ((self.side - length) // 2 for length in self.inner)
+        return slice(top, top + self.inner[0]), slice(left, left + self.inner[1])
+
+    def put(self, image: Tensor) -> Tensor:
+        """(c, height, width) float -> (c, side, side), antialiased."""
+        square = image.new_zeros(len(image), self.side, self.side)
+        if self.inner != (self.height, self.width):
+            image = resize(image, list(self.inner), antialias=True)
+        square[(slice(None), *self.window)] = image
+        return square
+
+    def put_pixels(self, image: Tensor) -> np.ndarray:
+        """(c, height, width) float in [0, 1] -> (side, side, c) uint16, for a store."""
+        square = self.put(image).clamp(0, 1).movedim(0, -1)
+        return (square * 65535).round().numpy().astype(np.uint16)
+
+    def put_masks(self, masks: Tensor) -> Tensor:
+        """(k, height, width) bool -> (k, side, side) bool: a pixel that is half covered is marked."""
+        return self.put(masks.float()) >= 0.5 - 1e-6  # whichever way the interpolation rounds
+
+    def back(self, maps: Tensor) -> Tensor:
+        """(n, side, side) -> (n, height, width), nearest."""
+        inner = maps[(slice(None), *self.window)]
+        if self.inner == (self.height, self.width):
+            return inner
+        size = [self.height, self.width]
+        return interpolate(inner[None].float(), size, mode="nearest-exact")[0].to(maps.dtype)
 
 
 def unique_names(paths: Sequence[Path]) -> list[str]:
@@ -89,7 +148,7 @@ def unique_names(paths: Sequence[Path]) -> list[str]:
     A stem of dots alone would name another folder: it becomes "image"."""
     names: list[str] = []
     for path in paths:
-        stem = unicodedata.normalize("NFC", path.stem)
+        stem = unicodedata.normalize("NFC", path.stem.removesuffix(".nii"))
         stem = stem if stem.strip(". ") else "image"
         name, number = stem, 2
         while name.casefold() in map(str.casefold, names):  # some file systems ignore case

@@ -55,7 +55,7 @@ def convert(files: Sequence[Path], writer: Writer) -> None:
             # A patient may have two series: the patient is the group if keys name it. No series is divided.
             patient = patient_of_series.setdefault(series, named.pop("patient", series))
             pixels = np.rint(image.astype(np.float64) * 65535).astype(np.uint16)
-            writer.append(pixels, masks, patient=patient, id=key, **named)
+            writer.append(pixels, masks, patient=patient, id=key, series=series, **named)
 
 
 def _check_name(text: Any, name: str, where: str) -> None:

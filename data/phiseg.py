@@ -11,9 +11,8 @@ import h5py
 import numpy as np
 from tqdm import tqdm
 
+from data.splits import FOLDS
 from data.store import BLOCK, LayoutError, Writer, reading, stored_dataset
-
-FOLDS = ("train", "val", "test")
 
 
 def is_phiseg(path: Path) -> bool:
@@ -27,7 +26,7 @@ def is_phiseg(path: Path) -> bool:
 
 
 def convert(files: Sequence[Path], writer: Writer) -> None:
-    """Append every slice of the one file to a store; its id begins with its fold, as `folds` expects.
+    """Append every slice of the one file to a store; its id begins with its fold, see `splits.by_fold`.
 
     Images are quantised to 16 bits. Raises ValueError naming the file and group of a bad array."""
     (path,) = files
@@ -35,17 +34,6 @@ def convert(files: Sequence[Path], writer: Writer) -> None:
         shift = 0.5 if min(_minimum(file[fold], f"{path}, {fold}") for fold in FOLDS) < 0 else 0.0
         for fold in FOLDS:
             _append_fold(writer, file[fold], fold, shift, f"{path}, {fold}")
-
-
-def folds(ids: Sequence[str]) -> dict[str, np.ndarray]:
-    """Rows of each split by the ids that `convert` wrote; `train_prior`, for the flow, is `train`.
-
-    Raises ValueError for ids of another original."""
-    fold_of_row = np.array([name.partition("/")[0] for name in ids])
-    rows = {fold: np.flatnonzero(fold_of_row == fold) for fold in FOLDS}
-    if sum(map(len, rows.values())) < len(ids):
-        raise ValueError(f"id {ids[0]!r}: names no fold; expected ids like 'train/0', as from PHiSeg's file")
-    return rows | {"train_prior": rows["train"]}
 
 
 def _append_fold(writer: Writer, group: h5py.Group, fold: str, shift: float, where: str) -> None:

@@ -5,8 +5,11 @@ authors' lists, whose test images are mostly in their training lists; they repea
 NumPy's legacy generator is used throughout: its stream is frozen, so a split is the same everywhere.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 
+FOLDS = ("train", "val", "test")
 SPLITS = ("train", "val", "test", "train_prior")
 
 
@@ -27,6 +30,25 @@ def by_patient(patient: np.ndarray, seed: int) -> dict[str, np.ndarray]:
     rows = {name: random.permutation(np.flatnonzero(np.isin(number, members)))
             for name, members in parts.items()}
     return rows | {"train_prior": rows["train"]}
+
+
+def by_fold(ids: Sequence[str]) -> dict[str, np.ndarray]:
+    """Rows of each split of a data set that came split, whose ids begin with their fold, such as 'train/0'.
+
+    `train_prior`, for the flow, is `train`. Raises ValueError for other ids."""
+    fold_of_row = np.array([name.partition("/")[0] for name in ids])
+    rows = {fold: np.flatnonzero(fold_of_row == fold) for fold in FOLDS}
+    if sum(map(len, rows.values())) < len(ids):
+        raise ValueError(f"id {ids[0]!r}: names no fold; expected ids like 'train/0', as of PHiSeg's file, "
+                         "of MMIS or of cases in folders train, val and test; use --split group")
+    return rows | {"train_prior": rows["train"]}
+
+
+def fold_of(folder: str) -> str | None:
+    """train, val or test of the name of a folder such as Training or validation_2d; None of any other."""
+    name = folder.lower().removesuffix("_2d")
+    return {"training": "train", "validation": "val", "valid": "val", "testing": "test"}.get(
+        name, name if name in FOLDS else None)
 
 
 def released(count: int) -> dict[str, np.ndarray]:

@@ -1,9 +1,14 @@
 """A store: the HDF5 file that a data set is read from, one row per image, pixels as compact integers.
 
-    images        (N, h, w) or (N, h, w, 3), uint8 or uint16; value / 255 or / 65535 lies in [0, 1]
+    images        (N, h, w) or (N, h, w, c), uint8 or uint16; value / 255 or / 65535 lies in [0, 1]
     masks_packed  (N, ceil(k h w / 8)) uint8; row i is np.packbits of its k expert masks (k, h, w)
     patient       (N,) int or str; the group that no split may divide
     id            (N,) str; nodule, slice (N,) int; style (N, k) int: optional
+    experts       (N,) int, optional: an image has its first so many masks; the others are stored as zeros and
+                  never shown
+    series        (N,) str, optional: of CT
+    file          (N,) str, optional: what the image was read from; axis (N,) int that was cut across, -1 for
+                  an image that is no volume; height, width (N,) int of the image before it was fitted
 
 What a user has in another format, an original, is turned into a store by `data.convert`.
 """
@@ -21,7 +26,9 @@ import numpy as np
 from metrics.files import whole_file
 
 FORMAT = 1  # raise it when the layout changes: stores of another number are refused
-FIELDS = ("patient", "id", "nodule", "slice", "style")
+FIELDS = ("patient", "id", "nodule", "slice", "style", "experts", "series", "file", "axis", "height", "width")
+TEXT = ("id", "series", "file")
+CHANNELS = 16  # at most; more is taken for (N, c, h, w)
 BLOCK = 256  # rows read at once: bounds memory, and one request per block is fast
 DEFLATE_LIMIT = 1032  # gzip cannot shrink data further than this; more is a forged size
 
@@ -39,8 +46,23 @@ class Store:
     annotators: int
     patient: np.ndarray  # (N,)
     ids: list[str]  # how to name each row in a message
-    style: np.ndarray | None  # (N, k), ISIC3 only
+    fields: dict[str, np.ndarray]  # the FIELDS that the file has
     digest: str  # of the original's files; "" for a file that was not converted
+
+    @property
+    def style(self) -> np.ndarray | None:
+        """(N, k), ISIC3 only."""
+        return self.fields.get("style")
+
+    @property
+    def experts(self) -> np.ndarray | None:
+        """How many masks each image has, (N,), where not all have k."""
+        return self.fields.get("experts")
+
+    def marked(self) -> np.ndarray:
+        """Whether any expert marked anything on each image, (N,) bool. Raises ValueError as `read`."""
+        with reading(self.path) as file:
+            return np.any(_read_rows(file["masks_packed"], np.arange(len(self))) > 0, axis=1)
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -94,15 +116,19 @@ def open_store(path: Path | str) -> Store:
         fields = {name: _field(file, path, name, shape[0], annotators)
                   for name in FIELDS if name == "patient" or name in file}
         digest = np.bytes_(file.attrs.get("fingerprint", b"")).decode()
-    return Store(path, shape, annotators, fields["patient"], _names(fields), fields.get("style"), digest)
+    experts = fields.get("experts")
+    if experts is not None and not (1 <= experts.min() and experts.max() <= annotators):
+        raise LayoutError(f"{path}: experts from {experts.min()} to {experts.max()}, expected 1 to "
+                          f"{annotators}")
+    return Store(path, shape, annotators, fields["patient"], _names(fields), fields, digest)
 
 
 def _sizes(images: h5py.Dataset, masks: h5py.Dataset, path: Path) -> tuple[tuple[int, int, int, int], int]:
     """(N, h, w, c), and k from the bytes per image."""
     shape = (*images.shape, 1) if images.ndim == 3 else images.shape
-    if images.dtype not in (np.uint8, np.uint16) or len(shape) != 4 or shape[3] not in (1, 3) or 0 in shape:
+    if images.dtype not in (np.uint8, np.uint16) or len(shape) != 4 or shape[3] > CHANNELS or 0 in shape:
         raise LayoutError(f"{path}: images is {images.dtype} {images.shape}, expected uint8 or uint16 "
-                          "(N, h, w) or (N, h, w, 3), at least one image")
+                          f"(N, h, w) or (N, h, w, c), c up to {CHANNELS}, at least one image")
     count, height, width, _ = shape
     annotators = 8 * masks.shape[-1] // (height * width) if masks.ndim == 2 else 0
     per_image = -(-annotators * height * width // 8)
@@ -138,8 +164,8 @@ def _field(file: h5py.File, path: Path, name: str, count: int, annotators: int) 
     """A small per-row array: ints as they are, strings as an object array of str."""
     found = stored_dataset(file, path, name)
     is_text = h5py.check_string_dtype(found.dtype) is not None
-    if not (is_text and name in ("patient", "id") or found.dtype.kind in "iu" and name != "id"):
-        expected = "text" if name == "id" else "integers"
+    if not (is_text and name in ("patient", *TEXT) or found.dtype.kind in "iu" and name not in TEXT):
+        expected = "text" if name in TEXT else "integers"
         raise LayoutError(f"{path}: {name} is {found.dtype}, expected {expected}")
     shape = (count, annotators) if name == "style" else (count,)
     if found.shape != shape:
@@ -167,10 +193,12 @@ class Writer:
         writer.append(image, masks, patient=7, nodule=0, slice=1)
     """
 
-    def __init__(self, path: Path | str, origin: str, digest: str = "", small: bool = False):
+    def __init__(self, path: Path | str, origin: str, digest: str = "", small: bool = False,
+                 prepared: str = ""):
         """`origin` describes the data for a human; `digest` identifies the files it was made from.
 
-        small: compressed; without it a store loads fastest."""
+        small: compressed; without it a store loads fastest. prepared: axis and window of `data.prepare`, as
+        JSON."""
         self.path = Path(path)
         self._packing = {"compression": "gzip", "compression_opts": 9} if small else {}
         self._stack = ExitStack()
@@ -178,6 +206,8 @@ class Writer:
         self._memory = io.BytesIO()
         self._file = self._stack.enter_context(h5py.File(self._memory, "w"))
         self._file.attrs.update(atfm_format=FORMAT, source=_fixed(origin), fingerprint=_fixed(digest))
+        if prepared:
+            self._file.attrs["prepared"] = _fixed(prepared)
         self._fields: dict[str, list] = {}
         self._pixels: dict[str, list[np.ndarray]] = {"images": [], "masks_packed": []}  # not in the file yet
         self._first: tuple = ()  # what the first row looks like
@@ -186,12 +216,12 @@ class Writer:
         return self
 
     def append(self, image: np.ndarray, masks: np.ndarray, **fields: Any) -> None:
-        """Add one image (h, w) or (h, w, 3), uint8 or uint16, its masks (k, h, w) of 0/1, and its FIELDS.
+        """Add one image (h, w) or (h, w, c), uint8 or uint16, its masks (k, h, w) of 0/1, and its FIELDS.
 
         Raises ValueError for a type or shape the layout does not hold or that differs from the first row."""
         if image.dtype not in (np.uint8, np.uint16) or masks.shape[-2:] != image.shape[:2] or masks.ndim != 3:
             raise ValueError(f"{self.path}: image {image.dtype} {image.shape} with masks {masks.shape}; "
-                             "expected uint8 or uint16 (h, w) or (h, w, 3) with (k, h, w)")
+                             "expected uint8 or uint16 (h, w) or (h, w, c) with (k, h, w)")
         if "patient" not in fields or not set(fields) <= set(FIELDS):
             raise ValueError(f"{self.path}: a row with {sorted(fields)}; expected patient and any of "
                              f"{', '.join(FIELDS[1:])}")

@@ -100,14 +100,13 @@ def panel_grid(gaps: Sequence[Sequence[float]], h_over_w: float, titles: Sequenc
 
 
 def show(ax: Axes, values: np.ndarray, cmap: str = "gray", low: float = 0, high: float = 1) -> AxesImage:
-    """An image (c, h, w) in [0, 1], c = 1 grey or 3 RGB, or a map (h, w) in `cmap` over [low, high].
+    """An image (c, h, w) in [0, 1] or a map (h, w) in `cmap` over [low, high].
 
-    Raises ValueError for another c."""
+    Three channels are shown as RGB, of any other number the first."""
     if values.ndim == 2:  # nearest: the reader should see a mask's pixels, not a smoothed border
         return ax.imshow(values, cmap=cmap, vmin=low, vmax=high, interpolation="nearest")
-    if len(values) not in (1, 3):
-        raise ValueError(f"image: found {len(values)} channels, expected 1 (grey) or 3 (RGB)")
-    return ax.imshow(values.transpose(1, 2, 0), cmap="gray", vmin=0, vmax=1)
+    drawn = values if len(values) == 3 else values[:1]
+    return ax.imshow(drawn.transpose(1, 2, 0), cmap="gray", vmin=0, vmax=1)
 
 
 def draw_contours(ax: Axes, masks: np.ndarray, alike: bool = False) -> None:

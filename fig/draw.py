@@ -22,7 +22,8 @@ from data import ExpertDataset, augment, load
 from fig import results
 from fig.canvas import evenly_spaced
 from fig.method import STATES
-from metadata_manager import METHODS, Metadata, experiment
+from fig.pictures import to_draw
+from metadata_manager import EXPERIMENTS, METHODS, Metadata, experiment
 from metrics import diversity
 from models import ATFM, checkpoint, load_flow, load_gtr
 from models.processes import device_of, one_line_errors
@@ -55,7 +56,7 @@ def augmentation_picture(flags: argparse.Namespace) -> Figure:
     """Training images before and after augmentation, with the experts' contours."""
     metadata = experiment(flags.what).metadata
     train = load(replace(metadata, data_path=flags.data_path or metadata.data_path), "train")
-    images, masks = train.batch(evenly_spaced(len(train), 6))
+    images, masks = to_draw(train, evenly_spaced(len(train), 6))
     torch.manual_seed(flags.seed)
     return fig.augmentation_sheet(images, masks, *augment(images, masks))
 
@@ -89,7 +90,9 @@ def load_run(flags: argparse.Namespace, count: int) -> tuple[ATFM, Tensor, Tenso
     path, device = flags.run / flags.method / "best.pt", device_of(flags.device)
     trained = checkpoint.load(path, flags.method)["config"]
     metadata = Metadata(**{one.name: trained[one.name] for one in fields(Metadata) if one.name in trained})
-    metadata = replace(metadata, data_path=flags.data_path or experiment(metadata.what).metadata.data_path)
+    known = metadata.what in EXPERIMENTS  # else a file of the user's own
+    path_now = experiment(metadata.what).metadata.data_path if known else metadata.data_path
+    metadata = replace(metadata, data_path=flags.data_path or path_now)
     gtr = load_gtr(flags.run / "GTR" / "best.pt", metadata) if trained["source"] == "gtr" else None
     atfm = load_flow(path, flags.method, gtr, metadata).to(device)
     test = load(metadata, "test")
@@ -98,7 +101,7 @@ def load_run(flags: argparse.Namespace, count: int) -> tuple[ATFM, Tensor, Tenso
             raise ValueError(f"--image {index}: {metadata.what} has test images 0 to {len(test) - 1}")
     chosen = flags.image or most_disputed(test, count)
     print("test images " + ", ".join(f"{index} ({test.ids[index]})" for index in chosen))
-    images, masks = test.batch(chosen, device)
+    images, masks = to_draw(test, chosen, device)
     steps = atfm.objective.steps if flags.steps is None else flags.steps
     generator = torch.Generator(device).manual_seed(flags.seed)
     return atfm, images, masks, partial(atfm.sample, images, SAMPLES, steps, generator=generator)
@@ -110,9 +113,9 @@ def most_disputed(test: ExpertDataset, count: int) -> list[int]:
     Each expert marked MIN_AREA of them or more. Raises ValueError if there are fewer than `count`."""
     disputes: list[tuple[float, int]] = []
     for index in range(len(test)):
-        _, masks = test.batch([index])
-        if (masks.mean((2, 3)) >= MIN_AREA).all():
-            disputes.append((-float(diversity(masks.bool())), index))
+        _, masks = test[index]
+        if (masks.mean((1, 2)) >= MIN_AREA).all():
+            disputes.append((-float(diversity(masks[None].bool())), index))
     chosen: dict[Any, int] = {}
     for _, index in sorted(disputes):
         chosen.setdefault(test.patients[index], index)

@@ -1,12 +1,12 @@
 """Pictures of images, experts' masks and samples: in training, in testing, of a user's own images.
 
-image (c, h, w) in [0, 1], c = 1 or 3; masks (k, h, w) of 0/1; samples (n, h, w), of 0/1 or probabilities; the
+image (c, h, w) in [0, 1]; masks (k, h, w) of 0/1; samples (n, h, w), of 0/1 or probabilities; the
 plural `images` and what goes with it have m images in front. Arrays or tensors on any device; other shapes
 and values raise ValueError. A system to draw is sample(images, n, generator=None) -> (m, n, h, w) in [0, 1];
-a data set has dataset.batch(indices, device) -> (images, masks).
+an item of a data set is (image, masks), see `to_draw`.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +26,19 @@ CONTOURS = 8  # of samples on one image
 PICTURE_SIDE = 512  # pixels; a larger image is drawn smaller in picture.png, as contours take long
 
 
+def to_draw(dataset: Any, indices: Sequence[int], device: torch.device | str = "cpu"
+            ) -> tuple[Tensor, Tensor]:
+    """Items of a data set as (images, masks) on a device; of masks as many as each of these images has."""
+    images, masks = zip(*(dataset[index] for index in indices))
+    k = min(map(len, masks))
+    return torch.stack(images).to(device), torch.stack([of_image[:k] for of_image in masks]).to(device)
+
+
 @torch.no_grad()
 def validation_picture(sample: Callable[..., Tensor], dataset: Any, device: torch.device | str = "cpu"
                        ) -> np.ndarray:
     """For TensorBoard, (h, w, 3) uint8: contours, experts' masks and 4 samples of the first 4 images."""
-    images, masks = dataset.batch(range(min(4, len(dataset))), device)
+    images, masks = to_draw(dataset, range(min(4, len(dataset))), device)
     samples = sample(images, 4, generator=torch.Generator(device).manual_seed(0)) >= 0.5
     agg = FigureCanvasAgg(prediction_grid(images, masks, samples, small=True))
     agg.draw()
@@ -59,7 +67,7 @@ def draw_comparison(drawn: Mapping[str, Tensor], dataset: Any, folder: Path) -> 
 
 def four_of(dataset: Any, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
     """Four images, evenly spaced over a data set, and their masks."""
-    return dataset.batch(canvas.evenly_spaced(len(dataset), 4), device)
+    return to_draw(dataset, canvas.evenly_spaced(len(dataset), 4), device)
 
 
 def write_samples(folder: Path, image: Tensor, masks: Tensor) -> None:
@@ -197,4 +205,19 @@ def augmentation_sheet(images: Array, masks: Array, moved_images: Array, moved_m
     for ax, image, experts in zip(axes.flat, [*images, *moved_images], [*masks, *moved_masks], strict=True):
         show(ax, image)
         draw_contours(ax, experts)
+    return figure
+
+
+def case_sheet(items: Sequence[tuple[Tensor, Tensor]]) -> Figure:
+    """Images (above) and their experts' contours on them (below): do they lie as they should?
+
+    items: (image (c, h, w), masks (k, h, w)) of one size, k may differ."""
+    k = max(len(masks) for _, masks in items)
+    h, w = items[0][0].shape[1:]
+    figure, axes = panel_grid([[0, *[GAP] * (len(items) - 1)]] * 2, h / w, experts=k, top=0.05)
+    for (image, masks), (above, below) in zip(items, axes.T, strict=True):
+        pixels, outlines = checked(image=(image, "c h w"), masks=(masks, "k h w"))
+        show(above, pixels)
+        show(below, pixels)
+        draw_contours(below, outlines)
     return figure

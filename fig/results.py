@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from fig.canvas import DPI, SMALL, WIDTH, colour, save
 from fig.curves import label
-from metadata_manager import experiment
+from metadata_manager import EXPERIMENTS, experiment
 from metrics.parts import THIRDS, empty_correlation, parts_of, thirds
 from metrics.report import bootstrap_interval, matching_n
 
@@ -113,10 +113,11 @@ def _curves(report: Report, field: str, axis: str, varying: str, needs: str) -> 
     values, cost = sorted({one[field] for one in systems.values()}), field == "evaluations"
     # Alphas are evenly spaced, so that 0 and powers of ten fit on one axis; the paper's is marked.
     places = {value: value if cost else i for i, value in enumerate(values)}
-    paper = None if cost else experiment(report["metadata"]["what"], "paper").flow.alpha
+    what = report["metadata"]["what"]
+    paper = experiment(what, "paper").flow.alpha if not cost and what in EXPERIMENTS else None
     samples = report["sampling"]["samples"]
     scores = ((f"GED{max(samples)}", "lower"), (f"HM-IoU{matching_n(samples)}", "higher"))
-    resampled = "patients" if report["metadata"]["reader"] == "lidc" else "images"
+    resampled = "images" if report["metadata"]["reader"] == "isic3" else "patients"
     figure = Figure(figsize=(WIDTH, 3.2), dpi=DPI, layout="constrained")
     for ax, (score, better) in zip(figure.subplots(1, 2), scores, strict=True):
         label(ax, axis, f"{score} ({better} is better)\n95 % interval over {resampled}")

@@ -4,7 +4,7 @@ import hashlib
 import sys
 from collections.abc import Callable, Container, Iterable, Iterator, MutableMapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import groupby, islice
 from typing import Any, Protocol
 
 import numpy as np
@@ -137,12 +137,13 @@ def evaluate(
     together = together or (SCORED_TOGETHER if torch.device(device).type == "cuda" else 1)
     memory = {} if memory is None else memory
     sets = _sets(sample, dataset, max(samples), seeds, device, progress(indices, title), memory)
-    while block := list(islice(sets, together)):
-        keys, drawn, masks = zip(*block)
-        found = score(torch.cat(drawn), torch.cat(masks), samples)
-        values = torch.stack([value.double() for value in found.values()], dim=1).tolist()
-        for key, of_set in zip(keys, values):
-            memory[key] = dict(zip(found, of_set))
+    while block := sorted(islice(sets, together), key=_experts):
+        for _, alike in groupby(block, key=_experts):
+            keys, drawn, masks = zip(*alike)
+            found = score(torch.cat(drawn), torch.cat(masks), samples)
+            values = torch.stack([value.double() for value in found.values()], dim=1).tolist()
+            for key, of_set in zip(keys, values):
+                memory[key] = dict(zip(found, of_set))
         after_each()
     ids = tuple(dataset.ids[index] for index in indices)
     names = list(memory[ids[0], seeds[0]]) if ids else []
@@ -174,6 +175,11 @@ def _sets(sample: SampleFunction, dataset: Images, n: int, seeds: Sequence[int],
             raise ValueError(f"masks of image {name}: expected 0 and 1, found others; check its file")
         for seed in missing:
             yield (name, seed), draw(sample, image, n, seed, name), masks.bool()
+
+
+def _experts(one: tuple[tuple[str, int], Tensor, Tensor]) -> int:
+    """How many masks a set of samples is scored against: only sets of equal k go together."""
+    return one[2].shape[1]
 
 
 def draw(sample: SampleFunction, image: Tensor, n: int, seed: int, name: str) -> Tensor:

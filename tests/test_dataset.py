@@ -108,6 +108,48 @@ def test_what_checkpoints_of_earlier_versions_hold():
     assert loader.indices(15).tolist() == [100, 20, 71, 7, 11, 87, 91, 74]
 
 
+def test_images_with_fewer_masks_show_theirs_alone_and_repeat_them_at_random_in_batches(tmp_path):
+    """The expected loss of a batch is the mean over each image's own masks: mean_j l_j, see `batch`."""
+    experts = np.array([1, 3, 2, 3])
+    with Writer(tmp_path / "set.h5", "a test") as writer:
+        for row, k in enumerate(experts):
+            masks = MASKS[row] * (np.arange(3) < k)[:, None, None]
+            writer.append(IMAGES[row], masks, patient=row, experts=k)
+    items = ExpertDataset(open_store(tmp_path / "set.h5"), np.array([2, 0, 1, 3]))
+    for index, row in enumerate(items.rows):
+        np.testing.assert_array_equal(items[index][1], MASKS[row, :experts[row]])
+    torch.manual_seed(0)
+    batches = torch.stack([items.batch([0, 1, 2])[1] for _ in range(400)])
+    for b, row in enumerate((2, 0, 1)):
+        own = torch.from_numpy(MASKS[row, :experts[row]]).float()
+        assert torch.equal(batches[:, b, :experts[row]], own.expand(400, *own.shape))
+        repeats = batches[:, b, experts[row]:].flatten(0, 1)
+        which = (repeats[:, None] == own).all((2, 3))
+        assert (which.sum(1) == 1).all()
+        assert experts[row] == 3 or (which.float().mean(0) - 1 / experts[row]).abs().max() < 0.07
+    torch.manual_seed(3)
+    first = items.batch([0, 1])[1]
+    torch.manual_seed(3)
+    assert torch.equal(first, items.batch([0, 1])[1])  # of the seed alone
+    with h5py.File(items.store.path, "a") as file:
+        before, file["experts"][2] = items.fingerprint, 3
+    assert ExpertDataset(open_store(items.store.path), items.rows).fingerprint != before
+
+
+def test_images_without_marks_are_left_out_if_asked_and_counted(tmp_path, capsys):
+    with Writer(tmp_path / "set.h5", "a test") as writer:
+        for row in range(10):
+            writer.append(IMAGES[row, :4], MASKS[row, :, :4] * (row % 2), patient=row)
+    metadata = Metadata(data_path=str(tmp_path / "set.h5"), annotators=3, size=4)
+    whole = data.load(metadata, "train")
+    marked = data.load(replace(metadata, marked=True), "train")
+    assert marked.patients.tolist() == [one for one in whole.patients if one % 2]
+    left_out = len(whole) - len(marked)
+    said = capsys.readouterr().out
+    assert f"train: {left_out} of {len(whole)} images that no expert marked are left out" in said
+    assert left_out > 0 and len(data.load(replace(metadata, marked=True, limit=1), "train")) == 1
+
+
 def test_load_refuses_what_does_not_match_the_metadata(square):
     assert len(data.load(square, "train")) == 3
     for wrong, message in (

@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("data", "fig", "metrics", "models")
-COMMANDS = {"fig.draw"}  # a command in a package: may import all, nothing imports it
+COMMANDS = {"fig.draw", "data.prepare"}  # commands in a package: may import all, nothing imports them
 
 
 def module_name(path):
@@ -53,7 +53,7 @@ def test_the_five_scripts_and_the_packages_are_seen():
     ("metrics", {"metrics"}),
     ("data", {"data", "metrics.files"}),
     ("models", {"models", "metrics.files"}),
-    ("fig", {"fig", "metrics", "data.images"}),
+    ("fig", {"fig", "metrics", "data.images", "data.volumes"}),
 ])
 def test_a_package_imports_itself_the_settings_and_what_is_below_it(package, allowed):
     for name in FILES:
@@ -71,7 +71,8 @@ def test_no_module_imports_itself_by_way_of_others():
     assert list(TopologicalSorter(IMPORTS).static_order())  # raises CycleError
 
 
-@pytest.mark.parametrize("module", ["data.prepare_lidc", "data.demo", "data.export", "fig.draw"])
+@pytest.mark.parametrize("module", [
+    "data.prepare_lidc", "data.prepare", "data.demo", "data.export", "fig.draw"])
 def test_a_module_started_by_its_path_says_how_to_start_it(module, tmp_path):
     path = ROOT / f"{module.replace('.', '/')}.py"
     found = subprocess.run([sys.executable, path, "--help"], cwd=tmp_path, capture_output=True, text=True)

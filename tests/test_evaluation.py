@@ -118,3 +118,14 @@ IMAGE, MASKS = dataset(1)[0]
 def test_bad_arguments_are_refused_with_what_was_found(images, arguments, message):
     with pytest.raises(ValueError, match=message):
         evaluate(**{"sample": noisy, "dataset": images, "samples": (2,), **arguments})
+
+
+def test_images_of_different_k_are_scored_together_as_they_are_alone():
+    images = dataset()
+    images[1], images[2] = (images[1][0], images[1][1][:2]), (images[2][0], images[2][1][:1])
+    alone, together = (evaluate(noisy, images, samples=(4,), seeds=SEEDS, together=sets) for sets in (1, 4))
+    for name, values in alone.scores.items():
+        np.testing.assert_allclose(together.scores[name], values, atol=1e-12)
+    masks = images[1][1][None].bool()
+    drawn = noisy(images[1][0][None], 4, torch.Generator().manual_seed(image_seed(0, "image 1"))) >= 0.5
+    assert alone.scores["GED4"][0, 1] == pytest.approx(metrics.ged(drawn, masks).item())

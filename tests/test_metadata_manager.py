@@ -5,8 +5,10 @@ import shlex
 from dataclasses import fields, replace
 from itertools import chain, product
 
+import numpy as np
 import pytest
 
+from data import Writer
 from metadata_manager import (
     EXPERIMENTS,
     METHODS,
@@ -138,6 +140,48 @@ def test_channels_last_needs_compile(script):
     assert all(getattr(config, "channels_last", True)
                for config in read("--channels_last True --compile True", script).values())
     FlowConfig(channels_last=True)  # checkpoints of older runs have it
+
+
+def test_mmis_is_seen_in_three_channels_and_cfm_has_its_own_recipe_on_it():
+    found = read("--method cfm-own", what="MMIS")
+    flow, metadata = found[FlowConfig], found[Metadata]
+    assert (metadata.channels, metadata.seen_channels, metadata.annotators) == (3, 3, 4)
+    assert (flow.dim, flow.dim_mults, flow.batch_size) == (64, (1, 2, 4, 4), 24)
+    assert (flow.num_epochs, flow.lr, metadata.split) == (500, 1e-4, "file")
+    assert flow.source == "normal" and flow.ema == 0.9999 and flow.signed
+    assert read("", "test", "MMIS")[EvaluationConfig].samples == (15,)
+
+
+def store_of(path, channels, annotators, size, name="a/{}"):
+    with Writer(path, "a test", prepared='{"axis": "y", "window": [-5, 7]}') as writer:
+        for row in range(3):
+            writer.append(np.zeros((size, size, channels), np.uint8), np.zeros((annotators, size, size)),
+                          patient=row, id=name.format(row))
+    return path
+
+
+@pytest.mark.parametrize("size, batchsize", [(16, 256), (136, 8)])  # as for LIDC, as for ISIC3
+def test_a_file_of_one_s_own_says_what_it_holds(tmp_path, size, batchsize):
+    path = store_of(tmp_path / "mine.h5", 2, 5, size)
+    found = read("", "gtr", str(path)) | read("", "flow", str(path))
+    metadata = found[Metadata]
+    assert (metadata.what, metadata.data_path, metadata.reader) == ("mine.h5", str(path), "cases")
+    assert (metadata.channels, metadata.seen_channels, metadata.annotators, metadata.size) == (2, 2, 5, size)
+    assert (metadata.axis, metadata.window, metadata.split) == ("y", (-5, 7), "group")
+    assert found[GTRConfig].batchsize == batchsize and found[FlowConfig].dim == 128
+    assert found[RunConfig].output_path == "runs/mine" and found[RunConfig].preset == "best"
+    assert read("--preset paper", "flow", str(path))[FlowConfig].objective == "velocity"
+
+
+def test_a_file_that_came_split_stays_so_and_another_file_is_named(tmp_path):
+    with Writer(tmp_path / "split.h5", "a test") as writer:
+        for fold in ("train", "val", "test"):
+            writer.append(np.zeros((8, 8), np.uint8), np.zeros((1, 8, 8)), patient=fold, id=f"{fold}/a")
+    assert experiment(str(tmp_path / "split.h5")).metadata.split == "file"
+    (tmp_path / "text.h5").write_text("text")
+    for name in ("text.h5", "none.h5"):
+        with pytest.raises(ValueError, match=f"--what .*{name}: not a file of images.*data.prepare"):
+            experiment(str(tmp_path / name))
 
 
 def test_a_flow_per_alpha_has_a_folder_of_its_own():

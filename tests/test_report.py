@@ -78,15 +78,22 @@ def test_other_patients_and_bad_scores_are_refused(values, patients, message):
 
 
 def test_the_paper_s_tables_have_columns_of_ours_in_which_atfm_is_best():
-    for table in PAPER.values():
+    for table in (PAPER["LIDC"], PAPER["isic3_style_concat"]):
         for column, (best, _) in table["atfm"].items():
             means = [row[column][0] for row in table.values() if column in row]
-            assert best == (min(means) if "GED" in column else max(means))
+            assert best == (min(means) if "GED" in column else max(means))  # none of CFM's columns is ATFM's
             assert column in columns((16, 32, 100))
     assert PAPER["LIDC"]["prob-unet"]["GED16"] == (0.31, 0.01)
     assert PAPER["LIDC"]["phiseg"]["GED32"] == (0.247, None) and "GED16" not in PAPER["LIDC"]["cimd"]
     assert {*METHODS, "act-gtr"} - {*PAPER["LIDC"], *PAPER["isic3_style_concat"]} == {
-        "cfm", "refiner", "flow-ssn"}
+        "refiner", "flow-ssn", "cfm-own"}
+
+
+def test_cfm_s_numbers_are_those_of_its_own_paper_at_m_15():
+    assert PAPER["LIDC"]["cfm"] == {"Dice of means": (0.595, None)}
+    assert PAPER["MMIS"]["cfm-own"] == {"GED15": (0.231, None), "Dice of means": (0.785, None)}
+    assert PAPER["MMIS"]["prob-unet"] == {"GED15": (0.227, None)}
+    assert {column for row in PAPER["MMIS"].values() for column in row} <= {*columns((15,))}
 
 
 def test_scores_table_has_the_papers_row_below_each_methods_rows():
@@ -96,7 +103,7 @@ def test_scores_table_has_the_papers_row_below_each_methods_rows():
                         "| ECE |")
     assert [line.split(" | ")[0] for line in lines[2:]] == [
         "| act-gtr, ours", "| act-gtr, paper", "| atfm, 5 steps, ours", "| atfm, ours", "| atfm, paper",
-        "| cfm, ours"]
+        "| cfm, ours", "| cfm, paper"]
     assert lines[2].startswith("| act-gtr, ours | 25 | 0.400 +- 0.141 | 0.200 +- 0.071 |")
     assert lines[4].startswith("| atfm, 5 steps, ours | 25 | 0.250 | 0.125 |")  # one seed: no deviation
     assert "paper" not in scores_table("LIDC_demo", rows, (2,))

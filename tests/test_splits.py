@@ -76,3 +76,9 @@ def test_too_few_are_refused():
         splits.by_patient(np.array([1, 1, 2]), seed=0)
     with pytest.raises(ValueError, match="2 images: too few"):
         splits.released(2)
+
+
+@pytest.mark.parametrize("name, fold", [("training", "train"), ("Validation_2d", "val"), ("TEST", "test"),
+                                        ("val", "val"), ("images", None), ("train2", None)])
+def test_folders_that_name_a_fold(name, fold):
+    assert splits.fold_of(name) == fold

@@ -16,7 +16,7 @@ ZEROS = np.zeros((6, 4), np.uint8)
 def write(path, count=5, dtype=np.uint16, channels=1, small=False):
     """A store of random content, which is returned: images and masks (count, 3, 6, 4)."""
     random = np.random.RandomState(0)
-    shape = (count, 6, 4) if channels == 1 else (count, 6, 4, 3)
+    shape = (count, 6, 4) if channels == 1 else (count, 6, 4, channels)
     images = random.randint(0, np.iinfo(dtype).max + 1, shape).astype(dtype)
     masks = random.randint(0, 2, (count, 3, 6, 4)).astype(np.uint8)
     with Writer(path, "a test", small=small) as writer:
@@ -37,7 +37,7 @@ def by_hand(path, **changes):
 
 
 @pytest.mark.parametrize(("dtype", "channels", "small"), [(np.uint8, 1, True), (np.uint16, 1, False),
-                                                          (np.uint8, 3, False)])
+                                                          (np.uint8, 3, False), (np.uint16, 5, False)])
 def test_what_is_written_is_read_back(tmp_path, monkeypatch, dtype, channels, small):
     monkeypatch.setattr("data.store.BLOCK", 4)
     images, masks = write(tmp_path / "set.h5", 11, dtype, channels, small)
@@ -62,7 +62,10 @@ def test_names_of_rows_without_ids(tmp_path):
     ({"patient": None}, "expected a dataset 'patient'"),
     ({"images": np.zeros((5, 4, 4), np.float32)}, "images is float32"),
     ({"images": np.zeros((5, 4), np.uint8)}, r"images is uint8 \(5, 4\)"),
-    ({"images": np.zeros((5, 4, 4, 2), np.uint8)}, r"images is uint8 \(5, 4, 4, 2\)"),
+    ({"images": np.zeros((5, 4, 4, 17), np.uint8)}, r"images is uint8 \(5, 4, 4, 17\)"),
+    ({"experts": np.array([1, 2, 3, 4, 1])}, "experts from 1 to 4, expected 1 to 3"),
+    ({"experts": np.array([1, 2, 0, 3, 1])}, "experts from 0 to 3"),
+    ({"series": np.arange(5)}, "series is int64, expected text"),
     ({"images": np.zeros((0, 4, 4), np.uint8)}, r"images is uint8 \(0, 4, 4\), .* at least one"),
     ({"masks_packed": np.zeros((5, 6), np.int8)}, "masks_packed is int8"),
     ({"masks_packed": np.zeros((5, 6, 1), np.uint8)}, "masks_packed is uint8"),

@@ -3,8 +3,10 @@
 import os
 import pickle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pydicom
 import pytest
 import torch
 from PIL import Image
@@ -103,6 +105,21 @@ def write_lidc_folder(folder: Path) -> Path:
     for number, part in enumerate((names[:8], names[8:])):
         (folder / f"part{number}.pickle").write_bytes(pickle.dumps({name: slices[name] for name in part}))
     return folder
+
+
+def write_dicom(path: Path, pixels: np.ndarray, **tags: Any) -> Path:
+    """A DICOM image of 8 bits, (h, w)."""
+    header = pydicom.Dataset()
+    header.SOPClassUID, header.SOPInstanceUID = pydicom.uid.CTImageStorage, pydicom.uid.generate_uid()
+    header.PhotometricInterpretation, header.SamplesPerPixel, header.PixelRepresentation = "MONOCHROME2", 1, 0
+    header.BitsAllocated, header.BitsStored, header.HighBit = 8, 8, 7
+    (header.Rows, header.Columns), header.PixelData = pixels.shape, pixels.tobytes()
+    for name, value in tags.items():
+        setattr(header, name, value)
+    header.file_meta = pydicom.dataset.FileMetaDataset()
+    header.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+    header.save_as(path, enforce_file_format=True)
+    return path
 
 
 def write_isic_folder(folder: Path) -> Path:

@@ -1,0 +1,206 @@
+"""Files of one image or one mask, 2-D or a volume: PNG, JPEG, TIFF, BMP, NumPy, NIfTI, DICOM.
+
+Values are (h, w) or (z, h, w), with c channels in front or behind where an image has them. NIfTI is turned,
+as its header says, to what DICOM has: columns to the patient's left, rows to the back, slices upwards.
+"""
+
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+import pydicom
+from nibabel import orientations
+
+from data.images import COLOUR, FORMATS, GREY_8, GREY_16, decoded
+from data.store import CHANNELS
+from metrics.files import whole_file
+
+PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
+SUFFIXES = (*PICTURES, ".npy", ".nii", ".nii.gz", ".dcm")
+LPS = orientations.axcodes2ornt(("L", "P", "S"))
+AXES = {"z": 0, "y": 1, "x": 2}  # of a volume (z, h, w)
+LOSSY_SHARE = 0.01  # of the pixels of a JPEG mask that may be neither dark nor bright
+
+
+@dataclass(frozen=True)
+class Scan:
+    """What a file holds."""
+
+    path: Path
+    values: np.ndarray
+    affine: np.ndarray | None = None  # of a NIfTI file, once turned
+
+
+def suffix_of(path: Path) -> str:
+    """One of SUFFIXES, or "" for a file that is none of these."""
+    name = path.name.lower()
+    return next((suffix for suffix in sorted(SUFFIXES, key=len, reverse=True) if name.endswith(suffix)), "")
+
+
+def stem_of(path: Path) -> str:
+    """The name without its suffix, of which .nii.gz is one."""
+    return path.name[:len(path.name) - len(suffix_of(path))] or path.name
+
+
+def read_scan(path: Path, mask: bool = False) -> Scan:
+    """An image file, or a mask's. Raises FileNotFoundError, or ValueError naming what cannot be read.
+
+    In an image, a palette becomes RGB and transparency is left out; in a mask, a palette's numbers are the
+    labels, and colours must be grey."""
+    suffix = suffix_of(path)
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such file")
+    if not suffix:
+        raise ValueError(f"{path}: not one of {', '.join(SUFFIXES)}; convert it")
+    try:
+        if suffix in PICTURES:
+            return Scan(path, _picture(path, mask))
+        if suffix == ".npy":
+            found = Scan(path, np.load(path, allow_pickle=False))
+        else:
+            found = _dicom(path) if suffix == ".dcm" else _nifti(path)
+    except Exception as error:  # nibabel and pydicom raise nearly anything on damaged files
+        reason = " ".join(str(error).split())
+        raise ValueError(reason if reason.startswith(f"{path}: ") else f"{path}: cannot be read ({reason})"
+                         ) from error
+    if found.values.dtype.kind not in "buif" or found.values.size == 0 or not 2 <= found.values.ndim <= 4:
+        raise ValueError(f"{path}: {found.values.dtype} {found.values.shape}, expected numbers (h, w) or "
+                         "(z, h, w), or an image's with channels")
+    bad = np.count_nonzero(~np.isfinite(found.values))
+    if bad:
+        raise ValueError(f"{path}: {bad} values are NaN or infinite; replace them")
+    return found
+
+
+def _picture(path: Path, mask: bool) -> np.ndarray:
+    image = decoded(path, FORMATS, GREY_8 + GREY_16 + COLOUR)
+    if image.mode in GREY_16 or mask and image.mode in ("1", "P"):
+        return np.asarray(image)
+    if not mask:
+        return np.asarray(image.convert("L" if image.mode in GREY_8 else "RGB"))
+    pixels = np.asarray(image.convert("RGBA"))
+    if (np.ptp(pixels[..., :3].astype(int), axis=-1) > 0).any() or np.ptp(pixels[..., 3]) > 0:
+        raise ValueError(f"{path}: a mask in colours or with transparency; expected grey or a palette")
+    return pixels[..., 0]
+
+
+def _dicom(path: Path) -> Scan:
+    header = pydicom.dcmread(path)
+    values = header.pixel_array
+    slope, intercept = float(header.get("RescaleSlope", 1)), float(header.get("RescaleIntercept", 0))
+    if (slope, intercept) != (1, 0):
+        values = values * slope + intercept
+    if header.get("PhotometricInterpretation") == "MONOCHROME1":  # low values are bright
+        values = values.max() - values + values.min()
+    return Scan(path, values)
+
+
+def _nifti(path: Path) -> Scan:
+    file: Any = nibabel.load(path)  # of several types, without a common one that has values
+    values = np.asanyarray(file.dataobj)
+    if values.ndim == 4 and values.shape[3] > CHANNELS:
+        raise ValueError(f"{path}: 4-D, {values.shape}, expected a volume or at most {CHANNELS} channels; "
+                         "take a time point of a series")
+    if not 2 <= values.ndim <= 4:
+        raise ValueError(f"{path}: {values.ndim}-D, {values.shape}, expected (x, y), (x, y, z), (x, y, z, c)")
+    values = values[..., None] if values.ndim == 2 else values
+    if values.ndim == 4 and values.shape[3] == 1:
+        values = values[..., 0]
+    turn = orientations.ornt_transform(nibabel.io_orientation(file.affine), LPS)
+    affine = file.affine @ orientations.inv_ornt_aff(turn, values.shape[:3])
+    values = orientations.apply_orientation(values, turn).swapaxes(0, 2)  # (z, h, w), (z, h, w, c)
+    return Scan(path, values[0] if len(values) == 1 else values, affine)
+
+
+def labels_of(scan: Scan) -> np.ndarray:
+    """The labels of a mask's file, integers.
+
+    A JPEG's are 0 and 1: what compression left is rounded. Raises ValueError for values between integers, and
+    for a JPEG with more than LOSSY_SHARE of its pixels between dark and bright."""
+    values = scan.values
+    if suffix_of(scan.path) in (".jpg", ".jpeg"):
+        unclear = float(((values > 63) & (values < 192)).mean())
+        if unclear > LOSSY_SHARE:
+            raise ValueError(f"{scan.path}: {unclear:.1%} of its pixels are neither dark nor bright; "
+                             "expected a mask of 0 and 255, check --masks")
+        return (values >= 128).astype(np.int64)
+    between = values[values != np.rint(values)]
+    if between.size:
+        raise ValueError(f"{scan.path}: a mask with values such as {between[0]:.4g}, expected 0 and 1, or "
+                         "labels to choose by --label")
+    return values.astype(np.int64)
+
+
+def with_channels(scan: Scan, shape: Sequence[int]) -> np.ndarray:
+    """An image's values as (*shape, c), c behind, where `shape` is that of its masks.
+
+    Raises ValueError if the image has another size."""
+    values, shape = scan.values, tuple(shape)
+    if values.shape == shape:
+        return values[..., None]
+    if values.ndim == len(shape) + 1 and min(values.shape[0], values.shape[-1]) <= CHANNELS:
+        if values.shape[:-1] == shape:
+            return values
+        if values.shape[1:] == shape:
+            return np.moveaxis(values, 0, -1)
+    raise ValueError(f"{scan.path}: an image of {values.shape} with masks of {shape}; expected the same size")
+
+
+def alone(scan: Scan, channels: int) -> np.ndarray:
+    """The values of an image without masks, with channels behind: (h, w, c) or (z, h, w, c).
+
+    Three dimensions of a file that is no picture are a volume, unless a model was trained on several
+    `channels` and the last, or of an array the first, has as many. Raises ValueError for four without."""
+    values = scan.values
+    if suffix_of(scan.path) in PICTURES:
+        return np.atleast_3d(values)
+    if values.ndim > 2 and channels > 1 and values.shape[-1] == channels:
+        return values
+    if values.ndim > 2 and channels > 1 and values.shape[0] == channels and suffix_of(scan.path) == ".npy":
+        return np.moveaxis(values, 0, -1)
+    if values.ndim == 4:
+        raise ValueError(f"{scan.path}: {values.shape}, expected {channels} channels as in training")
+    return values[..., None]
+
+
+def unit_range(values: np.ndarray, window: Sequence[float] = ()) -> np.ndarray:
+    """Intensities as float in [0, 1], all channels together.
+
+    8 bits are divided by 255 and what lies in [0, 1] already is kept; all else goes from its minimum to its
+    maximum. window: what becomes 0 and 1 instead, beyond which is cut off."""
+    if window:
+        low, high = window
+    elif values.dtype == np.uint8:
+        low, high = 0.0, 255.0
+    else:
+        low, high = float(values.min()), float(values.max())
+        if values.dtype.kind in "bf" and 0 <= low and high <= 1:
+            low, high = 0.0, 1.0
+    return np.clip((values.astype(np.float64) - low) / ((high - low) or 1.0), 0, 1)
+
+
+def axis_of(shape: Sequence[int], axis: str) -> int:
+    """The number of a volume's axis to cut across, 0 to 2; "fewest": the one with the fewest slices."""
+    return int(np.argmin(shape[:3])) if axis == "fewest" else AXES[axis]
+
+
+def write_volume(path: Path, maps: np.ndarray, like: Path) -> None:
+    """A volume (z, h, w) as .nii.gz, with the orientation, affine and units of the NIfTI file `like`.
+
+    With another file, or from one, the header turns nothing: read again, the values are these."""
+    values = maps.swapaxes(0, 2)  # (x, y, z)
+    affine, header = np.diag([-1.0, -1.0, 1.0, 1.0]), None
+    if suffix_of(like) in (".nii", ".nii.gz"):
+        source: Any = nibabel.load(like)
+        affine, header = source.affine, source.header.copy()
+        turn = orientations.ornt_transform(LPS, nibabel.io_orientation(affine))
+        values = orientations.apply_orientation(values, turn)
+        header.set_data_dtype(values.dtype)
+        header.set_slope_inter(1, 0)
+    image = nibabel.Nifti1Image(values, affine, header)
+    with whole_file(path) as file:
+        file.write(zlib.compress(image.to_bytes(), wbits=31))  # gzip without a time stamp

@@ -1,0 +1,166 @@
+"""Which files are an image and its masks, in every form that people have; and what is refused."""
+
+import nibabel
+import numpy as np
+import pytest
+from PIL import Image
+
+from data import cases
+from data.cases import Case, find
+
+SIDE = 8
+
+
+def write(folder, *names, values=0):
+    """Files of SIDE x SIDE pixels."""
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if name.endswith(".nii.gz"):
+            nibabel.save(nibabel.Nifti1Image(np.full((SIDE, SIDE, 3), values, np.uint8), np.eye(4)), path)
+        elif name.endswith(".npy"):
+            np.save(path, np.full((SIDE, SIDE), values))
+        else:
+            Image.fromarray(np.full((SIDE, SIDE), values, np.uint8)).save(path)
+    return folder
+
+
+def brief(folder, found):
+    """name -> patient, image, masks, as relative paths."""
+    return {case.name: (case.patient, case.image.relative_to(folder).as_posix(),
+                        [path.relative_to(folder).as_posix() for path in case.masks]) for case in found}
+
+
+FORMS = {
+    "QUBIQ": (["case1/image.nii.gz", "case1/task01_seg02.nii.gz", "case1/task01_seg10.nii.gz",
+               "case2/image.nii.gz", "case2/task01_seg01.nii.gz", "case2/notes.txt.gz"], {}, {
+        "case1": ("case1", "case1/image.nii.gz",
+                  ["case1/task01_seg02.nii.gz", "case1/task01_seg10.nii.gz"]),
+        "case2": ("case2", "case2/image.nii.gz", ["case2/task01_seg01.nii.gz"])}),
+    "CURVAS": (["a/image.nii.gz", "a/annotation_1.nii.gz", "a/annotation_2.nii.gz"], {}, {
+        "a": ("a", "a/image.nii.gz", ["a/annotation_1.nii.gz", "a/annotation_2.nii.gz"])}),
+    "REFUGE": (["g01/g01.jpg", "g01/g01_seg_cup_1.png", "g01/g01_seg_cup_2.png", "g01/g01_seg_disc_1.png"],
+               {"masks": "*cup*"}, {
+        "g01": ("g01", "g01/g01.jpg", ["g01/g01_seg_cup_1.png", "g01/g01_seg_cup_2.png"])}),
+    "CIMD": (["s/0/image_0.jpg", "s/0/label0_.jpg", "s/0/label1_.jpg"], {}, {
+        "s/0": ("0", "s/0/image_0.jpg", ["s/0/label0_.jpg", "s/0/label1_.jpg"])}),
+    "HPU": (["images/p1/z-1.0_c0.png", "images/p1/z-10.0_c0.png", "images/p2/z-1.0_c0.png",
+             "gt/p1/z-1.0_l0.png", "gt/p1/z-10.0_l0.png", "gt/p1/z-1.0_l1.png", "gt/p2/z-1.0_l0.png"], {}, {
+        "images/p1/z-1.0_c0": ("p1", "images/p1/z-1.0_c0.png", ["gt/p1/z-1.0_l0.png", "gt/p1/z-1.0_l1.png"]),
+        "images/p1/z-10.0_c0": ("p1", "images/p1/z-10.0_c0.png", ["gt/p1/z-10.0_l0.png"]),
+        "images/p2": ("p2", "images/p2/z-1.0_c0.png", ["gt/p2/z-1.0_l0.png"])}),
+    "HPU, crops numbered in both": (
+        ["images/p/z_c0.png", "images/p/z_c1.png", "gt/p/z_c0_l0.png", "gt/p/z_c1_l0.png"], {}, {
+            "images/p/z_c0": ("z_c0", "images/p/z_c0.png", ["gt/p/z_c0_l0.png"]),
+            "images/p/z_c1": ("z_c1", "images/p/z_c1.png", ["gt/p/z_c1_l0.png"])}),
+    "all in one folder": (["a1_scan.png", "a1_m1.png", "a10_scan.png", "a10_m1.png"], {"image": "*_scan.*"}, {
+        "a1_scan": ("a1_scan", "a1_scan.png", ["a1_m1.png"]),
+        "a10_scan": ("a10_scan", "a10_scan.png", ["a10_m1.png"])}),
+    "masks in a folder below": (["c/image.png", "c/masks/1.png", "c/masks/2.png"], {}, {
+        "c": ("c", "c/image.png", ["c/masks/1.png", "c/masks/2.png"])}),
+    "split": (["Training/1/image.png", "Training/1/m1.png", "validation/2/image.png", "validation/2/m1.png",
+               "test/3/image.png", "test/3/m1.png"], {}, {
+        "test/3": ("3", "test/3/image.png", ["test/3/m1.png"]),
+        "train/1": ("1", "Training/1/image.png", ["Training/1/m1.png"]),
+        "val/2": ("2", "validation/2/image.png", ["validation/2/m1.png"])}),
+    "names of experts": (["1/image.png", "1/anna.png", "1/bob.png"], {"masks": "*"}, {
+        "1": ("1", "1/image.png", ["1/anna.png", "1/bob.png"])}),
+    "a path": (["1/ct.png", "1/a/ct.png", "1/b/ct.png"], {"image": "?/ct.png", "masks": "*/[ab]/*"}, {
+        "1": ("1", "1/ct.png", ["1/a/ct.png", "1/b/ct.png"])}),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_is_recognised(tmp_path, form):
+    files, patterns, expected = FORMS[form]
+    write(tmp_path, *[name for name in files if ".txt" not in name])
+    (tmp_path / "readme.txt").write_text("text")
+    found = find(tmp_path, **patterns)
+    assert brief(tmp_path, found) == expected and [case.name for case in found] == list(expected)
+
+
+@pytest.mark.parametrize("files, patterns, message", [
+    (["a/image.png"], {}, "a/image.png: an image without masks"),
+    (["a/image.png", "a/m1.png", "b/m1.png"], {}, "b/m1.png: a mask of no image"),
+    (["a/scan.png", "a/m1.png"], {}, "2 image files, none of them called image.* or like its folder"),
+    (["a/scan.png"], {"image": "*.tif"}, r"none of them called \*.tif; name"),
+    (["images/x1.png", "images/x2.png", "gt/x_1.png"], {}, "gt/x_1.png: a mask of no image"),
+    (["images/x1.png", "images/x2.png", "gt/x1_1.png", "gt/x3_1.png"], {}, "x3_1.png: a mask of no image"),
+    (["g/g.png", "g/cup_1.png", "g/disc_1.png"], {}, "several kinds, cup_1.png, disc_1.png; .*--masks"),
+    (["q/image.png", "q/task01_seg01.png", "q/task02_seg01.png"], {}, "masks of several kinds"),
+    (["q/image.png", "q/image.tif", "q/image_1.png"], {"image": "image.*"}, "a mask of several images"),
+])
+def test_what_does_not_belong_together_is_named(tmp_path, files, patterns, message):
+    with pytest.raises(ValueError, match=message):
+        find(write(tmp_path, *files), **patterns)
+
+
+def test_patients_of_a_table(tmp_path):
+    found = [Case(name, "folder", tmp_path, ()) for name in ("a/1", "a/2")]
+    table = tmp_path / "p.csv"
+    table.write_text("\ufeffcase,who,patient\na/1,x,p7\na/2,y,p8\nb,z,p9\n", encoding="utf-8")
+    assert [case.patient for case in cases.with_patients(found, table)] == ["p7", "p8"]
+    assert [case.patient for case in cases.with_patients(found, table, "who")] == ["x", "y"]
+    with pytest.raises(ValueError, match="p.csv: columns case, who, patient; .* another 'id', see --column"):
+        cases.with_patients(found, table, "id")
+    with pytest.raises(ValueError, match="p.csv: no patient of 1 of 3 cases, such as c"):
+        cases.with_patients([*found, Case("c", "", tmp_path, ())], table)
+
+
+def test_a_patient_in_two_folds_is_refused(tmp_path):
+    found = [Case("train/a", "p1", tmp_path / "a.png", ()), Case("test/b", "p1", tmp_path / "b.png", ())]
+    with pytest.raises(ValueError, match="b.png: patient p1 is in test and in train"):
+        cases.refuse_divided(found)
+    cases.refuse_divided([found[0], Case("test/b", "p2", tmp_path / "b.png", ())])
+
+
+def case_of(folder, **files):
+    """A case of arrays (x, y, z), or of pairs of one and an affine, as NIfTI."""
+    for name, value in files.items():
+        values, affine = value if isinstance(value, tuple) else (value, np.eye(4))
+        nibabel.save(nibabel.Nifti1Image(values, affine), folder / f"{name}.nii.gz")
+    return find(folder)[0]
+
+
+def test_masks_are_brought_to_the_image_s_orientation(tmp_path):
+    random = np.random.RandomState(0)
+    volume, mask = random.rand(4, 5, 3), (random.rand(4, 5, 3) > 0.5).astype(np.uint8)
+    flipped = np.diag([-1.0, 1, 1, 1])
+    flipped[0, 3] = 3  # the same place, first axis read backwards
+    case = case_of(tmp_path, image=volume, m1=mask, m2=(mask[::-1], flipped))
+    image, (same, other), labels = cases.read(case)
+    np.testing.assert_array_equal(same, other)
+    np.testing.assert_array_equal(same, mask[::-1, ::-1].swapaxes(0, 2) == 1)  # as of DICOM
+    assert image.shape == (3, 5, 4, 1) and labels == {1}
+
+
+@pytest.mark.parametrize("change, message", [
+    ({"m2": (np.zeros((4, 5, 3), np.uint8), np.diag([2.0, 1, 1, 1]))}, "m2.nii.gz: its affine, once turned"),
+    ({"m2": (np.zeros((4, 5, 3), np.uint8), np.diag([-1.0, 1, 1, 1]))}, "m2.nii.gz: its affine, once turned"),
+    ({"m2": np.zeros((4, 5, 2), np.uint8)}, r"m2.nii.gz: a mask of \(2, 5, 4\), expected \(3, 5, 4\)"),
+    ({"image": np.zeros((5, 4, 3))}, r"image.nii.gz: an image of \(3, 4, 5\) with masks of \(3, 5, 4\)"),
+    ({"m2": np.full((4, 5, 3), 0.5)}, "m2.nii.gz: a mask with values such as 0.5"),
+    ({"m2": np.full((4, 5, 3), np.nan)}, "m2.nii.gz: 60 values are NaN"),
+    ({"image": np.full((4, 5, 3), np.nan)}, "image.nii.gz: 60 values are NaN"),
+    ({"m1": np.zeros((4, 5, 3, 2), np.uint8), "m2": np.zeros((4, 5, 3, 2), np.uint8)},
+     "a mask of .* and 2 or 3 dimensions|with masks of"),
+])
+def test_files_that_do_not_fit_each_other_are_named(tmp_path, change, message):
+    files = {"image": np.zeros((4, 5, 3)), "m1": np.zeros((4, 5, 3), np.uint8),
+             "m2": np.zeros((4, 5, 3), np.uint8)} | change
+    with pytest.raises(ValueError, match=message):
+        cases.read(case_of(tmp_path, **files))
+
+
+def test_labels_choose_and_slices_are_cut_across_an_axis(tmp_path):
+    labels = np.arange(60).reshape(4, 5, 3).astype(np.uint8) % 4
+    case = case_of(tmp_path, image=np.random.RandomState(0).rand(4, 5, 3), m1=labels)
+    _, _, found = cases.read(case)
+    assert found == {1, 2, 3}
+    image, masks, found = cases.read(case, labels=(2, 3))
+    assert found == {2, 3} and masks.mean() == 0.5
+    for axis, shapes in (("fewest", (3, 5, 4)), ("z", (3, 5, 4)), ("y", (5, 3, 4)), ("x", (4, 3, 5))):
+        slices = list(cases.slices(image, masks, axis))
+        assert (len(slices), *slices[0][1].shape[1:]) == shapes == (len(slices), *slices[0][0].shape[:2])
+    ((whole, own),) = cases.slices(image[0], masks[:, 0], "x")
+    assert whole.shape == (5, 4, 1) and own.shape == (1, 5, 4)

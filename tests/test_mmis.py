@@ -1,0 +1,105 @@
+"""MMIS: volumes and 2-D files, three modalities scaled together, its own folders as the split."""
+
+import h5py
+import numpy as np
+import pytest
+
+import data
+from data import mmis
+from data.images import Fit
+from metadata_manager import Metadata
+
+COUNT = {"training": 3, "validation": 2, "testing": 2}
+METADATA = Metadata("MMIS", reader="mmis", channels=3, split="file", grey=False)
+
+
+def sample(seed, depth=4):
+    """The arrays of a patient; the first slice is marked by nobody."""
+    random = np.random.RandomState(seed)
+    found = {name: random.rand(depth, 29, 36).astype(np.float32) * (100 + 50 * i) - 10
+             for i, name in enumerate(mmis.MODALITIES)}
+    marked = np.arange(depth)[:, None, None] > 0
+    return found | {name: np.uint8(marked & (random.rand(depth, 29, 36) > 0.5)) for name in mmis.LABELS}
+
+
+def write(path, arrays):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with h5py.File(path, "w") as file:
+        for name, array in arrays.items():
+            file[name] = array
+        file["voxel_spacing"] = [1.0, 1.0, 1.0]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for number, (fold, count) in enumerate(COUNT.items()):
+        for i in range(count):
+            write(tmp_path / "MMIS" / fold / f"Sample_{i}.h5", sample(10 * number + i))
+    return tmp_path / "MMIS"
+
+
+def metadata(folder, **changes):
+    return Metadata(**{**METADATA.__dict__, "data_path": str(folder), **changes})
+
+
+def test_volumes_become_slices_split_by_their_folders(folder):
+    parts = {split: data.load(metadata(folder), split) for split in ("train", "val", "test")}
+    assert {split: len(part) for split, part in parts.items()} == {"train": 12, "val": 8, "test": 8}
+    assert parts["train"].ids[:5] == ["train/Sample_0/000", "train/Sample_0/001", "train/Sample_0/002",
+                                      "train/Sample_0/003", "train/Sample_1/000"]
+    assert set(parts["val"].patients) == {"val/Sample_0", "val/Sample_1"}
+    arrays, (image, masks) = sample(1), parts["train"][6]
+    modalities = np.stack([arrays[name] for name in mmis.MODALITIES])
+    low, high = modalities.min(), modalities.max()  # one of each for all three
+    inner = image[:, 12:115]  # 29 x 36 become 103 x 128
+    assert Fit(29, 36, 128, grow=True).inner == (103, 128) and image.shape == (3, 128, 128)
+    means = (modalities[:, 2] - low) / (high - low)
+    np.testing.assert_allclose(inner.mean((1, 2)), means.mean((1, 2)), atol=0.01)
+    assert image[:, :12].max() == image[:, 115:].max() == 0 and masks.shape == (4, 128, 128)
+    marked = np.stack([arrays[name][2] for name in mmis.LABELS]).mean((1, 2))
+    np.testing.assert_allclose(masks[:, 12:115].mean((1, 2)), marked, atol=0.02)
+    assert data.load(metadata(folder, split="file-val"), "test").ids == parts["val"].ids
+
+
+def test_slices_that_nobody_marked_are_kept_unless_left_out(folder, capsys):
+    assert len(data.load(metadata(folder, marked=True), "train")) == 9
+    assert "3 of 12 images that no expert marked are left out" in capsys.readouterr().out
+
+
+def test_two_dimensional_files_stand_in_for_a_fold_without_volumes(folder):
+    for i in range(COUNT["training"]):
+        arrays = sample(i)
+        for z in (2, 3):
+            path = folder / "training_2d" / f"Sample_{i}_slice_{z}.h5"
+            write(path, {name: of[z] for name, of in arrays.items()})
+    assert len(mmis.files_of(folder)) == 7  # volumes, where there are both
+    volumes = data.load(metadata(folder), "train")
+    masks = volumes[2][1]
+    (folder / "training").rename(folder / "elsewhere")
+    flat = data.load(metadata(folder), "train")
+    assert flat.ids[:3] == ["train/Sample_0/002", "train/Sample_0/003", "train/Sample_1/002"]
+    assert set(flat.patients) == set(volumes.patients)
+    assert (flat[0][1] == masks).all()
+
+
+@pytest.mark.parametrize("name, value, message", [
+    ("t1c", None, "holds label_a1, .*, expected a dataset 't1c'"),
+    ("t2", np.zeros((4, 29, 35), np.float32), r"t2 is float32 \(4, 29, 35\), expected numbers \(4, 29, 36\)"),
+    ("t1", np.full((4, 29, 36), np.nan), "t1 has values that are NaN"),
+    ("label_a3", np.full((4, 29, 36), 2), "label_a3 has values other than 0 and 1"),
+])
+def test_a_bad_file_is_named(folder, name, value, message):
+    path = folder / "validation" / "Sample_1.h5"
+    arrays = sample(11) | {name: value}
+    write(path, {key: one for key, one in arrays.items() if one is not None})
+    with pytest.raises(ValueError, match=f"validation/Sample_1.h5: {message}"):
+        data.load(metadata(folder), "train")
+
+
+def test_a_patient_in_two_folds_is_refused_and_a_folder_without_training_is_named(folder, tmp_path):
+    write(folder / "testing" / "Sample_9.h5", sample(0))
+    with pytest.raises(ValueError, match="Sample_9.h5: the same image as .*training/Sample_0.h5, in another"):
+        data.load(metadata(folder), "train")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="empty: no training/Sample_<k>.h5"):
+        data.load(metadata(tmp_path / "empty"), "train")
