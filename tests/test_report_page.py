@@ -34,7 +34,7 @@ class Images:
 
 def noise(shift, image, n, generator):
     factors = torch.rand((1, n, 1, 1), generator=generator)  # as of GTR: other samples for another n
-    return (factors + torch.rand((1, n, H, W), generator=generator)) / 2 + shift
+    return 0.2 * factors + 0.8 * torch.rand((1, n, H, W), generator=generator) + shift
 
 
 SYSTEMS = [SimpleNamespace(label="act-gtr", sample=lambda *a, **k: noise(-1, *a, **k)),  # marks nothing
