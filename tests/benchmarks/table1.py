@@ -12,6 +12,7 @@ done already is not repeated:
 import argparse
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,35 +40,38 @@ SCORES = ("GED16", "HM-IoU16")
 SPEED = "speed/images_per_second"
 
 
-def epochs_for(train: Any, name: str, epochs: str, flags: Sequence[str], folder: Path, images: int,
-               minutes: float) -> int:
-    """How many epochs of `images` images a training script does in a time, by its speed in a short run."""
-    if not (folder / name).exists():
-        train.main([*flags, epochs, "1", "--limit", "320", "--output_path", str(folder)])
-    (_, (speed,)) = fig.read_scalars(folder / name)[SPEED]
-    return max(1, round(60 * minutes * speed / images))
+@dataclass(frozen=True)
+class Training:
+    """A run of a training script: name of its folder, its flags, the share of the time, the flag of epochs."""
 
+    script: Any
+    name: str
+    flags: Sequence[str]
+    share: float
+    epochs: str
 
-def train_all(arguments: argparse.Namespace, common: Sequence[str], seed: int, images: int, train_prior: Any
-              ) -> Path:
-    """Trains GTR for a share of the time and for all of it, and each system; returns the folder."""
-    root, folder = arguments.output_path, arguments.output_path / f"seed{seed}"
-    seeded = [*common, "--seed", str(seed)]
-    gtr = [*seeded, *GTR, *OPTIMIZER, "--val_images", "8"]
-    for share, place in ((GTR_SHARE, folder), (1.0, folder / "long")):
-        count = epochs_for(train_GTR, "GTR", "--epochs", gtr, root / "speed", images,
-                           arguments.minutes * share)
-        train_GTR.main([*gtr, "--epochs", str(count), "--validate_every", str(count), "--output_path",
-                        str(place)])
-    for method in arguments.methods:
-        share = 1 - GTR_SHARE if method in FLOWS else 1.0
-        flags = [*seeded, *FLOW, *OPTIMIZER, "--method", method, "--val_images", "8", "--val_steps", "2",
-                 "--gtr", str(folder)]
-        count = epochs_for(train_prior, method, "--num_epochs", flags, root / "speed", images,
-                           arguments.minutes * share)
-        train_prior.main([*flags, "--num_epochs", str(count), "--validate_every", str(count),
+    def speed(self, folder: Path) -> float:
+        """Images per second, by a short run into a folder, if there is none yet."""
+        if not (folder / self.name).exists():
+            self.script.main([*self.flags, self.epochs, "1", "--limit", "320", "--output_path", str(folder)])
+        (_, (found,)) = fig.read_scalars(folder / self.name)[SPEED]
+        return found
+
+    def run(self, folder: Path, count: int, *more: str) -> None:
+        """Trains for a number of epochs, validated at the end, into `folder`."""
+        self.script.main([*self.flags, self.epochs, str(count), "--validate_every", str(count), *more,
                           "--output_path", str(folder)])
-    return folder
+
+
+def trainings(methods: Sequence[str], common: Sequence[str], train_prior: Any) -> list[Training]:
+    """GTR for a share of the time and for all of it, and each system."""
+    gtr = [*common, *GTR, *OPTIMIZER, "--val_images", "8"]
+    found = [Training(train_GTR, "GTR", gtr, share, "--epochs") for share in (GTR_SHARE, 1.0)]
+    for method in methods:
+        flags = [*common, *FLOW, *OPTIMIZER, "--method", method, "--val_images", "8", "--val_steps", "2"]
+        share = 1 - GTR_SHARE if method in FLOWS else 1.0
+        found.append(Training(train_prior, method, flags, share, "--num_epochs"))
+    return found
 
 
 def test_all(arguments: argparse.Namespace, common: Sequence[str], folder: Path, test_prior: Any
@@ -126,14 +130,21 @@ def main(flags: Sequence[str] | None = None) -> None:
     common += ["--data_path", arguments.data_path] if arguments.data_path else []
     (metadata,) = parse(common, "LIDC", __doc__, Metadata)
     train_prior, test_prior = SCRIPTS[metadata.reader]
-    images = len(load(metadata, "train"))
+    root, images = arguments.output_path, len(load(metadata, "train"))
+    planned = trainings(arguments.methods, common, train_prior)
+    counts = [max(1, round(60 * arguments.minutes * one.share * one.speed(root / "speed") / images))
+              for one in planned]
     for seed in arguments.seeds:
-        folder = train_all(arguments, common, seed, images, train_prior)
+        folder = root / f"seed{seed}"
+        for one, count in zip(planned, counts):
+            long = one.name == "GTR" and one.share == 1
+            gtr = [] if one.name == "GTR" else ["--gtr", str(folder)]
+            one.run(folder / "long" if long else folder, count, "--seed", str(seed), *gtr)
         test_all(arguments, common, folder, test_prior)
-    runs = {seed: test_all(arguments, common, arguments.output_path / f"seed{seed}", test_prior)
+    runs = {seed: test_all(arguments, common, root / f"seed{seed}", test_prior)
             for seed in arguments.seeds}
     text = table(runs)
-    write_text(arguments.output_path / "table.md", text)
+    write_text(root / "table.md", text)
     print(text)
 
 
