@@ -358,6 +358,8 @@ EXPERIMENTS = {
         Metadata("isic3_style_concat", reader="isic3", channels=3, annotators=3, size=256, augment=True),
         gtr=GTRConfig(epochs=400, batchsize=8),
         flow=FlowConfig(num_epochs=120, batch_size=1, dim=256, alpha=1e-4),
+        # Few training images, so that LIDC's validation would take 37 % of the time; this takes 6 %.
+        loop=LoopConfig(val_images=16, val_samples=8, val_steps=4),
     ),
     "MMIS": Experiment(
         Metadata("MMIS", reader="mmis", channels=3, split="file", grey=False),

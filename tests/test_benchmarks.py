@@ -1,11 +1,13 @@
 """The benchmarks run at tiny size, refuse a wrong baseline, and count and fit as they say."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
+import data
 from metadata_manager import Objective, experiment
 from models import ATFM, GTR, STNet
 from models.st_net import Attention
@@ -16,6 +18,7 @@ from tests.benchmarks import (
     benchmark_training,
     diagnose,
     measure,
+    rank_checkpoints,
     straightforward,
 )
 
@@ -155,6 +158,27 @@ def test_diagnosis_of_samples_that_stay_where_they_start():
     assert found["diversity of x_0"] == found["diversity of x_1"]
     assert found["undecided in x_0"] == found["undecided in x_1"]
     assert found["diversity of experts"] == pytest.approx(4 / 9)  # one empty mask, two full ones
+
+
+class Filled:
+    """Marks each pixel with a probability, whatever the image."""
+
+    def __init__(self, share):
+        self.share = share
+
+    def sample(self, image, n, generator, **settings):
+        marked = torch.rand(1, n, *image.shape[2:], generator=generator) < self.share
+        return marked.float()
+
+
+def test_checkpoints_far_apart_are_ranked_by_any_validation(monkeypatch):
+    monkeypatch.setattr(rank_checkpoints, "CHEAPER", ((4, 8, 4), (2, 4, 4)))
+    monkeypatch.setattr(rank_checkpoints, "REDRAWN", (4, 8, 4))
+    held_out = data.load(replace(experiment("isic3_demo").metadata, crop=16, limit=6), "val")
+    rows = rank_checkpoints.rows_of([Filled(share) for share in (0.02, 0.9, 0.3)], held_out)
+    assert rows[0] == {"validation": "6 images, 16 samples, 10 steps", "cost": "1.000",
+                       "rank correlation": 1.0, "lost GED16": 0.0}
+    assert len(rows) == 4 and all(row["rank correlation"] == pytest.approx(1) for row in rows)
 
 
 @pytest.mark.slow
