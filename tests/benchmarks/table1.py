@@ -42,7 +42,7 @@ SPEED = "speed/images_per_second"
 
 @dataclass(frozen=True)
 class Training:
-    """A run of a training script: name of its folder, its flags, the share of the time, the flag of epochs."""
+    """A run of a training script: its folder, its flags, its share of the time, its flag of epochs."""
 
     script: Any
     name: str
