@@ -63,7 +63,7 @@ METHODS = FLOWS | BASELINES
 CONTROLS = ("act-gtr-emptied", "act-gtr-smoothed")  # GTR's samples, simply post-processed
 
 
-def setting(default: Any, why: str, choices: tuple[Any, ...] = (), flags: tuple[str, ...] = (),
+def setting(default: Any, why: str, choices: tuple[str, ...] = (), flags: tuple[str, ...] = (),
             within: str = "(-inf, inf)") -> Any:
     """A dataclass field that is also a flag: its default, the reason for it, and the values it may take.
 
@@ -81,7 +81,7 @@ class Config:
             value, choices = getattr(self, one.name), one.metadata.get("choices")
             for each in value if isinstance(value, tuple) else (value,):
                 if choices and each not in choices:
-                    raise ValueError(f"{one.name}={each!r}: expected one of {', '.join(map(str, choices))}")
+                    raise ValueError(f"{one.name}={each!r}: expected one of {', '.join(choices)}")
                 interval = one.metadata.get("within")
                 if interval and isinstance(each, int | float) and not _within(each, interval):
                     raise ValueError(f"--{one.name} {each}: expected a number in {interval}")
@@ -210,8 +210,6 @@ class Objective(Config):
                                       "of several processes takes its own part", ("image", "batch"))
     semantic_target: str = setting("own", "compare x_1^t on the path to an annotator with that one's mask, "
                                           "or with all", ("own", "all"))
-    mirrors: int = setting(1, "mirror images over which the net's output is averaged in testing: 1 (paper), "
-                              "2 (left and right) or 4 (up and down too)", (1, 2, 4))
     solver: str = setting("euler", "of the ODE in testing (paper: euler; CFM: midpoint)", SOLVERS)
     steps: int = setting(25, "solver steps in testing (paper: 25; released ISIC3 test script: 50; CFM: 100)",
                          within="[1, inf)")
@@ -301,8 +299,6 @@ class EvaluationConfig(Config):
                                       SOLVERS)
     steps: tuple[int, ...] = setting((), "numbers of solver steps, a row each (default: the checkpoint's)",
                                      within="[1, inf)")
-    mirrors: tuple[int, ...] = setting((), "mirror images that the flow's velocity is a mean over, a row "
-                                           "each (default: the checkpoint's)", (1, 2, 4))
     alphas: tuple[float, ...] = setting((), "flows trained with --alphas, a row each", within="[0, inf)")
     samples: tuple[int, ...] = setting((16, 32, 100), "n of GED_n, HM-IoU_n, MDM_n (paper: 16, 32, 100)",
                                        within="[1, inf)")

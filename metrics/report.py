@@ -80,7 +80,6 @@ class System(Protocol):
     alpha: float | None
     solver: str | None
     steps: int | None
-    mirrors: int | None
 
 
 @dataclass(frozen=True)

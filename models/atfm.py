@@ -26,8 +26,6 @@ from models.flow import (
 from models.gtr import GTR, TrainedOn
 from models.st_net import STNet
 
-MIRRORS: dict[int, tuple[tuple[int, ...], ...]] = {  # axes that are mirrored, for each evaluation
-    1: ((),), 2: ((), (-1,)), 4: ((), (-1,), (-2,), (-2, -1))}
 STATES_ON_CPU = 8  # more at once leave a CPU's caches and are slower
 
 
@@ -88,12 +86,10 @@ class ATFM(nn.Module):
         """Solver steps of a sample."""
         return self.objective.steps
 
-    def evaluations(self, steps: int | None = None, solver: str | None = None, mirrors: int | None = None
-                    ) -> int:
+    def evaluations(self, steps: int | None = None, solver: str | None = None) -> int:
         """Of the net, per sample."""
-        choice = self.objective
-        each = EVALUATIONS_PER_STEP[solver or choice.solver] * (1 if choice.guidance == 0 else 2)
-        return (steps or choice.steps) * each * (mirrors or choice.mirrors)
+        each = EVALUATIONS_PER_STEP[solver or self.objective.solver]
+        return (steps or self.steps) * each * (1 if self.objective.guidance == 0 else 2)
 
     @torch.no_grad()
     def source(self, image: Tensor, n: int, generator: torch.Generator | None = None) -> Tensor:
@@ -155,17 +151,16 @@ class ATFM(nn.Module):
 
     @torch.no_grad()
     def sample(self, image: Tensor, n: int, steps: int | None = None, solver: str | None = None,
-               generator: torch.Generator | None = None, batch_size: int | None = None,
-               mirrors: int | None = None) -> Tensor:
+               generator: torch.Generator | None = None, batch_size: int | None = None) -> Tensor:
         """n masks per image (b, c, h, w) as probabilities (b, n, h, w); a mask is where they are >= 0.5.
 
-        steps, solver, mirrors: the objective's, 25 Euler steps without mirror images, unless given.
+        steps, solver: the objective's, 25 Euler steps, unless given.
         One pass of GTR, then the b * n states are integrated in equal parts of at most `batch_size` (default:
         `states_at_once`), which bounds memory and changes results by rounding only.
         Raises ValueError for an unknown solver, no steps, no samples or an empty batch.
         """
         steps = self.objective.steps if steps is None else steps
-        solver, mirrors = solver or self.objective.solver, mirrors or self.objective.mirrors
+        solver = solver or self.objective.solver
         if solver not in SOLVERS or min(steps, n, 1 if batch_size is None else batch_size) < 1:
             raise ValueError(f"solver={solver!r}, steps={steps}, n={n}, batch_size={batch_size}: expected "
                              f"one of {', '.join(SOLVERS)}, and the numbers to be at least 1")
@@ -181,7 +176,7 @@ class ATFM(nn.Module):
         def velocity(x: Tensor, t: float) -> Tensor:
             parts = math.ceil(len(states) / min(at_once, self.most_at_once))
             try:
-                return torch.cat([self._velocity(condition, mirrors)(part, t) for condition, part in zip(
+                return torch.cat([self._velocity(condition)(part, t) for condition, part in zip(
                     conditions.tensor_split(parts), x.tensor_split(parts))])
             except torch.cuda.OutOfMemoryError:
                 if parts == len(states):
@@ -208,34 +203,30 @@ class ATFM(nn.Module):
         if shape not in self._at_once:  # measured once
             torch.cuda.reset_peak_memory_stats(states.device)
             before = torch.cuda.memory_allocated(states.device)
-            self._velocity(conditions[:1].expand(2, -1, -1, -1), 1)(states[:1].expand(2, -1, -1, -1), 0.0)
+            self._velocity(conditions[:1].expand(2, -1, -1, -1))(states[:1].expand(2, -1, -1, -1), 0.0)
             each = (torch.cuda.max_memory_allocated(states.device) - before) // 2
             free, _ = torch.cuda.mem_get_info(states.device)
             free += torch.cuda.memory_reserved(states.device) - torch.cuda.memory_allocated(states.device)
             self._at_once[shape] = 1 << max(0, (free * 7 // (10 * each)).bit_length() - 1)
         return self._at_once[shape]
 
-    def _velocity(self, condition: Tensor, mirrors: int) -> Velocity:
+    def _velocity(self, condition: Tensor) -> Velocity:
         """v(x, t) for one batch of states; guided, if `guidance` is not zero: both fields in one call."""
         w = self.objective.guidance
 
         def velocity(x: Tensor, t: float) -> Tensor:
             times = torch.full((len(x),), t, device=x.device)
             if w == 0:
-                return self.v(x, times, condition, mirrors)
+                return self.v(x, times, condition)
             both = torch.cat([condition, torch.zeros_like(condition)])
-            conditional, null = self.v(x.repeat(2, 1, 1, 1), times.repeat(2), both, mirrors).chunk(2)
+            conditional, null = self.v(x.repeat(2, 1, 1, 1), times.repeat(2), both).chunk(2)
             return (1 + w) * conditional - w * null
 
         return velocity
 
-    def v(self, x_t: Tensor, t: Tensor, condition: Tensor, mirrors: int = 1) -> Tensor:
-        """v, or where the net gives logits of the mask, (x_1^t - x_t) / (1 - t) (arXiv 2406.04843).
-
-        mirrors: the net's output is the mean over so many mirror images, each mirrored back; so v is mirrored
-        where image and state are."""
-        found = torch.stack([self._out(x_t.flip(sides), t, condition.flip(sides)).flip(sides)
-                             for sides in MIRRORS[mirrors]]).mean(0)
+    def v(self, x_t: Tensor, t: Tensor, condition: Tensor) -> Tensor:
+        """v, or where the net gives logits of the mask, (x_1^t - x_t) / (1 - t) (arXiv 2406.04843)."""
+        found = self._out(x_t, t, condition)
         if self.objective.objective == "velocity":
             return found
         return (self._signed(found.sigmoid()) - x_t) / (1 - t)[:, None, None, None]

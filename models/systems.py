@@ -38,7 +38,6 @@ class System:
     alpha: float | None = None  # of --alphas
     solver: str | None = None
     steps: int | None = None
-    mirrors: int | None = None
 
 
 def load_systems(config: EvaluationConfig, metadata: Metadata, run: RunConfig, device: torch.device,
@@ -98,10 +97,8 @@ def ways_to_sample(system: ATFM | Baseline, config: EvaluationConfig
             yield {"steps": steps}, partial(system.sample, steps=steps, batch_size=config.batch_size)
         return
     fast = system.for_sampling(config.amp, config.channels_last, config.compile)
-    choice = system.objective
-    for solver, steps, mirrors in product(config.solver or (choice.solver,), numbers,
-                                          config.mirrors or (choice.mirrors,)):
-        way: dict[str, Any] = {"solver": solver, "steps": steps, "mirrors": mirrors}
+    for solver, steps in product(config.solver or (system.objective.solver,), numbers):
+        way: dict[str, Any] = {"solver": solver, "steps": steps}
         yield way, partial(fast.sample, **way, batch_size=config.batch_size)
 
 
@@ -110,5 +107,4 @@ def label(method: str, config: EvaluationConfig, alpha: float | None, way: dict[
     varying = [f"alpha {alpha:g}"] if alpha is not None else []
     varying += [str(way["solver"])] if "solver" in way and len(config.solver) > 1 else []
     varying += [f"{way['steps']} steps"] if way["steps"] and len(config.steps) > 1 else []
-    varying += [f"{way['mirrors']} mirrors"] if "mirrors" in way and len(config.mirrors) > 1 else []
     return ", ".join([method, *varying])

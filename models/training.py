@@ -35,8 +35,8 @@ from models.processes import (
 )
 
 # Settings that a run may change when it goes on: none of them alters what a step computes, beyond rounding.
-FREE = {"data_path", "epochs", "num_epochs", "gtr", "alphas", "solver", "steps", "mirrors",
-        "annotators_per_pass", "images_per_pass", "recompute", "channels_last", "compile",
+FREE = {"data_path", "epochs", "num_epochs", "gtr", "alphas", "solver", "steps", "annotators_per_pass",
+        "images_per_pass", "recompute", "channels_last", "compile",
         "checkpoint"}  # what older files call `recompute`
 # What runs did before there were these settings.
 EARLIER = {one.name: one.default for kind in (Metadata, OptimizerConfig, Objective) for one in fields(kind)}

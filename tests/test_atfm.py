@@ -167,20 +167,6 @@ def test_a_net_of_as_many_channels_sees_the_image_as_it_is():
         ATFM(None, STNet(4, (1,), image_channels=2), Objective(source="normal")).sample(image, 1, 1)
 
 
-@pytest.mark.parametrize("mirrors, sides", [(2, (-1,)), (4, (-1,)), (4, (-2,))])
-@pytest.mark.parametrize("kind", ["velocity", "endpoint"])
-def test_with_mirrors_a_mirrored_image_has_mirrored_samples(mirrors, sides, kind):
-    image, x_0 = torch.rand(2, 1, 8, 8), torch.rand(2, 3, 8, 8)
-    atfm = ATFM(None, STNet(4, (1, 2)), Objective(source="normal", objective=kind, mirrors=mirrors))
-    atfm.source = lambda image, n, generator: x_0 if image is one else x_0.flip(sides)
-    one, other = image, image.flip(sides)
-    ours, mirrored = (atfm.sample(of, 3, steps=2) for of in (one, other))
-    torch.testing.assert_close(mirrored, ours.flip(sides))
-    without = atfm.sample(one, 3, steps=2, mirrors=1)
-    assert not torch.allclose(without, ours, atol=1e-4)
-    assert (atfm.evaluations(), atfm.evaluations(2, "heun", 1)) == (25 * mirrors, 4)
-
-
 def test_gtr_sees_the_image_in_colour():
     atfm, (image, _) = ATFM(GTR(3, (4, 8), rank=2), STNet(4, (1, 2))), batch(channels=3)
     assert torch.equal(atfm.source(image, 5, seeded()), atfm.gtr.sample(image, 5, seeded()))

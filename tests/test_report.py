@@ -32,7 +32,7 @@ def row(method, ged, label=None):
     evaluation = Evaluation(tuple("abcdef"), tuple(range(len(ged))), scores)
     system = SimpleNamespace(label=label or method, method=method, evaluations=25, parameters=3000,
                              checkpoints=("gtr.pt",), alpha=None, solver="euler",
-                             steps=25, mirrors=1)
+                             steps=25)
     return Row(system, evaluation, seconds=1.5, samples=2)
 
 
