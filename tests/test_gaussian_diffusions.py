@@ -100,10 +100,10 @@ def test_cimds_terms_agree_with_their_formulas(beta):
     image, y, t = replay(3)
     z = torch.randn(y.shape)
     p, q = model.prior(image), model.posterior(torch.cat([image, 2 * y - 1], 1))
-    e = q.mean + q.stddev * torch.randn(2, 2)
+    e = q.mean + q.std * torch.randn(2, 2)
     kl = 0.0
     for i, latent in product(range(2), range(2)):
-        m_p, s_p, m_q, s_q = (one[i, latent].item() for one in (p.mean, p.stddev, q.mean, q.stddev))
+        m_p, s_p, m_q, s_q = (one[i, latent].item() for one in (p.mean, p.std, q.mean, q.std))
         kl += (math.log(s_p / s_q) + (s_q**2 + (m_q - m_p) ** 2) / (2 * s_p**2) - 0.5) / 2  # of two images
     errors = []
     for i in range(2):
@@ -126,6 +126,6 @@ def test_cimd_draws_a_latent_per_sample_from_the_prior_and_keeps_it():
     assert (e == e[..., :1, :1]).all()
     prior = model.prior(image)
     for i, latent in product(range(2), range(2)):
-        found, mean, std = e[i, :, latent, 0, 0], prior.mean[i, latent].item(), prior.stddev[i, latent].item()
+        found, mean, std = e[i, :, latent, 0, 0], prior.mean[i, latent].item(), prior.std[i, latent].item()
         assert abs(found.mean().item() - mean) < 5 * std / math.sqrt(2000)
         assert found.std().item() == pytest.approx(std, rel=0.1)

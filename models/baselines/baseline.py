@@ -1,5 +1,6 @@
 """What the systems that ATFM is compared with have in common with it, so that all scripts serve them all."""
 
+import math
 from collections.abc import Callable, Iterator
 
 import torch
@@ -44,3 +45,16 @@ class Baseline(nn.Module):
 
         steps: ValueError for a system that samples in one."""
         raise NotImplementedError
+
+
+def check_masks(image: Tensor, masks: Tensor) -> None:
+    """Raises ValueError for masks that do not fit the image."""
+    if masks.ndim != 4 or len(masks) != len(image) or masks.shape[2:] != image.shape[2:]:
+        raise ValueError(f"masks of shape {tuple(masks.shape)} for image of shape {tuple(image.shape)}: "
+                         "expected (b, k, h, w) for (b, c, h, w)")
+
+
+def in_parts(at_once: int, net: Callable[..., Tensor], *states: Tensor) -> Tensor:
+    """net(*states), each of them (m, ...), with at most `at_once` of the m at a time, in equal parts."""
+    parts = math.ceil(len(states[0]) / at_once)
+    return torch.cat([net(*part) for part in zip(*(one.tensor_split(parts) for one in states))])

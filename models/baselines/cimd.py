@@ -14,20 +14,16 @@ bound, which keeps the KL finite; the predicted x_0 is clipped to [-1, 1] in sam
 the posterior's, not learned; learning rate and batch size are those of the project's settings.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from itertools import pairwise
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.distributions import Normal, kl_divergence
+from torch import Tensor
 
 from metadata_manager import FlowConfig
+from models.baselines.latent import Encoder
 from models.baselines.stepwise import Diffusion, gaussian_step, linear, normal_like
 from models.st_net import STNet
-from models.unet import ConvBlock
-
-MIN_DEVIATION = 1e-3
 
 
 class CIMD(Diffusion):
@@ -39,8 +35,8 @@ class CIMD(Diffusion):
                  beta: float = 1e-3) -> None:
         super().__init__(channels, config, linear(T))
         filters = [config.dim * mult for mult in config.dim_mults]
-        self.prior = GaussianEncoder(channels, filters, latents)
-        self.posterior = GaussianEncoder(channels + 1, filters, latents)
+        self.prior = Encoder(channels, filters, latents, convs=2)
+        self.posterior = Encoder(channels + 1, filters, latents, convs=2)
         self.net = STNet.of(config, channels + latents)
         self.beta = beta
 
@@ -51,13 +47,13 @@ class CIMD(Diffusion):
         to_t = self.at(t)
         x_t = to_t.sqrt() * (2 * y - 1) + (1 - to_t).sqrt() * z
         mse = (self.net(x_t, t / self.T, with_planes(image, q.rsample())) - z).square().mean()
-        kl = kl_divergence(q, p).sum(1).mean()
+        kl = q.kl(p).mean()
         return {"loss": mse + self.beta * kl, "MSE": mse, "KL": kl}
 
     def draw(self, image: Tensor, n: int, steps: int, in_parts: Callable[..., Tensor],
              generator: torch.Generator | None) -> Tensor:
         p = self.prior(image)
-        mean, deviation = p.mean.repeat_interleave(n, dim=0), p.stddev.repeat_interleave(n, dim=0)
+        mean, deviation = p.mean.repeat_interleave(n, dim=0), p.std.repeat_interleave(n, dim=0)
         e = mean + deviation * normal_like(mean, generator)
         seen = with_planes(image.repeat_interleave(n, dim=0), e)  # (b * n, c + latents, h, w)
         x = normal_like(seen[:, :1], generator)
@@ -67,23 +63,6 @@ class CIMD(Diffusion):
             x_0 = ((x - (1 - to_t).sqrt() * z) / to_t.sqrt()).clamp(-1, 1)
             x = gaussian_step(x, x_0, to_t, to_s, normal_like(x, generator))
         return (x_0 + 1) / 2
-
-
-class GaussianEncoder(nn.Module):
-    """(b, c, h, w) -> independent Gaussians, (b, latents); one level per entry of filters."""
-
-    def __init__(self, channels: int, filters: Sequence[int], latents: int) -> None:
-        super().__init__()
-        self.blocks = nn.ModuleList(ConvBlock(before, after, convs=2)
-                                    for before, after in zip([channels, *filters], filters))
-        self.head = nn.Linear(filters[-1], 2 * latents)
-
-    def forward(self, x: Tensor) -> Normal:
-        for i, block in enumerate(self.blocks):
-            x = block(F.max_pool2d(x, 2) if i else x)  # (b, filters[i], h / 2^i, w / 2^i)
-        mean, raw = self.head(x.mean(dim=(2, 3))).chunk(2, dim=1)
-        # Arguments are not checked: that would wait for a GPU.
-        return Normal(mean, F.softplus(raw) + MIN_DEVIATION, validate_args=False)
 
 
 def with_planes(image: Tensor, e: Tensor) -> Tensor:

@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metadata_manager import FlowConfig
+from models.baselines.baseline import check_masks
 from models.baselines.latent import DiagonalGaussian
-from models.baselines.one_shot import OneShot, check_masks, rows_of
+from models.baselines.one_shot import OneShot, rows_of
 from models.baselines.prob_unet import ProbUNet
 from models.baselines.ssn import SSN
 from models.flow import one_expert

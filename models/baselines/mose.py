@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from metadata_manager import FlowConfig
-from models.baselines.one_shot import OneShot, he_normal, in_parts, rows_of
+from models.baselines.baseline import in_parts
+from models.baselines.one_shot import OneShot, he_normal, rows_of
 from models.unet import UNet, descend
 
 ENOUGH = 1e-6  # mass that counts as none
@@ -76,7 +77,7 @@ class MoSE(OneShot):
         features, log_gate = self.features(image)
         component = torch.multinomial(log_gate.exp(), n, replacement=True, generator=generator).flatten()
         noise = torch.randn(component.shape, device=image.device, generator=generator)
-        logits = in_parts(lambda row, *z: self.decode(features[row], *z), at_once, rows_of(image, n),
+        logits = in_parts(at_once, lambda row, *z: self.decode(features[row], *z), rows_of(image, n),
                           component, noise)
         return logits.sigmoid().unflatten(0, (-1, n))
 

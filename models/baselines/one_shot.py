@@ -1,13 +1,11 @@
 """What the systems share that draw a mask in one evaluation of their network."""
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 
 from metadata_manager import FlowConfig
 from models.atfm import STATES_ON_CPU
-from models.baselines.baseline import Baseline
+from models.baselines.baseline import Baseline, check_masks
 from models.flow import one_expert
 
 
@@ -43,13 +41,6 @@ class OneShot(Baseline):
         raise NotImplementedError
 
 
-def check_masks(image: Tensor, masks: Tensor) -> None:
-    """Raises ValueError for masks that do not fit the image."""
-    if masks.ndim != 4 or len(masks) != len(image) or masks.shape[2:] != image.shape[2:]:
-        raise ValueError(f"masks of shape {tuple(masks.shape)} for image of shape {tuple(image.shape)}: "
-                         "expected (b, k, h, w) for (b, c, h, w)")
-
-
 def rows_of(image: Tensor, n: int) -> Tensor:
     """The number of the image that each of n rows per image belongs to: 0, ..., 0, 1, ..., (b * n,)."""
     return torch.arange(len(image), device=image.device).repeat_interleave(n)
@@ -61,8 +52,3 @@ def he_normal(module: nn.Module) -> None:
     With torch's own, activations shrink from layer to layer, and latents have no influence to begin with."""
     if isinstance(module, nn.Conv2d):
         nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-
-
-def in_parts(decode: Callable[..., Tensor], at_once: int, *states: Tensor) -> Tensor:
-    """decode(*states), where each of `states` is (m, ...), with at most `at_once` of the m at a time."""
-    return torch.cat([decode(*part) for part in zip(*(one.split(at_once) for one in states))])

@@ -17,8 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metadata_manager import FlowConfig
+from models.baselines.baseline import in_parts
 from models.baselines.latent import DiagonalGaussian
-from models.baselines.one_shot import OneShot, in_parts, rows_of
+from models.baselines.one_shot import OneShot, rows_of
 from models.unet import descend
 
 
@@ -128,7 +129,7 @@ class PHiSeg(OneShot):
                 latents.append(self.prior.gaussian(level, [one[row] for one in maps], above).at(normal))
             return self.likelihood(latents)[:, -1]
 
-        return in_parts(decode, at_once, rows, *noise).sigmoid().unflatten(0, (-1, n))
+        return in_parts(at_once, decode, rows, *noise).sigmoid().unflatten(0, (-1, n))
 
 
 def enlarge(x: Tensor, factor: int) -> Tensor:

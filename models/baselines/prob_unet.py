@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metadata_manager import FlowConfig
+from models.baselines.baseline import in_parts
 from models.baselines.latent import DiagonalGaussian, Encoder
-from models.baselines.one_shot import OneShot, he_normal, in_parts, rows_of
+from models.baselines.one_shot import OneShot, he_normal, rows_of
 from models.unet import UNet
 
 CONVS = 3  # per block, original
@@ -69,5 +70,5 @@ class ProbUNet(OneShot):
     def draw(self, image: Tensor, n: int, generator: torch.Generator | None, at_once: int) -> Tensor:
         features, prior = self.unet(image), self.prior_of_samples(image, n, generator)
         z = prior.at(torch.randn(prior.mean.shape, device=image.device, generator=generator))
-        logits = in_parts(lambda row, z: self.decode(features[row], z), at_once, rows_of(image, n), z)
+        logits = in_parts(at_once, lambda row, z: self.decode(features[row], z), rows_of(image, n), z)
         return logits.sigmoid().unflatten(0, (-1, n))

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from metadata_manager import FlowConfig
 from models.atfm import STATES_ON_CPU
-from models.baselines.baseline import Baseline
+from models.baselines.baseline import Baseline, check_masks, in_parts
 from models.flow import one_expert
 
 STATES_ON_GPU = 16  # estimated, not measured: about 10 GiB for 256x256 pixels at dim 256
@@ -50,9 +50,7 @@ class Stepwise(Baseline):
         Each is a dict of "loss", for backward(), and of terms to log; the pieces' sums are the batch's means.
         Raises ValueError for an image of other channels, or masks of another shape."""
         self._check(image)
-        if masks.ndim != 4 or len(masks) != len(image) or masks.shape[2:] != image.shape[2:]:
-            raise ValueError(f"masks of shape {tuple(masks.shape)} for image of shape {tuple(image.shape)}: "
-                             "expected (b, k, h, w) for (b, c, h, w)")
+        check_masks(image, masks)
         targets = one_expert(masks) if self.experts == "one" else masks
         for y in targets.split(1, dim=1):
             terms = {name: value / targets.shape[1] for name, value in self.terms(image, y).items()}
@@ -104,12 +102,6 @@ class Diffusion(Stepwise):
     def levels(self, steps: int) -> list[int]:
         """From T down to 0, both included, in `steps` steps."""
         return [self.T * i // steps for i in range(steps, -1, -1)]
-
-
-def in_parts(at_once: int, net: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
-    """net(*inputs), in equal parts of at most `at_once` of the batch."""
-    parts = math.ceil(len(inputs[0]) / at_once)
-    return torch.cat([net(*part) for part in zip(*(one.tensor_split(parts) for one in inputs))])
 
 
 def normal_like(x: Tensor, generator: torch.Generator | None) -> Tensor:

@@ -1,9 +1,9 @@
 """Table 1, small: every system trained for the same time, on the same patients, with the same scores.
 
-Each system's epochs follow from its own speed, measured first, so that all take --minutes of training. ATFM
-shares them between GTR and the flow; GTR alone, act-gtr, has them all. Test images are scored once. Intervals
-resample training runs and patients together. Systems that sample in many steps take --steps of them. What is
-done already is not repeated:
+Each system's epochs follow from its own speed, measured first, so that all take --minutes of training, as far
+as whole epochs do. ATFM shares them between GTR and the flow; GTR alone, act-gtr, has them all. Test images
+are scored once. Intervals resample training runs and patients together. Systems that sample in many steps
+take --steps of them. What is done already is not repeated:
 
     python -m tests.benchmarks.table1 --data_path <lidc .h5 file or pickle folder> --seeds 0 1 2
     python -m tests.benchmarks.table1 --what isic3_demo --crop 48 --seeds 0 1 2
@@ -92,18 +92,21 @@ def test_all(arguments: argparse.Namespace, common: Sequence[str], folder: Path,
     return found
 
 
-def table(runs: dict[int, dict[str, Any]]) -> str:
-    """Markdown: means over runs and images, and the difference from ATFM with its interval."""
+def table(runs: dict[int, dict[str, Any]], seconds: dict[str, float]) -> str:
+    """Markdown: means over runs and images, and the difference from ATFM with its interval.
+
+    seconds: of training, by system."""
     patients = next(iter(runs.values()))["groups"]
     names = [*SCORES, "empty", *(f"{score} minus atfm" for score in SCORES)]
-    lines = [f"| system | runs | parameters | evaluations | {' | '.join(names)} |",
-             "|---" * (4 + len(names)) + "|"]
+    lines = [f"| system | runs | training, s | parameters | evaluations | {' | '.join(names)} |",
+             "|---" * (5 + len(names)) + "|"]
 
     def values(name: str, score: str) -> np.ndarray:
         return np.array([run["systems"][name]["scores"][score][0] for run in runs.values()])
 
     for name, one in next(iter(runs.values()))["systems"].items():
-        cells = [name, str(len(runs)), f"{one['parameters']:,}", str(one["evaluations"])]
+        cells = [name, str(len(runs)), f"{seconds[name]:.0f}", f"{one['parameters']:,}",
+                 str(one["evaluations"])]
         cells += [f"{values(name, score).mean():.3f}" for score in SCORES]
         cells.append(f"{values(name, 'Empty').mean():.2f}")
         for score in SCORES:
@@ -132,8 +135,12 @@ def main(flags: Sequence[str] | None = None) -> None:
     train_prior, test_prior = SCRIPTS[metadata.reader]
     root, images = arguments.output_path, len(load(metadata, "train"))
     planned = trainings(arguments.methods, common, train_prior)
-    counts = [max(1, round(60 * arguments.minutes * one.share * one.speed(root / "speed") / images))
-              for one in planned]
+    epoch = [images / one.speed(root / "speed") for one in planned]  # seconds
+    counts = [max(1, round(60 * arguments.minutes * one.share / each)) for one, each in zip(planned, epoch)]
+    gtr_of_atfm, gtr_alone, *others = (count * each for count, each in zip(counts, epoch))
+    seconds = {"act-gtr": gtr_alone, "act-gtr-emptied": gtr_of_atfm}
+    for one, spent in zip(planned[2:], others):
+        seconds[one.name] = spent + (gtr_of_atfm if one.name in FLOWS else 0)
     for seed in arguments.seeds:
         folder = root / f"seed{seed}"
         for one, count in zip(planned, counts):
@@ -143,7 +150,7 @@ def main(flags: Sequence[str] | None = None) -> None:
         test_all(arguments, common, folder, test_prior)
     runs = {seed: test_all(arguments, common, root / f"seed{seed}", test_prior)
             for seed in arguments.seeds}
-    text = table(runs)
+    text = table(runs, seconds)
     write_text(root / "table.md", text)
     print(text)
 
