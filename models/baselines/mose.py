@@ -6,10 +6,12 @@
 s_i are samples of every component, y_j the experts' masks. P couples them: y_j gives away mass 1/k, s_i takes
 at most gamma, the cheapest pairs come first. The mixture's experts are `components` here, since experts are
 annotators.
-Deviations: widths are `--dim` times `--dim_mults`. Gamma stays 1/2 (original: 1 later in training). The
-weight of the gate's term is ours. Samples count equally, drawn by the gate (original: or weighted by it). The
-optimizer is the project's (original: Adam 1e-3, halved on a plateau).
-Meant for `--experts all`: with one mask per step P couples the samples to that one."""
+Deviations: widths are `--dim` times `--dim_mults`; GroupNorm of the features instead of batch norm. Gamma stays
+1/2 (original: 1 later in training). The components' first means, from -1 to 1, and the weight of the gate's
+term are ours. Samples count equally, drawn by the gate (original: or weighted by it). The optimizer is the
+project's (original: Adam 1e-3, halved on a plateau).
+Meant for `--experts all`: with one mask per step P couples the samples to that one. Of two masks in different
+places the IoU's best compromise is their union; on a toy set one component was left there."""
 
 import math
 from collections.abc import Iterator
@@ -42,6 +44,7 @@ class MoSE(OneShot):
         self.gate = nn.Sequential(nn.Linear(deepest, deepest), nn.ReLU(), nn.Linear(deepest, components))
         self.mean = nn.Parameter(torch.linspace(-1, 1, components))
         self.log_std = nn.Parameter(torch.full((components,), math.log(1 / 8)))  # original
+        self.norm = nn.GroupNorm(config.groups, width)
         self.shift = nn.Linear(1, width)
         self.combine = nn.Sequential(nn.Conv2d(width, width, 1), nn.ReLU(),
                                      nn.Conv2d(width, width, 1), nn.ReLU(), nn.Conv2d(width, 1, 1))
@@ -66,7 +69,7 @@ class MoSE(OneShot):
     def features(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """Features (b, filters[0], h, w) and the logarithm of the gate (b, components)."""
         maps = descend(image, self.unet.down_blocks, self.unet.pool)
-        return self.unet.rise(maps), self.gate(maps[-1].mean((2, 3))).log_softmax(1)
+        return self.norm(self.unet.rise(maps)), self.gate(maps[-1].mean((2, 3))).log_softmax(1)
 
     def decode(self, features: Tensor, component: Tensor, noise: Tensor) -> Tensor:
         """Logits (m, h, w) of features (m, filters[0], h, w), components (m,) and normal noise (m,)."""
