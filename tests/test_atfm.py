@@ -109,15 +109,16 @@ def test_the_terms_agree_with_their_formulas_under_the_same_seed(choices):
     assert [name for name, value in terms.items() if value.requires_grad] == ["loss"]
 
 
-@pytest.mark.parametrize("choices", [
-    {}, {"semantic_target": "all"}, {"dice_over": "batch"}, {"dice": "thresholded"},
-    {"source": "normal", "signed": True, "condition_dropout": 0.5},
-    {"objective": "endpoint", "coupling": "assigned", "path_noise": 0.5},
-])
-@pytest.mark.parametrize("per_pass, expected_parts", [
-    ((1, None), 3), ((2, None), 2), ((3, None), 1), ((1, 1), 6), ((3, 1), 2)])
-@pytest.mark.parametrize("recompute", [False, True])
-def test_parts_add_up_to_a_single_pass(choices, per_pass, expected_parts, recompute):
+ENDPOINT = {"objective": "endpoint", "coupling": "assigned", "path_noise": 0.5}
+
+
+@pytest.mark.parametrize("recompute, choices, per_pass, expected_parts", [
+    *((False, choices, *parts) for choices in (
+        {}, {"semantic_target": "all"}, {"dice_over": "batch"}, {"dice": "thresholded"},
+        {"source": "normal", "signed": True, "condition_dropout": 0.5}, ENDPOINT)
+      for parts in (((2, None), 2), ((1, 1), 6))),
+    (True, {}, (1, None), 3), (True, ENDPOINT, (3, None), 1), (True, ENDPOINT, (3, 1), 2)])
+def test_parts_add_up_to_a_single_pass(recompute, choices, per_pass, expected_parts):
     annotators_per_pass, images_per_pass = per_pass
     if choices.get("dice_over") == "batch" and images_per_pass:
         return  # a Dice over the batch is no sum over its images

@@ -53,7 +53,8 @@ def drawn(monkeypatch):
     return count
 
 
-@pytest.mark.parametrize("stop", [1, 8, 23])
+@pytest.mark.parametrize("stop", [
+    8, *(pytest.param(stop, marks=pytest.mark.slow) for stop in (1, 23))])  # first and last
 def test_a_test_stopped_by_a_signal_goes_on_and_draws_nothing_twice(
         stop, lidc, run_copy, whole, drawn, capsys):
     command, drawn["stop"] = [*TEST, *where(lidc, run_copy)], stop
