@@ -19,7 +19,8 @@ masks and probabilities to be scored        metrics.overlap, metrics.maps
 files that are written                      metrics.files.whole_file
 """
 
-from data.dataset import ExpertDataset, Loader, augment, load
+from data.dataset import ExpertDataset, load
+from data.loader import Loader, augment
 from data.store import Writer
 
 __all__ = ["ExpertDataset", "Loader", "Writer", "augment", "load"]

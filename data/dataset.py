@@ -1,7 +1,7 @@
-"""What training, validation and testing draw from: the images of one split, in batches by step number."""
+"""What training, validation and testing draw from: the images of one split."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import h5py
@@ -9,20 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms.v2 import functional
 
 from data import isic3, lidc, mmis, phiseg, splits
 from data.convert import converted
 from data.store import Store, open_store
 from metadata_manager import Metadata, experiment
 
-DEGREES = 15.0  # rotation, scale and shear of the augmentation of ISIC3 (App. 6)
-SCALE = (0.9, 1.1)
-SHEAR = 5.0  # degrees; the sources only say "small"
-
 READERS = {"lidc": lidc, "isic3": isic3, "mmis": mmis}  # of originals, by Metadata.reader
-Augment = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 def load(what: str | Metadata, split: str) -> "ExpertDataset":
@@ -222,113 +215,3 @@ def _filled(masks: Tensor, experts: Tensor) -> Tensor:
     drawn = (torch.rand(b, k) * experts[:, None]).long()
     chosen = torch.where(slot < experts[:, None], slot, drawn).to(masks.device)
     return masks[torch.arange(b, device=masks.device)[:, None], chosen]
-
-
-class Loader:
-    """Batches by step number, so that a resumed run sees the images the uninterrupted one would have.
-
-    loader(step) -> (image (b, c, h, w), masks (b, k, h, w)); `len(loader)` steps make an epoch, which visits
-    every image once, in an order that depends on (seed, epoch) alone; its last batch may be smaller."""
-
-    def __init__(self, dataset: ExpertDataset, batch_size: int, seed: int, device: torch.device | str = "cpu",
-                 augment: Augment | None = None, rank: int = 0, ranks: int = 1, apart: bool = True,
-                 with_style: bool = False):
-        """Of several processes, number `rank` of `ranks` gets its own part of each batch, see `_own`.
-
-        apart: an annotator's loss does not depend on the other annotators' masks, so that these can be
-        divided. `augment(image, masks)` draws from torch's global generator, which the training loop seeds by
-        step and rank. with_style: batches also have the styles (b, k) int in which the experts drew.
-        Raises ValueError for a batch size below 1, and for styles that the data lacks."""
-        if batch_size < 1:
-            raise ValueError(f"batch size {batch_size}: expected at least 1")
-        self.dataset = dataset.to(device)
-        self.batch_size, self.seed, self.augment = batch_size, seed, augment
-        self.rank, self.ranks, self.apart, self.with_style = rank, ranks, apart, with_style
-        if with_style and dataset.store.style is None:
-            raise ValueError(f"{dataset.store.path}: has no style of the experts' masks, as ISIC3 has; train "
-                             "a --method that needs none")
-        self._epoch, self._order = -1, np.empty(0, np.int64)
-
-    def __len__(self) -> int:
-        return -(-len(self.dataset) // self.batch_size)
-
-    def __call__(self, step: int) -> tuple[Tensor, ...]:
-        """This process's images of the batch of global step 0, 1, ..., with its annotators' masks."""
-        images, annotators, _ = self._own(step)
-        image, masks = self.dataset.batch(images)
-        batch = image, masks[:, annotators]
-        batch = batch if self.augment is None else self.augment(*batch)
-        if not self.with_style:
-            return batch
-        return (*batch, self.dataset.styles(images)[:, annotators].to(image.device))
-
-    def indices(self, step: int) -> np.ndarray:
-        """Items of the dataset in the whole batch of a step: a pure function of (seed, step)."""
-        epoch, within = divmod(step, len(self))
-        if epoch != self._epoch:
-            generator = np.random.RandomState((self.seed, epoch))
-            self._epoch, self._order = epoch, generator.permutation(len(self.dataset))
-        return self._order[within * self.batch_size:(within + 1) * self.batch_size]
-
-    def share(self, step: int) -> float:
-        """The weight of this process's mean loss in that of the whole batch of a step, in (0, 1]."""
-        return self._own(step)[2]
-
-    def _own(self, step: int) -> tuple[np.ndarray, slice, float]:
-        """This process's images of the batch, which of their annotators, and the weight of their mean loss.
-
-        Every ranks-th image. Where there are fewer images than processes, an image's n processes have every
-        n-th of its annotators; those that would have none, and all if not `apart`, repeat what others have,
-        with other draws, and share its weight.
-
-        Why this is an unbiased estimate: the batch's loss is the mean of l_ij over its b k pairs of image and
-        annotator. In expectation over all that is drawn, a process's mean over its pairs times its weight is
-        its part of that mean, also if it takes one of its annotators at random; and expectations add up
-        however each process draws. It needs l_ij to be the same in every share: not so where it depends on
-        masks that a share lacks, as when draws of x_0 are assigned to all experts."""
-        whole = self.indices(step)
-        b = len(whole)
-        if b >= self.ranks:
-            images = whole[self.rank::self.ranks]
-            return images, slice(None), len(images) / b
-        part, image = divmod(self.rank, b)
-        parts = len(range(image, self.ranks, b))  # processes of this image
-        k = self.dataset.store.annotators if self.apart else 1  # what can be divided
-        first = part % k
-        pairs, repeats = len(range(first, k, parts)), len(range(first, parts, k))
-        annotators = slice(first, None, parts) if self.apart else slice(None)
-        return whole[image:image + 1], annotators, pairs / (b * k * repeats)
-
-    def size(self, step: int) -> int:
-        """Images in the whole batch of a step."""
-        return len(self.indices(step))
-
-    def ids(self, step: int) -> list[str]:
-        """Names of the images in the whole batch of a step, for a message about a bad one."""
-        return self.dataset.subset(self.indices(step)).ids
-
-
-def augment(image: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
-    """Flip, rotate, scale and shear every image of a batch at random, each its own way, with its masks.
-
-    image (b, c, h, w) in [0, 1], masks (b, k, h, w) of 0/1 -> the same shapes and ranges; outside is 0.
-    Draws from torch's global CPU generator, whatever the device."""
-    moved = [_move(one, its_masks, *torch.rand(5).tolist()) for one, its_masks in zip(image, masks)]
-    images, moved_masks = zip(*moved)
-    return torch.stack(images), torch.stack(moved_masks)
-
-
-def _move(image: Tensor, masks: Tensor, side: float, end: float, turn: float, grow: float, slant: float
-          ) -> tuple[Tensor, Tensor]:
-    """One image and its masks by five numbers in [0, 1): two flips, rotation, scale, shear."""
-    for flip, chance in ((functional.horizontal_flip, side), (functional.vertical_flip, end)):
-        if chance < 0.5:
-            image, masks = flip(image), flip(masks)
-    affine = {
-        "angle": DEGREES * (2 * turn - 1),
-        "translate": [0, 0],
-        "scale": SCALE[0] + (SCALE[1] - SCALE[0]) * grow,
-        "shear": [SHEAR * (2 * slant - 1), 0.0],
-    }
-    image = functional.affine(image, interpolation=InterpolationMode.BILINEAR, **affine).clamp(0, 1)
-    return image, functional.affine(masks, interpolation=InterpolationMode.NEAREST, **affine)
