@@ -2,9 +2,9 @@
 
     python -m metrics samples masks --samples 16 32 --output scores.json
 
-Each folder holds a case per sub-folder of PNGs, one mask each, or per file <case>.npy of an array (n, h, w).
-The same cases must be in both. A mask has two values, of which the larger is marked; a constant one is empty
-if it is 0. An empty mask counts as one: see PROTOCOL.md.
+Each folder holds a case per sub-folder of PNGs or NIfTI files (.nii, .nii.gz), one mask each, or per file
+<case>.npy of an array (n, h, w). A volume is one mask. The same cases must be in both. A mask has two values,
+of which the larger is marked; a constant one is empty if it is 0. An empty mask counts as one: see PROTOCOL.md.
 """
 
 import argparse
@@ -12,12 +12,15 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import torch
 from PIL import Image
 
 from metrics.evaluation import score
 from metrics.report import columns, write_text
+
+KINDS = (".png", ".nii", ".nii.gz")
 
 
 def cases_of(folder: Path) -> dict[str, list[Path]]:
@@ -28,7 +31,7 @@ def cases_of(folder: Path) -> dict[str, list[Path]]:
     for path in sorted(one for one in folder.iterdir() if not one.name.startswith(".")):
         if path.is_dir():
             files = sorted(one for one in path.iterdir()
-                           if one.suffix.lower() == ".png" and not one.name.startswith("."))
+                           if one.name.lower().endswith(KINDS) and not one.name.startswith("."))
         else:
             files = [path] if path.suffix.lower() == ".npy" else []
         if files and path.stem in cases:
@@ -36,7 +39,8 @@ def cases_of(folder: Path) -> dict[str, list[Path]]:
         if files:
             cases[path.stem if path.is_file() else path.name] = files
     if not cases:
-        raise ValueError(f"{folder}: no case; expected sub-folders of .png files, or .npy files")
+        raise ValueError(f"{folder}: no case; expected sub-folders of {', '.join(KINDS)} files, or .npy "
+                         "files")
     return cases
 
 
@@ -45,9 +49,9 @@ def masks_of(files: Sequence[Path]) -> torch.Tensor:
     masks: list[np.ndarray] = []
     for path in files:
         try:
-            found = np.load(path) if path.suffix.lower() == ".npy" else np.asarray(Image.open(path))[None]
-        except (OSError, ValueError) as error:
-            raise ValueError(f"{path}: cannot be read ({error}); expected a PNG or an array") from error
+            found = read(path)
+        except (OSError, ValueError, nibabel.filebasedimages.ImageFileError) as error:
+            raise ValueError(f"{path}: cannot be read ({error}); expected a PNG, NIfTI or array") from error
         if found.ndim != 3 or found.dtype.kind not in "biu" or 0 in found.shape:
             raise ValueError(f"{path}: {found.dtype} {found.shape}, expected masks (n, h, w) of bool or "
                              "integers, or a grey PNG")
@@ -57,6 +61,16 @@ def masks_of(files: Sequence[Path]) -> torch.Tensor:
             raise ValueError(f"{path}: {found.shape[1:]} pixels, expected {masks[0].shape} as in {files[0]}")
         masks += list(found != 0)
     return torch.from_numpy(np.stack(masks))
+
+
+def read(path: Path) -> np.ndarray:
+    """Masks of a file, (n, h, w); of a volume (h, w, z) one, (1, h, w * z)."""
+    if path.suffix.lower() == ".npy":
+        return np.load(path)
+    if path.suffix.lower() == ".png":
+        return np.asarray(Image.open(path))[None]
+    volume = np.asanyarray(nibabel.load(path).dataobj)  # type: ignore[attr-defined]
+    return volume.reshape(1, len(volume), -1)
 
 
 def main(flags: Sequence[str] | None = None) -> None:

@@ -65,6 +65,7 @@ PAPER["LIDC"] |= _paper("GED100 HM-IoU32", """
     atfm-no-sf | .249 | .597""")
 # CFM (arXiv 2507.22418), of M = 15 samples: compare with --samples 15.
 PAPER["LIDC"]["cfm"] = PAPER["LIDC"]["cfm-own"] = {"Dice of means": (0.595, None)}
+PAPER["LIDC"]["flow-ssn"] = {"GED100": (0.181, None)}  # its own paper's, split by series
 PAPER["MMIS"] = {"prob-unet": {"GED15": (0.227, None)}}
 PAPER["MMIS"]["cfm"] = PAPER["MMIS"]["cfm-own"] = {"GED15": (0.231, None), "Dice of means": (0.785, None)}
 

@@ -2,6 +2,7 @@
 
 import json
 
+import nibabel
 import numpy as np
 import pytest
 from PIL import Image
@@ -45,6 +46,19 @@ def test_scores_are_those_of_the_masks_in_the_files(cases, capsys):
     mean = (found["cases"]["a"]["GED6"] + found["cases"]["b"]["GED6"]) / 2
     assert found["mean"]["GED6"] == pytest.approx(mean)
     assert f"| 2 | {found['mean']['GED3']:.4f} | {mean:.4f} |" in capsys.readouterr().out
+
+
+def test_volumes_are_scored_whole(tmp_path, capsys):
+    random = np.random.default_rng(1)
+    volumes = {"samples": random.integers(0, 2, (3, 4, 5, 6)), "masks": random.integers(0, 2, (2, 4, 5, 6))}
+    for name, of_case in volumes.items():
+        (tmp_path / name / "a").mkdir(parents=True)
+        for i, volume in enumerate(of_case):
+            image = nibabel.Nifti1Image(volume.astype(np.uint8), np.eye(4))
+            nibabel.save(image, tmp_path / name / "a" / f"{i}.nii.gz")
+    main([str(tmp_path / "samples"), str(tmp_path / "masks")])
+    flat = [of_case.reshape(1, -1, 4, 30) for of_case in volumes.values()]
+    assert f"| 1 | {metrics.ged(*flat).item():.4f} |" in capsys.readouterr().out
 
 
 def array(values):

@@ -6,7 +6,7 @@
 s_i are samples of every component, y_j the experts' masks. P couples them: y_j gives away mass 1/k, s_i takes
 at most gamma, the cheapest pairs come first. The mixture's experts are `components` here, since experts are
 annotators.
-Deviations: widths are `--dim` times `--dim_mults`; GroupNorm of the features instead of batch norm. Gamma stays
+Deviations: widths are `--dim` times `--dim_mults`; GroupNorm of the features, not batch norm. Gamma stays
 1/2 (original: 1 later in training). The components' first means, from -1 to 1, and the weight of the gate's
 term are ours. Samples count equally, drawn by the gate (original: or weighted by it). The optimizer is the
 project's (original: Adam 1e-3, halved on a plateau).
