@@ -4,7 +4,7 @@
 
 Each folder holds a case per sub-folder of PNGs or NIfTI files (.nii, .nii.gz), one mask each, or per file
 <case>.npy of an array (n, h, w). A volume is one mask. The same cases must be in both. A mask has two values,
-of which the larger is marked; a constant one is empty if it is 0. An empty mask counts as one: see PROTOCOL.md.
+of which the larger is marked; a constant one is empty if it is 0. Empty masks count: see PROTOCOL.md.
 """
 
 import argparse
