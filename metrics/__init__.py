@@ -15,6 +15,7 @@ from metrics.report import (
     results,
     scores_table,
     two_level_interval,
+    workload,
     write_text,
 )
 from metrics.scores import (
@@ -34,5 +35,6 @@ __all__ = [
     "cost_table", "d_max", "dice_matrix", "dice_of_means", "differences_table", "diversity", "diversity_from",
     "entropy_map", "evaluate", "free_folder", "ged", "ged_from", "hm_iou", "hm_iou_from", "image_seed",
     "interleaved", "iou_matrix", "mdm", "mdm_from", "report_tables", "results", "s_ncc", "score",
-    "scores_table", "two_level_interval", "variance_map", "write_text",
+    "scores_table", "two_level_interval", "variance_map", "workload",
+    "write_text",
 ]

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from scipy.stats import bootstrap
 
-from metadata_manager import BASELINES, Config
+from metadata_manager import BASELINES, Config, EvaluationConfig
 from metrics.evaluation import Evaluation
 from metrics.files import whole_file
 from metrics.parts import empty_table, parts_table
@@ -158,6 +158,12 @@ def scores_table(what: str, rows: Sequence[Row], samples: Sequence[int]) -> str:
         lines += [_line(f"{name}, paper (not trained here)", "", PAPER[what][name], names)
                   for name in NOT_OURS if name in PAPER.get(what, {})]
     return "\n".join(lines) + "\n"
+
+
+def workload(systems: Sequence[System], images: int, config: EvaluationConfig, precision: str) -> str:
+    """What a test is about to do, a line per system."""
+    drawn = f"{images} images x {len(config.seeds)} seeds x {max(config.samples)} samples"
+    return "\n".join(f"{one.label}: {drawn} x {one.evaluations} evaluations, {precision}" for one in systems)
 
 
 def cost_table(what: str, rows: Sequence[Row]) -> str:

@@ -202,6 +202,12 @@ def name_of(device: torch.device) -> str:
     return f"{device}, {torch.get_num_threads()} threads{warning}"
 
 
+def precision_of(device: torch.device, run: RunConfig, amp: bool) -> str:
+    """In which the networks compute, in words; amp: of ST-Net."""
+    float32 = "float32, products in TF32" if device.type == "cuda" and run.tf32 else "float32"
+    return f"bfloat16 in ST-Net, else {float32}" if amp else float32
+
+
 def seed_step(seed: int, step: int, rank: int = 0) -> None:
     """Seeds torch on all devices for one step of one process, or for the INITIALIZATION.
 

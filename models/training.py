@@ -34,7 +34,7 @@ from models.processes import (
     stop_signals,
 )
 
-# Settings that a run may change when it goes on: none of them alters what a step computes, beyond rounding.
+# Settings that a run may change when it goes on: none alters what a step computes, beyond rounding.
 FREE = {"data_path", "epochs", "num_epochs", "gtr", "alphas", "solver", "steps", "annotators_per_pass",
         "images_per_pass", "recompute", "channels_last", "compile",
         "checkpoint"}  # what older files call `recompute`
@@ -159,6 +159,7 @@ def train_loop(model: nn.Module, losses: Callable[..., Iterable[dict[str, Tensor
                     seconds, share = time.perf_counter() - started, len(steps) / len(batches)
                     if share:  # 0: resumed after the epoch's last step
                         scalars["speed/images_per_second"] = state.images * share / seconds
+                        scalars["speed/hours_left"] = (epochs - epoch) * seconds / share / 3600
                     scalars["memory/peak_GiB"] = peak_memory() / 2**30
                     log(f"epoch {epoch}/{epochs}", scalars, board, folder, state.step)
                     state.images, state.totals = 0, {}

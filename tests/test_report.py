@@ -18,6 +18,7 @@ from metrics import (
     results,
     scores_table,
     two_level_interval,
+    workload,
     write_text,
 )
 from metrics.files import whole_file
@@ -111,6 +112,12 @@ def test_scores_table_has_the_papers_row_below_each_methods_rows():
 def test_a_system_that_cannot_be_trained_here_stands_below_those_that_are_compared():
     assert scores_table("LIDC", [row("ssn", [[0.25] * 6]), ATFM], (16,)).splitlines()[-1].startswith(
         "| p2sam, paper (not trained here) |  | 0.208 |")
+
+
+def test_a_test_says_first_what_it_will_do():
+    config = EvaluationConfig(samples=(16, 100), seeds=(0, 1))
+    assert workload([ACT_GTR.system, ATFM.system], 7, config, "float32").splitlines() == [
+        f"{name}: 7 images x 2 seeds x 100 samples x 25 evaluations, float32" for name in ("act-gtr", "atfm")]
 
 
 def test_costs_are_of_100_samples_beside_the_papers():
