@@ -138,7 +138,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--run", type=Path, help="--output_path of the scripts (default: runs/<what>)")
     parser.add_argument("--output", help="the picture, .png, .pdf or .svg (default: fig/<picture>.png)")
     parser.add_argument("--data_path", help="folder or file of the data (default: metadata_manager.PATHS)")
-    parser.add_argument("--method", default="atfm", choices=METHODS, help="the flow in main, pred, pred1")
+    parser.add_argument("--method", default="atfm", choices=FLOWS, help="the flow in main, pred, pred1")
     parser.add_argument("--image", type=int, nargs="+", default=[],
                         help="indices in the test split (default: where experts disagree most)")
     parser.add_argument("--steps", type=int, help="of the solver (default: the method's)")
