@@ -23,7 +23,7 @@ from fig import results
 from fig.canvas import evenly_spaced
 from fig.method import STATES
 from fig.pictures import to_draw
-from metadata_manager import EXPERIMENTS, METHODS, Metadata, experiment
+from metadata_manager import EXPERIMENTS, FLOWS, Metadata, experiment
 from metrics import diversity
 from models import ATFM, checkpoint, load_flow, load_gtr
 from models.processes import device_of, one_line_errors
