@@ -11,7 +11,7 @@ from models.baselines import BASELINES
 
 # Training steps of 8 images, their learning rate; options of the system; steps of its sampler.
 TRAINING = {"ssn": (700, 1e-3, {}, None), "prob-unet": (1100, 1e-3, {"beta": 0.3}, None),
-            "phiseg": (700, 2e-3, {}, None), "mose": (300, 2e-3, {}, None),
+            "phiseg": (700, 2e-3, {}, None), "mose": (500, 1e-3, {}, None),
             "c-ssn": (700, 1e-3, {}, None), "c-prob-unet": (700, 1e-3, {"beta": 0.3}, None)}
 GAUSSIAN = {"ssn", "c-ssn"}  # between two masks a Gaussian over logits passes through parts of them
 EMPTY_OR_RIGHT = {"mose"}  # between two places the soft IoU can stay at their union
