@@ -11,7 +11,7 @@ stays 1/2 (original: 1 later in training). The components' first means, from -1 
 and the weight of the gate's term are ours. Samples count equally, drawn by the gate (original: or weighted by
 it). The optimizer is the project's (original: Adam 1e-3, halved on a plateau).
 Meant for `--experts all`: with one mask per step P couples the samples to that one. The IoU's best
-compromise between masks in two places is their union; on a toy set 1 of 3 runs left it there."""
+compromise between masks in two places is their union; on a toy set 1 of 3 runs came to draw both masks."""
 
 import math
 from collections.abc import Iterator
