@@ -13,7 +13,7 @@ from models.baselines import BASELINES
 
 # Training steps of 8 images, their learning rate; options of the system; steps of its sampler.
 TRAINING = {"ssn": (700, 1e-3, {}, None), "prob-unet": (1100, 1e-3, {"beta": 0.3}, None),
-            "phiseg": (700, 2e-3, {}, None), "mose": (300, 2e-3, {}, None),
+            "phiseg": (700, 2e-3, {}, None), "mose": (500, 1e-3, {}, None),
             "c-ssn": (700, 1e-3, {}, None), "c-prob-unet": (700, 1e-3, {"beta": 0.3}, None),
             "ccdm": (250, 3e-3, {}, 10), "ab": (200, 3e-3, {}, 10), "cimd": (400, 3e-3, {"T": 50}, 10),
             "flow-ssn": (250, 3e-3, {}, 10)}

@@ -21,9 +21,10 @@ def baseline(method: str, channels: int, config: FlowConfig) -> Baseline:
     """An untrained system for images of `channels` channels.
 
     Raises ValueError for settings that only ATFM's flows have."""
-    for name in ("amp", "channels_last", "compile"):
+    for name in ("amp", "channels_last", "compile", "images_per_pass"):
         if getattr(config, name):
-            raise ValueError(f"--{name} True: only flows of ATFM have it; leave it out for --method {method}")
+            raise ValueError(f"--{name} {getattr(config, name)}: only flows of ATFM have it; leave it out for "
+                             f"--method {method}")
     return BASELINES[method](channels, config)
 
 
