@@ -23,8 +23,8 @@ def baseline(method: str, channels: int, config: FlowConfig) -> Baseline:
     Raises ValueError for settings that only ATFM's flows have."""
     for name in ("amp", "channels_last", "compile", "images_per_pass"):
         if getattr(config, name):
-            raise ValueError(f"--{name} {getattr(config, name)}: only flows of ATFM have it; leave it out for "
-                             f"--method {method}")
+            raise ValueError(f"--{name} {getattr(config, name)}: only flows of ATFM have it; leave it out "
+                             f"for --method {method}")
     return BASELINES[method](channels, config)
 
 
