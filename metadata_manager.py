@@ -443,7 +443,7 @@ def experiment(what: str, preset: str | None = None, method: str | None = None) 
 
     what: a name in EXPERIMENTS, or the path of an .h5 or .hdf5 file of one's own, see `own`.
     method: one of METHODS, whose changes come last; a baseline has its own paper's settings at full size, and
-    those of the flow in what is `small`. Others, of systems that are not trained in step 2, change nothing.
+    the sizes of the flow in what is `small`. Others, of systems that are not trained in step 2, change nothing.
     Raises ValueError for another name, or a preset that is not in PRESETS."""
     if what in EXPERIMENTS:
         path = os.environ.get(f"ATFM_{what.upper()}_PATH") or PATHS[what]
@@ -460,8 +460,10 @@ def experiment(what: str, preset: str | None = None, method: str | None = None) 
         raise ValueError(f"--preset {preset}: unknown; expected one of {', '.join(PRESETS)}")
     paper = replace(paper, run=replace(paper.run, preset=preset))
     ours = {"paper": lambda ours: ours, "released": released, "best": best}[preset](paper)
-    if method in BASELINES and not ours.small:
-        return replace(ours, flow=replace(paper.flow, **BASELINES[method]))
+    if method in BASELINES:  # which have nothing of the presets, and in what is `small` only their experts
+        recipe = BASELINES[method]
+        return replace(ours, flow=replace(paper.flow, **({"experts": recipe["experts"]} if ours.small else
+                                                         recipe)))
     changes = FLOWS.get(method or "", {}) | ours.methods.get(method or "", {})
     return replace(ours, flow=replace(ours.flow, **changes))
 

@@ -32,8 +32,7 @@ from models.processes import one_line_errors
 SCRIPTS = {"lidc": (train_prior_LIDC, test_prior_LIDC), "isic3": (train_prior_ISIC, test_prior_ISIC)}
 OPTIMIZER = "--lr 1e-3 --schedule cosine --ema 0.999 --clip 1".split()
 GTR = "--batchsize 32 --num_filters 16 32 64".split()
-FLOW = "--preset best --experts one --batch_size 8 --dim 16 --dim_mults 1 2 4 --time_scale 10".split()
-FLOW += "--weight_standardization none".split()
+SYSTEM = "--batch_size 8 --dim 16 --dim_mults 1 2 4 --weight_decay 0 --weight_standardization none".split()
 GTR_SHARE = 1 / 3  # of ATFM's time
 LONG = ("ccdm", "ab", "cimd")  # diffusions, whose own numbers of steps a CPU does not have time for
 SCORES = ("GED16", "HM-IoU16")
@@ -68,8 +67,10 @@ def trainings(methods: Sequence[str], common: Sequence[str], train_prior: Any) -
     gtr = [*common, *GTR, *OPTIMIZER, "--val_images", "8"]
     found = [Training(train_GTR, "GTR", gtr, share, "--epochs") for share in (GTR_SHARE, 1.0)]
     for method in methods:
-        flags = [*common, *FLOW, *OPTIMIZER, "--method", method, "--val_images", "8", "--val_steps", "2"]
-        share = 1 - GTR_SHARE if method in FLOWS else 1.0
+        flags = [*common, *SYSTEM, *OPTIMIZER, "--method", method, "--val_images", "8", "--val_steps", "2"]
+        share = 1.0
+        if method in FLOWS:
+            flags, share = [*flags, "--preset", "best"], 1 - GTR_SHARE
         found.append(Training(train_prior, method, flags, share, "--num_epochs"))
     return found
 
@@ -129,6 +130,8 @@ def main(flags: Sequence[str] | None = None) -> None:
     parser.add_argument("--methods", nargs="+", choices=[*FLOWS, *BASELINES],
                         default=["ssn", "prob-unet", "phiseg", "mose", *LONG, "flow-ssn", "atfm"])
     arguments = parser.parse_args(flags)
+    if "atfm" not in arguments.methods:
+        parser.error("--methods: atfm is missing, from which the others' difference is taken")
     common = ["--what", arguments.what, "--crop", arguments.crop]
     common += ["--data_path", arguments.data_path] if arguments.data_path else []
     (metadata,) = parse(common, "LIDC", __doc__, Metadata)
