@@ -120,8 +120,8 @@ class Metadata(Config):
     data_path: str = setting("", "folder or file of the dataset")
     split: str = setting("group", "group: 64/16/20 with no patient (LIDC) or image (ISIC3) on two sides; "
                                   "released: the authors' overlapping lists, for comparison; "
-                                  "file: as in a file of PHiSeg or CCDM, or the folders of MMIS; file-val: "
-                                  "so, and tested on its validation images, as CFM is on MMIS",
+                                  "file: as in a file of PHiSeg or CCDM, the folders of MMIS, or yours; "
+                                  "file-val: so, and tested on its validation images, as CFM is on MMIS",
                        ("group", "released", "file", "file-val"))
     split_seed: int = setting(0, "seed of the 64/16/20 split; not --seed, so that runs share their test set",
                               within="[0, 4294967295]")
@@ -433,7 +433,7 @@ def own(path: Path) -> Experiment:
     like = EXPERIMENTS["LIDC" if h <= 128 else "isic3_style_concat"]
     metadata = Metadata(path.name, "cases", c, k, h, prepared.get("axis", "fewest"),
                         tuple(prepared.get("window", ())), str(path), grey=False,
-                        split="file" if folds == {"train", "val", "test"} else "group")
+                        split="file" if {"train", "test"} <= folds <= {"train", "val", "test"} else "group")
     return replace(like, metadata=metadata, flow=replace(like.flow, dim=128),
                    run=RunConfig(output_path=f"runs/{path.stem}", preset="best"))
 

@@ -15,6 +15,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
+from itertools import takewhile
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +38,7 @@ class Case:
 
 
 def find(folder: Path, image: str | None = None, masks: str | None = None) -> list[Case]:
-    """The cases below a folder by name; the folder that holds an image names its patient.
+    """The cases below a folder by name, each with its patient, see `_case`, and its fold, see `_split`.
 
     image, masks: patterns. Without: images are called image* or like their folder, masks are all other files.
     Raises ValueError for an image without masks, a mask without an image, and masks that are of several kinds
@@ -57,19 +58,28 @@ def find(folder: Path, image: str | None = None, masks: str | None = None) -> li
         for path, own in masks_of.items():
             _refuse_several_kinds(path, own)
     count = Counter(path.parent for path in images)
-    return _split(folder, [_case(folder, path, own, count) for path, own in masks_of.items()])
+    places = [path.parent.relative_to(folder).parts for path in images]
+    prefix = _shared(places) if len(images) > 1 else places[0][:-1]
+    return _split(folder, [_case(folder, path, count[path.parent] > 1, prefix, own)
+                           for path, own in masks_of.items()])
 
 
-def _case(folder: Path, image: Path, masks: list[Path], count: Counter[Path]) -> Case:
-    """Named after its folder, or where that has several images, after the image too; count: of each folder.
+def _case(folder: Path, image: Path, several: bool, prefix: tuple[str, ...], masks: list[Path]) -> Case:
+    """Named after its folder or, where that has several images, after the image too.
 
-    A folder that has all images, all of a fold, or is called like IMAGE names no patient: the image does."""
+    Its patient is the first folder below `prefix`, the folders that all images share, that is no fold and not
+    called like IMAGE; where there is none, the image itself."""
     place, stem = image.parent.relative_to(folder), stem_of(image)
-    several = count[image.parent] > 1 or place == Path()
-    of_many = several and (place == Path() or len(count) == 1 or fold_of(place.name) is not None
-                           or fnmatch(place.name.lower(), IMAGE))
-    return Case((place / stem if several else place).as_posix(), stem if of_many else place.name, image,
+    patients = [part for part in place.parts[len(prefix):]
+                if fold_of(part) is None and not fnmatch(part.lower(), IMAGE)]
+    name = place / stem if several or place == Path() else place
+    return Case(name.as_posix(), patients[0] if patients else stem, image,
                 tuple(sorted(masks, key=lambda path: _natural(path.name))))
+
+
+def _shared(places: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
+    """The first folders that all places have."""
+    return tuple(parts[0] for parts in takewhile(lambda parts: len(set(parts)) == 1, zip(*places)))
 
 
 def _named(files: Sequence[Path], folder: Path, pattern: str) -> list[Path]:
@@ -149,10 +159,15 @@ def _refuse_several_kinds(image: Path, masks: Sequence[Path]) -> None:
 
 
 def _split(folder: Path, cases: list[Case]) -> list[Case]:
-    """The cases by name, their names beginning with their fold if all lie in folders train, val and test."""
-    folds = [fold_of(case.image.relative_to(folder).parts[0]) for case in cases]
-    if set(folds) == set(FOLDS):
-        cases = [replace(case, name=f"{fold}/{case.name.partition('/')[2] or stem_of(case.image)}")
+    """The cases by name, beginning with their fold if all lie in folders such as train and test.
+
+    Of training and validation alone, validation is what is tested on."""
+    places = [case.image.parent.relative_to(folder).parts for case in cases]
+    folds = [next(filter(None, map(fold_of, parts)), None) for parts in places]
+    if None not in folds and len(set(folds)) > 1 and "train" in folds:
+        tested = {} if "test" in folds else {"val": "test"}
+        cases = [replace(case, name="/".join([tested.get(fold, fold),
+                                              *(_without_fold(case.name) or [stem_of(case.image)])]))
                  for case, fold in zip(cases, folds)]
     names: dict[str, Path] = {}
     for case in cases:
@@ -160,6 +175,13 @@ def _split(folder: Path, cases: list[Case]) -> list[Case]:
             raise ValueError(f"{case.image}: case {case.name} is also {names[case.name]}; rename one")
         names[case.name] = case.image
     return sorted(cases, key=lambda case: _natural(case.name))
+
+
+def _without_fold(name: str) -> list[str]:
+    """The parts of a case's name but the first that names a fold."""
+    parts = name.split("/")
+    fold = next(number for number, part in enumerate(parts) if fold_of(part))
+    return parts[:fold] + parts[fold + 1:]
 
 
 def with_patients(cases: Sequence[Case], table: Path, column: str = "patient") -> list[Case]:

@@ -30,6 +30,7 @@ from data import cases, isic3, lidc, mmis, phiseg
 from data.convert import files_in
 from data.dataset import ExpertDataset
 from data.images import Fit
+from data.splits import FOLDS, VALIDATED
 from data.store import Store, Writer, open_store
 from data.volumes import AXES, axis_of
 from fig.canvas import evenly_spaced
@@ -155,7 +156,8 @@ def summary(store: Store) -> str:
             pairs = dice_matrix(masks[None].bool(), masks[None].bool())[0]
             agreement.append(float((pairs.sum() - k) / (k * (k - 1))))
     count, h, w, c = store.shape
-    lines = [f"{count:,} images of {h} x {w}, {c} channel{'s' * (c > 1)}, {len(set(store.patient))} patients"]
+    lines = [f"{count:,} images of {h} x {w}, {c} channel{'s' * (c > 1)}, {len(set(store.patient))} patients, "
+             f"such as {store.patient[0]}", split_of(store)]
     if "height" in store.fields:
         sizes = Counter(zip(store.fields["height"].tolist(), store.fields["width"].tolist())).most_common()
         lines.append("before they were fitted: " + ", ".join(f"{h} x {w} ({n})" for (h, w), n in sizes[:5])
@@ -165,6 +167,16 @@ def summary(store: Store) -> str:
                  + (f"{np.mean(agreement):.3f}, over {len(agreement):,} images that somebody marked"
                     if agreement else "-"))
     return "\n".join([*lines, f"fingerprint: {images.fingerprint}"])
+
+
+def split_of(store: Store) -> str:
+    """The split that the images came in, if any."""
+    count = Counter(name.partition("/")[0] for name in store.ids)
+    if not {"train", "test"} <= count.keys() <= set(FOLDS):
+        return "split: none came with them; by patient, 64 / 16 / 20 %"
+    parts = ", ".join(f"{count[fold]:,} {fold}" for fold in FOLDS if fold in count)
+    spared = "" if "val" in count else f"; of train, {VALIDATED:.0%} of the patients validate"
+    return f"split: as they came, {parts}{spared}"
 
 
 def like_the_paper(store: Store) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 
 FOLDS = ("train", "val", "test")
 SPLITS = ("train", "val", "test", "train_prior")
+VALIDATED = 0.2  # of the training patients, where data came split into training and test alone
 
 
 def by_patient(patient: np.ndarray, seed: int) -> dict[str, np.ndarray]:
@@ -32,15 +33,24 @@ def by_patient(patient: np.ndarray, seed: int) -> dict[str, np.ndarray]:
     return rows | {"train_prior": rows["train"]}
 
 
-def by_fold(ids: Sequence[str]) -> dict[str, np.ndarray]:
+def by_fold(ids: Sequence[str], patient: np.ndarray, seed: int) -> dict[str, np.ndarray]:
     """Rows of each split of a data set that came split, whose ids begin with their fold, such as 'train/0'.
 
-    `train_prior`, for the flow, is `train`. Raises ValueError for other ids."""
+    Where none is for validation, the images of 20 % of the training patients, (N,) one per row, are.
+    `train_prior`, for the flow, is `train`. Raises ValueError for other ids, or too few patients for that."""
     fold_of_row = np.array([name.partition("/")[0] for name in ids])
     rows = {fold: np.flatnonzero(fold_of_row == fold) for fold in FOLDS}
     if sum(map(len, rows.values())) < len(ids):
         raise ValueError(f"id {ids[0]!r}: names no fold; expected ids like 'train/0', as of PHiSeg's file, "
                          "of MMIS or of cases in folders train, val and test; use --split group")
+    if not len(rows["val"]):
+        unique = np.unique(patient[rows["train"]])
+        if len(unique) < 2:
+            raise ValueError("no images for validation, and 1 patient for training, of whom none can be "
+                             "spared; use --split group")
+        chosen = np.random.RandomState(seed).permutation(unique)[:max(1, round(VALIDATED * len(unique)))]
+        spared = np.isin(patient[rows["train"]], chosen)
+        rows |= {"val": rows["train"][spared], "train": rows["train"][~spared]}
     return rows | {"train_prior": rows["train"]}
 
 

@@ -63,6 +63,23 @@ FORMS = {
         "test/3": ("3", "test/3/image.png", ["test/3/m1.png"]),
         "train/1": ("1", "Training/1/image.png", ["Training/1/m1.png"]),
         "val/2": ("2", "validation/2/image.png", ["validation/2/m1.png"])}),
+    "split below, without test": (
+        ["task/Training/1/image.png", "task/Training/1/m1.png", "task/Validation/2/image.png",
+         "task/Validation/2/m1.png"], {}, {
+            "test/task/2": ("2", "task/Validation/2/image.png", ["task/Validation/2/m1.png"]),
+            "train/task/1": ("1", "task/Training/1/image.png", ["task/Training/1/m1.png"])}),
+    "several scans of a patient": (
+        ["P0/scan1/image.png", "P0/scan1/m1.png", "P0/scan2/image.png", "P0/scan2/m1.png",
+         "P1/scan1/image.png", "P1/scan1/m1.png"], {}, {
+            "P0/scan1": ("P0", "P0/scan1/image.png", ["P0/scan1/m1.png"]),
+            "P0/scan2": ("P0", "P0/scan2/image.png", ["P0/scan2/m1.png"]),
+            "P1/scan1": ("P1", "P1/scan1/image.png", ["P1/scan1/m1.png"])}),
+    "images and masks of a patient": (
+        ["P0/images/z1.png", "P0/images/z2.png", "P0/gt/z1_1.png", "P0/gt/z2_1.png",
+         "P1/images/z1.png", "P1/gt/z1_1.png"], {}, {
+            "P0/images/z1": ("P0", "P0/images/z1.png", ["P0/gt/z1_1.png"]),
+            "P0/images/z2": ("P0", "P0/images/z2.png", ["P0/gt/z2_1.png"]),
+            "P1/images": ("P1", "P1/images/z1.png", ["P1/gt/z1_1.png"])}),
     "names of experts": (["1/image.png", "1/anna.png", "1/bob.png"], {"masks": "*"}, {
         "1": ("1", "1/image.png", ["1/anna.png", "1/bob.png"])}),
     "a path": (["1/ct.png", "1/a/ct.png", "1/b/ct.png"], {"image": "?/ct.png", "masks": "*/[ab]/*"}, {

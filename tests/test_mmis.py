@@ -42,7 +42,7 @@ def metadata(folder, **changes):
     return Metadata(**{**METADATA.__dict__, "data_path": str(folder), **changes})
 
 
-def test_volumes_become_slices_split_by_their_folders(folder):
+def test_volumes_become_slices_split_by_their_folders(folder, capsys):
     parts = {split: data.load(metadata(folder), split) for split in ("train", "val", "test")}
     assert {split: len(part) for split, part in parts.items()} == {"train": 12, "val": 8, "test": 8}
     assert parts["train"].ids[:5] == ["train/Sample_0/000", "train/Sample_0/001", "train/Sample_0/002",
@@ -59,6 +59,7 @@ def test_volumes_become_slices_split_by_their_folders(folder):
     marked = np.stack([arrays[name][2] for name in mmis.LABELS]).mean((1, 2))
     np.testing.assert_allclose(masks[:, 12:115].mean((1, 2)), marked, atol=0.02)
     assert data.load(metadata(folder, split="file-val"), "test").ids == parts["val"].ids
+    assert "tested on the validation images" in capsys.readouterr().out
 
 
 def test_slices_that_nobody_marked_are_kept_unless_left_out(folder, capsys):

@@ -39,7 +39,7 @@ def convert(path):
 def test_pixels_and_folds_are_kept(tmp_path, shift):
     content = write_file(tmp_path / "lidc.hdf5", shift)
     store = convert(tmp_path / "lidc.hdf5")
-    folds = splits.by_fold(store.ids)
+    folds = splits.by_fold(store.ids, store.patient, seed=0)
     assert {fold: len(folds[fold]) for fold in ROWS} == ROWS
     assert folds["train_prior"].tolist() == folds["train"].tolist() == [0, 1, 2, 3, 4]
     for fold, (images, labels) in content.items():
@@ -110,4 +110,4 @@ def test_a_cut_off_file_is_named(tmp_path):
 
 def test_ids_without_a_fold_are_refused():
     with pytest.raises(ValueError, match="LIDC-IDRI-0001_nodule00.*names no fold"):
-        splits.by_fold(["LIDC-IDRI-0001_nodule00", "train/0"])
+        splits.by_fold(["LIDC-IDRI-0001_nodule00", "train/0"], np.array(["a", "b"]), seed=0)

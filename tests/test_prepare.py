@@ -124,6 +124,28 @@ def test_a_volume_is_cut_and_fitted_and_a_window_is_kept(tmp_path, undrawn):
     assert len(open_store(run(tmp_path / "cases", "--axis", "x"))) == 20
 
 
+@pytest.mark.parametrize("folds, line, tested", [
+    ({"train": 5, "Test": 3}, "as they came, 5 train, 3 test; of train, 20% of the patients validate", 3),
+    ({"a/training": 4, "a/validation": 4}, "as they came, 4 train, 4 test; of train, 20%", 4),
+    ({"Train": 4, "val": 2, "test": 2}, "as they came, 4 train, 2 val, 2 test\n", 2),
+    ({"train": 4, ".": 4}, "none came with them; by patient, 64 / 16 / 20 %", 2),
+])
+def test_the_split_of_folders_is_kept_and_said(folder, tmp_path, capsys, undrawn, folds, line, tested):
+    cases_of = iter(sorted(folder.iterdir()))
+    for fold, count in folds.items():
+        for _, case in zip(range(count), cases_of):
+            shutil.copytree(case, tmp_path / "split" / fold / case.name)
+    metadata = experiment(str(run(tmp_path / "split"))).metadata
+    assert f"split: {line}" in capsys.readouterr().out
+    assert metadata.split == ("group" if "none" in line else "file")
+    parts = {part: set(data.load(metadata, part).patients) for part in ("train", "val", "test")}
+    assert len(parts["test"]) == tested and sum(map(len, parts.values())) == 8
+    if metadata.split == "file":
+        names = {part: set(data.load(metadata, part).ids) for part in parts}
+        assert all(name.startswith("test/") for name in names["test"])
+        assert not any(name.startswith("test/") for name in names["train"] | names["val"])
+
+
 @pytest.mark.parametrize("damage, flags, message", [
     (lambda folder: None, ["--size", "20"], "--size 20: expected a multiple of 8"),
     (lambda folder: None, ["--label", "7"], r"no mask marks anything with --label \[7\]"),
