@@ -443,7 +443,7 @@ def experiment(what: str, preset: str | None = None, method: str | None = None) 
 
     what: a name in EXPERIMENTS, or the path of an .h5 or .hdf5 file of one's own, see `own`.
     method: one of METHODS, whose changes come last; a baseline has its own paper's settings at full size, and
-    the sizes of the flow in what is `small`. Others, of systems that are not trained in step 2, change nothing.
+    the sizes of the flow in what is `small`. Others, of systems not trained in step 2, change nothing.
     Raises ValueError for another name, or a preset that is not in PRESETS."""
     if what in EXPERIMENTS:
         path = os.environ.get(f"ATFM_{what.upper()}_PATH") or PATHS[what]

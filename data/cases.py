@@ -22,7 +22,16 @@ import numpy as np
 
 from data.convert import files_in
 from data.splits import FOLDS, fold_of
-from data.volumes import Scan, axis_of, labels_of, read_scan, stem_of, suffix_of, unit_range, with_channels
+from data.volumes import (
+    axis_of,
+    check_same_place,
+    labels_of,
+    read_scan,
+    stem_of,
+    suffix_of,
+    unit_range,
+    with_channels,
+)
 
 IMAGE = "image*"
 
@@ -163,8 +172,8 @@ def _split(folder: Path, cases: list[Case]) -> list[Case]:
 
     Of training and validation alone, validation is what is tested on."""
     places = [case.image.parent.relative_to(folder).parts for case in cases]
-    folds = [next(filter(None, map(fold_of, parts)), None) for parts in places]
-    if None not in folds and len(set(folds)) > 1 and "train" in folds:
+    folds = [next(filter(None, map(fold_of, parts)), "") for parts in places]
+    if all(folds) and len(set(folds)) > 1 and "train" in folds:
         tested = {} if "test" in folds else {"val": "test"}
         cases = [replace(case, name="/".join([tested.get(fold, fold),
                                               *(_without_fold(case.name) or [stem_of(case.image)])]))
@@ -226,20 +235,10 @@ def read(case: Case, window: Sequence[float] = (), labels: Sequence[int] = ()
         if scan.values.shape != shape or scan.values.ndim > 3:
             raise ValueError(f"{scan.path}: a mask of {scan.values.shape}, expected {shape} as "
                              f"{scans[0].path}, and 2 or 3 dimensions")
-    _same_place([image, *scans])
+    check_same_place([image, *scans])
     found = np.stack([labels_of(scan) for scan in scans])
     masks = np.isin(found, labels) if labels else found != 0
     return unit_range(values, window), masks, set(np.unique(found[masks]).tolist())
-
-
-def _same_place(scans: Sequence[Scan]) -> None:
-    """Raises ValueError unless the NIfTI files among them say the same of where their voxels are."""
-    turned = [(scan.path, scan.affine) for scan in scans if scan.affine is not None]
-    for path, affine in turned[1:]:
-        first, expected = turned[0]
-        if not np.allclose(affine, expected, rtol=0, atol=1e-2 * np.abs(expected[:3, :3]).max()):
-            raise ValueError(f"{path}: its affine, once turned alike, is {affine[:3].tolist()}, expected "
-                             f"that of {first}, {expected[:3].tolist()}; resample it onto the image")
 
 
 def slices(image: np.ndarray, masks: np.ndarray, axis: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:

@@ -156,8 +156,8 @@ def summary(store: Store) -> str:
             pairs = dice_matrix(masks[None].bool(), masks[None].bool())[0]
             agreement.append(float((pairs.sum() - k) / (k * (k - 1))))
     count, h, w, c = store.shape
-    lines = [f"{count:,} images of {h} x {w}, {c} channel{'s' * (c > 1)}, {len(set(store.patient))} patients, "
-             f"such as {store.patient[0]}", split_of(store)]
+    lines = [f"{count:,} images of {h} x {w}, {c} channel{'s' * (c > 1)}",
+             f"{len(set(store.patient))} patients, such as {store.patient[0]}", split_of(store)]
     if "height" in store.fields:
         sizes = Counter(zip(store.fields["height"].tolist(), store.fields["width"].tolist())).most_common()
         lines.append("before they were fitted: " + ", ".join(f"{h} x {w} ({n})" for (h, w), n in sizes[:5])

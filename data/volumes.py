@@ -135,6 +135,16 @@ def labels_of(scan: Scan) -> np.ndarray:
     return values.astype(np.int64)
 
 
+def check_same_place(scans: Sequence[Scan]) -> None:
+    """Raises ValueError unless the NIfTI files among them say the same of where their voxels are."""
+    turned = [(scan.path, scan.affine) for scan in scans if scan.affine is not None]
+    for path, affine in turned[1:]:
+        first, expected = turned[0]
+        if not np.allclose(affine, expected, rtol=0, atol=1e-2 * np.abs(expected[:3, :3]).max()):
+            raise ValueError(f"{path}: its affine, once turned alike, is {affine[:3].tolist()}, expected "
+                             f"that of {first}, {expected[:3].tolist()}; resample it onto that one")
+
+
 def with_channels(scan: Scan, shape: Sequence[int]) -> np.ndarray:
     """An image's values as (*shape, c), c behind, where `shape` is that of its masks.
 

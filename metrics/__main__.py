@@ -2,9 +2,10 @@
 
     python -m metrics samples masks --samples 16 32 --output scores.json
 
-Each folder holds a case per sub-folder of PNGs or NIfTI files (.nii, .nii.gz), one mask each, or per file
-<case>.npy of an array (n, h, w). A volume is one mask. The same cases must be in both. A mask has two values,
-of which the larger is marked; a constant one is empty if it is 0. Empty masks count: see PROTOCOL.md.
+Each folder holds a case per sub-folder of files of one mask each (PNG, NIfTI and the others of
+data/volumes.py), or per file <case>.npy of an array (n, h, w). A volume is one mask; NIfTI is turned as its
+header says. The same cases must be in both. A mask has two values, of which 0 is unmarked. Empty masks count:
+see PROTOCOL.md.
 """
 
 import argparse
@@ -12,15 +13,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import nibabel
 import numpy as np
 import torch
-from PIL import Image
 
+from data.volumes import SUFFIXES, Scan, check_same_place, labels_of, read_scan, suffix_of
 from metrics.evaluation import score
 from metrics.report import columns, write_text
-
-KINDS = (".png", ".nii", ".nii.gz")
 
 
 def cases_of(folder: Path) -> dict[str, list[Path]]:
@@ -31,7 +29,7 @@ def cases_of(folder: Path) -> dict[str, list[Path]]:
     for path in sorted(one for one in folder.iterdir() if not one.name.startswith(".")):
         if path.is_dir():
             files = sorted(one for one in path.iterdir()
-                           if one.name.lower().endswith(KINDS) and not one.name.startswith("."))
+                           if suffix_of(one) and not one.name.startswith("."))
         else:
             files = [path] if path.suffix.lower() == ".npy" else []
         if files and path.stem in cases:
@@ -39,38 +37,37 @@ def cases_of(folder: Path) -> dict[str, list[Path]]:
         if files:
             cases[path.stem if path.is_file() else path.name] = files
     if not cases:
-        raise ValueError(f"{folder}: no case; expected sub-folders of {', '.join(KINDS)} files, or .npy "
-                         "files")
+        raise ValueError(f"{folder}: no case; expected sub-folders of files ({', '.join(SUFFIXES)}), or "
+                         "<case>.npy")
     return cases
 
 
-def masks_of(files: Sequence[Path]) -> torch.Tensor:
-    """The masks of a case, (n, h, w) bool. Raises ValueError naming the file that is none or does not fit."""
-    masks: list[np.ndarray] = []
+def masks_of(files: Sequence[Path]) -> list[Scan]:
+    """The masks of a case, each (h, w) or (z, h, w) bool. Raises ValueError naming the file that is none."""
+    masks: list[Scan] = []
     for path in files:
-        try:
-            found = read(path)
-        except (OSError, ValueError, nibabel.filebasedimages.ImageFileError) as error:
-            raise ValueError(f"{path}: cannot be read ({error}); expected a PNG, NIfTI or array") from error
-        if found.ndim != 3 or found.dtype.kind not in "biu" or 0 in found.shape:
-            raise ValueError(f"{path}: {found.dtype} {found.shape}, expected masks (n, h, w) of bool or "
-                             "integers, or a grey PNG")
-        if len(np.unique(found[found != 0])) > 1:
-            raise ValueError(f"{path}: {len(np.unique(found))} values; expected 0 and one other")
-        if masks and found.shape[1:] != masks[0].shape:
-            raise ValueError(f"{path}: {found.shape[1:]} pixels, expected {masks[0].shape} as in {files[0]}")
-        masks += list(found != 0)
-    return torch.from_numpy(np.stack(masks))
+        scan = read_scan(path, mask=True)
+        labels = labels_of(scan)
+        several = path.suffix.lower() == ".npy" and labels.ndim == 3
+        if labels.ndim not in (2, 3):
+            raise ValueError(f"{path}: {labels.shape}, expected a mask (h, w) or (z, h, w); .npy: (n, h, w)")
+        if len(np.unique(labels[labels != 0])) > 1:
+            raise ValueError(f"{path}: {len(np.unique(labels))} values; expected 0 and one other")
+        masks += [Scan(path, one, scan.affine) for one in (labels != 0 if several else [labels != 0])]
+    return masks
 
 
-def read(path: Path) -> np.ndarray:
-    """Masks of a file, (n, h, w); of a volume (h, w, z) one, (1, h, w * z)."""
-    if path.suffix.lower() == ".npy":
-        return np.load(path)
-    if path.suffix.lower() == ".png":
-        return np.asarray(Image.open(path))[None]
-    volume = np.asanyarray(nibabel.load(path).dataobj)  # type: ignore[attr-defined]
-    return volume.reshape(1, len(volume), -1)
+def stacked(masks: Sequence[Scan], n: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The first n masks and the others, (1, m, h, w) each; of volumes (1, m, z, h * w).
+
+    Raises ValueError naming the file that has not the first's size and place."""
+    for one in masks[1:]:
+        if one.values.shape != masks[0].values.shape:
+            raise ValueError(f"{one.path}: {one.values.shape} pixels, expected {masks[0].values.shape} as in "
+                             f"{masks[0].path}")
+    check_same_place(masks)
+    values = torch.from_numpy(np.stack([one.values.reshape(len(one.values), -1) for one in masks]))
+    return values[None, :n], values[None, n:]
 
 
 def main(flags: Sequence[str] | None = None) -> None:
@@ -91,10 +88,9 @@ def main(flags: Sequence[str] | None = None) -> None:
         for case, files in ours.items():
             samples, masks = masks_of(files), masks_of(theirs[case])
             counts = arguments.counts or [len(samples)]
-            if samples.shape[1:] != masks.shape[1:] or max(counts) > len(samples) or min(counts) < 1:
-                raise ValueError(f"case {case}: {tuple(samples.shape)} samples, {tuple(masks.shape)} masks; "
-                                 f"expected at least {max(counts)} samples, and the same height and width")
-            scores = score(samples[None], masks[None], counts)
+            if max(counts) > len(samples) or min(counts) < 1:
+                raise ValueError(f"case {case}: {len(samples)} samples, expected at least {max(counts)}")
+            scores = score(*stacked([*samples, *masks], len(samples)), counts)
             found[case] = {name: value.item() for name, value in scores.items()}
         names = [name for name in columns(counts) if all(name in one for one in found.values())]
         means = {name: float(np.mean([one[name] for one in found.values()])) for name in names}

@@ -1,4 +1,4 @@
-"""Other programs' masks, in PNGs or arrays, have the scores that ours would have."""
+"""Other programs' masks, in files of any kind, have the scores that ours would have."""
 
 import json
 
@@ -52,13 +52,32 @@ def test_volumes_are_scored_whole(tmp_path, capsys):
     random = np.random.default_rng(1)
     volumes = {"samples": random.integers(0, 2, (3, 4, 5, 6)), "masks": random.integers(0, 2, (2, 4, 5, 6))}
     for name, of_case in volumes.items():
-        (tmp_path / name / "a").mkdir(parents=True)
         for i, volume in enumerate(of_case):
-            image = nibabel.Nifti1Image(volume.astype(np.uint8), np.eye(4))
-            nibabel.save(image, tmp_path / name / "a" / f"{i}.nii.gz")
+            write_volume(tmp_path / name / "a", i, volume.astype(np.uint8))
     main([str(tmp_path / "samples"), str(tmp_path / "masks")])
     flat = [of_case.reshape(1, -1, 4, 30) for of_case in volumes.values()]
     assert f"| 1 | {metrics.ged(*flat).item():.4f} |" in capsys.readouterr().out
+
+
+def write_volume(folder, number, values, affine=None):
+    folder.mkdir(parents=True, exist_ok=True)
+    nibabel.save(nibabel.Nifti1Image(values, np.eye(4) if affine is None else affine),
+                 folder / f"{number}.nii.gz")
+
+
+def test_volumes_are_turned_as_their_headers_say(tmp_path, capsys):
+    mask = (np.random.default_rng(2).random((4, 5, 6)) > 0.5).astype(np.float64)  # whole numbers
+    turned = np.diag([-1.0, -1, 1, 1])
+    turned[:2, 3] = 3, 4
+    write_volume(tmp_path / "samples" / "a", 0, mask)
+    write_volume(tmp_path / "masks" / "a", 0, mask[::-1, ::-1].astype(np.uint8), turned)
+    main([str(tmp_path / "samples"), str(tmp_path / "masks")])
+    assert "| 1 | 0.0000 | 1.0000 |" in capsys.readouterr().out
+    for values, affine, message in ((mask, np.diag([2.0, 1, 1, 1]), "0.nii.gz: its affine, once turned"),
+                                    (mask.reshape(4, 6, 5), np.eye(4), r"\(5, 6, 4\) pixels, expected")):
+        write_volume(tmp_path / "masks" / "a", 0, values, affine)
+        with pytest.raises(SystemExit, match=message):
+            main([str(tmp_path / "samples"), str(tmp_path / "masks")])
 
 
 def array(values):
@@ -71,13 +90,14 @@ def picture(mode, size):
 
 @pytest.mark.parametrize("spoil, message", [
     (lambda root: write_pngs(root / "masks" / "c", np.zeros((1, 2, 2))), "1 cases are in one folder only, "),
-    (array(np.zeros((6, 8, 9))), "b.npy: float64 .*expected masks"),
-    (array(np.zeros((6, 8, 8), int)), "case b: .*same height and width"),
-    (array(np.zeros((2, 8, 9), int)), "case b: .*at least 6 samples"),
+    (array(np.full((6, 8, 9), 0.5)), "b.npy: a mask with values such as 0.5"),
+    (array(np.zeros((6, 8, 9, 2))), r"b.npy: \(6, 8, 9, 2\), expected a mask"),
+    (array(np.zeros((6, 8, 8), int)), r"masks/b/0.png: \(8, 9\) pixels, expected \(8, 8\) .*b.npy"),
+    (array(np.zeros((2, 8, 9), int)), "case b: 2 samples, expected at least 6"),
     (array(np.arange(72).reshape(1, 8, 9)), "b.npy: 72 values"),
-    (lambda root: (root / "masks" / "a" / "0.png").write_text("no image"), "a/0.png: cannot be read"),
+    (lambda root: (root / "masks" / "a" / "0.png").write_text("no image"), "a/0.png: not an image"),
     (picture("L", (3, 3)), r"a/1.png: \(3, 3\) pixels"),
-    (picture("RGB", (9, 8)), r"a/1.png: uint8 \(1, 8, 9, 3\)"),
+    (lambda root: Image.new("RGB", (9, 8), "red").save(root / "masks" / "a" / "1.png"), "1.png: .*colours"),
 ])
 def test_what_does_not_fit_is_named(spoil, message, cases):
     spoil(cases)

@@ -66,7 +66,7 @@ def run(folder, *flags):
 def test_what_was_found_is_said_drawn_and_kept(folder, capsys):
     path = run(folder)
     said = capsys.readouterr().out
-    for line in ("8 cases", "8 images of 24 x 24, 1 channel, 8 patients", "were fitted: 13 x 22 (8)",
+    for line in ("8 cases", "8 images of 24 x 24, 1 channel", "8 patients, such as c0", "were fitted: 13 x 22 (8)",
                  "experts per image: 2 (4 images), 3 (4 images)", f"python train_GTR.py --what {path}"):
         assert line in said
     store = open_store(path)
@@ -182,7 +182,7 @@ def test_the_output_is_no_input(folder, capsys):
 def test_check_says_what_every_form_holds(folder, lidc, lidc_folder, isic_folder, tmp_path, capsys):
     (tmp_path / "lidc").symlink_to(lidc_folder)
     for path, form, line in ((folder, "folder of cases", "8 images of 24 x 24"),
-                             (lidc, "store", "30 images of 128 x 128, 1 channel, 15 patients"),
+                             (lidc, "store", "30 images of 128 x 128, 1 channel"),
                              (lidc_folder, "LIDC pickles", "not these, 15 of 15 series"),
                              (isic_folder, "ISIC3 folder", "experts per image: 3 (15 images)")):
         before = sorted(path.parent.iterdir())
