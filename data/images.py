@@ -3,6 +3,7 @@
 import io
 import unicodedata
 import warnings
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -143,15 +144,20 @@ class Fit:
 
 
 def unique_names(paths: Sequence[Path]) -> list[str]:
-    """A folder name for each file: its stem, or stem_2, stem_3, ... where an earlier file has taken it.
+    """A folder name for each file: its stem, with its folder's name before it where files share the stem.
 
-    A stem of dots alone would name another folder: it becomes "image"."""
+    So it is for a stem that says nothing, `image`, as which one of dots alone counts too: it would name
+    another folder. What is still taken, letter case aside, becomes name_2, name_3, ..."""
+    stems = [unicodedata.normalize("NFC", path.stem.removesuffix(".nii")) for path in paths]
+    stems = [stem if stem.strip(". ") else "image" for stem in stems]
+    count = Counter(stem.casefold() for stem in stems)  # some file systems ignore case
     names: list[str] = []
-    for path in paths:
-        stem = unicodedata.normalize("NFC", path.stem.removesuffix(".nii"))
-        stem = stem if stem.strip(". ") else "image"
-        name, number = stem, 2
-        while name.casefold() in map(str.casefold, names):  # some file systems ignore case
-            name, number = f"{stem}_{number}", number + 1
+    for path, stem in zip(paths, stems):
+        whose = count[stem.casefold()] > 1 or stem.casefold() == "image"
+        place = unicodedata.normalize("NFC", path.parent.name) if whose else ""
+        first = name = f"{place}_{stem}" if place else stem
+        number = 2
+        while name.casefold() in map(str.casefold, names):
+            name, number = f"{first}_{number}", number + 1
         names.append(name)
     return names

@@ -12,7 +12,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("data", "fig", "metrics", "models")
-COMMANDS = {"fig.draw", "data.prepare", "metrics.__main__"}  # commands in a package: may import all, nothing imports them
+# Commands in a package: may import all, nothing imports them.
+COMMANDS = {"fig.draw", "data.prepare", "metrics.__main__"}
 
 
 def module_name(path):

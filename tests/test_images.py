@@ -120,8 +120,10 @@ def test_fine_stripes_are_averaged_not_picked():
 
 
 def test_names_are_unique_on_every_file_system():
-    paths = [Path(name) for name in ("x/a.png", "y/a.png", "A.png", "a_2.png", "b.png")]
-    assert unique_names(paths) == ["a", "a_2", "A_3", "a_2_2", "b"]
+    paths = [Path(name) for name in ("x/a.png", "y/a.png", "A.png", "z/x_a.png", "z/b.png")]
+    assert unique_names(paths) == ["x_a", "y_a", "A", "x_a_2", "b"]
+    assert unique_names([Path("1/x/a.png"), Path("2/x/A.png"), Path("a_2.png")]) == ["x_a", "x_A_2", "a_2"]
+    assert unique_names([Path("case1/image.nii.gz")]) == ["case1_image"]
 
 
 def test_no_name_leads_out_of_the_folder_and_no_two_are_the_same_letters():

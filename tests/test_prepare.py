@@ -66,8 +66,9 @@ def run(folder, *flags):
 def test_what_was_found_is_said_drawn_and_kept(folder, capsys):
     path = run(folder)
     said = capsys.readouterr().out
-    for line in ("8 cases", "8 images of 24 x 24, 1 channel", "8 patients, such as c0", "were fitted: 13 x 22 (8)",
-                 "experts per image: 2 (4 images), 3 (4 images)", f"python train_GTR.py --what {path}"):
+    for line in ("8 cases", "8 images of 24 x 24, 1 channel", "8 patients, such as c0",
+                 "were fitted: 13 x 22 (8)", "experts per image: 2 (4 images), 3 (4 images)",
+                 f"python train_GTR.py --what {path}"):
         assert line in said
     store = open_store(path)
     images = ExpertDataset(store, np.arange(8))
@@ -99,7 +100,7 @@ def test_three_commands_train_test_and_export(folder, tmp_path, capsys, undrawn)
     nibabel.save(nibabel.Nifti1Image(volume, np.diag([1.0, 1.0, 3.0, 1.0])), tmp_path / "v.nii.gz")
     test_prior_LIDC.main([*flags, "--device", "cpu", "--samples", "2", "--images", str(image),
                           str(tmp_path / "v.nii.gz")])
-    with Image.open(tmp_path / "run" / "images" / "image" / "sample_00.png") as sample:
+    with Image.open(tmp_path / "run" / "images" / "c3_image" / "sample_00.png") as sample:
         assert sample.size == (22, 13)
     samples = [nibabel.load(tmp_path / "run" / "images" / "v" / f"sample_0{i}.nii.gz") for i in range(2)]
     values = np.stack([np.asarray(one.dataobj) for one in samples])
