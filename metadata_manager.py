@@ -460,10 +460,10 @@ def experiment(what: str, preset: str | None = None, method: str | None = None) 
         raise ValueError(f"--preset {preset}: unknown; expected one of {', '.join(PRESETS)}")
     paper = replace(paper, run=replace(paper.run, preset=preset))
     ours = {"paper": lambda ours: ours, "released": released, "best": best}[preset](paper)
-    if method in BASELINES:  # which have nothing of the presets, and in what is `small` only their experts
-        recipe = BASELINES[method]
-        return replace(ours, flow=replace(paper.flow, **({"experts": recipe["experts"]} if ours.small else
-                                                         recipe)))
+    if method in BASELINES:  # which have nothing of ATFM's flow but its sizes in what is `small`
+        recipe = ({name: getattr(paper.flow, name) for name in ("batch_size", "lr", "ema", "dim")}
+                  | {"experts": BASELINES[method]["experts"]} if ours.small else BASELINES[method])
+        return replace(ours, flow=FlowConfig(num_epochs=paper.flow.num_epochs, **recipe))
     changes = FLOWS.get(method or "", {}) | ours.methods.get(method or "", {})
     return replace(ours, flow=replace(ours.flow, **changes))
 

@@ -16,7 +16,7 @@ from data import load
 from metadata_manager import EvaluationConfig, Metadata, RunConfig, parse
 from models import load_systems
 from models.checkpoint import versions
-from models.processes import join, leave, one_line_errors, precision_of, stop_signals
+from models.processes import join, leave, one_line_errors, stop_signals
 
 CONTROL_IMAGES = 200
 MEMORY = ("--batch_size 1 (the flow's, in proportion), --amp True (to about a half), fewer --samples (what "
@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         # Systems: each a function sample(image, n, generator) -> n masks as probabilities.
         systems = systems_of(test)
         if processes.first:
-            print(metrics.workload(systems, len(test), config, precision_of(device, run, config.amp)))
+            print(metrics.workload(systems, len(test), config))
 
         # Scores of each on every test image (App. 7), by each process of every m-th. They are appended to a
         # file as they come, so that a test that was stopped goes on.

@@ -63,9 +63,11 @@ PAPER["LIDC"] |= _paper("GED100 HM-IoU32", """
     sfm-no-sf  | .185 | .624
     sfm        | .176 | .631
     atfm-no-sf | .249 | .597""")
-# CFM (arXiv 2507.22418), of M = 15 samples: compare with --samples 15.
+# Numbers of other papers: CFM's of M = 15 samples, to be compared with --samples 15; Flow-SSN's.
+OTHER_SOURCES = dict.fromkeys(("cfm", "cfm-own"), "arXiv 2507.22418")
+OTHER_SOURCES["flow-ssn"] = "its paper, other split"
 PAPER["LIDC"]["cfm"] = PAPER["LIDC"]["cfm-own"] = {"Dice of means": (0.595, None)}
-PAPER["LIDC"]["flow-ssn"] = {"GED100": (0.181, None)}  # its own paper's, split by series
+PAPER["LIDC"]["flow-ssn"] = {"GED100": (0.181, None)}  # split by series
 PAPER["MMIS"] = {"prob-unet": {"GED15": (0.227, None)}}
 PAPER["MMIS"]["cfm"] = PAPER["MMIS"]["cfm-own"] = {"GED15": (0.231, None), "Dice of means": (0.785, None)}
 
@@ -81,6 +83,7 @@ class System(Protocol):
     alpha: float | None
     solver: str | None
     steps: int | None
+    precision: str
 
 
 @dataclass(frozen=True)
@@ -153,17 +156,19 @@ def scores_table(what: str, rows: Sequence[Row], samples: Sequence[int]) -> str:
         lines.append(_line(f"{row.system.label}, ours", str(row.system.evaluations),
                            row.evaluation.mean_std(), names))
         if row is last[method] and method in PAPER.get(what, {}):
-            lines.append(_line(f"{method}, paper", "", PAPER[what][method], names))
+            lines.append(_line(f"{method}, {OTHER_SOURCES.get(method, 'paper')}", "", PAPER[what][method],
+                               names))
     if any(method in BASELINES for method in last):
         lines += [_line(f"{name}, paper (not trained here)", "", PAPER[what][name], names)
                   for name in NOT_OURS if name in PAPER.get(what, {})]
     return "\n".join(lines) + "\n"
 
 
-def workload(systems: Sequence[System], images: int, config: EvaluationConfig, precision: str) -> str:
+def workload(systems: Sequence[System], images: int, config: EvaluationConfig) -> str:
     """What a test is about to do, a line per system."""
     drawn = f"{images} images x {len(config.seeds)} seeds x {max(config.samples)} samples"
-    return "\n".join(f"{one.label}: {drawn} x {one.evaluations} evaluations, {precision}" for one in systems)
+    return "\n".join(f"{one.label}: {drawn} x {one.evaluations} evaluations, {one.precision}"
+                     for one in systems)
 
 
 def cost_table(what: str, rows: Sequence[Row]) -> str:

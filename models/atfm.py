@@ -1,7 +1,5 @@
 """ATFM: a frozen GTR gives x_0, ST-Net carries it to a mask (paper, Algorithm 1). Step 2, and inference."""
 
-import math
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -16,6 +14,7 @@ from models.flow import (
     SOLVERS,
     Velocity,
     bridge,
+    check_masks,
     couple,
     draw_time,
     endpoint,
@@ -25,8 +24,7 @@ from models.flow import (
 )
 from models.gtr import GTR, TrainedOn
 from models.st_net import STNet
-
-STATES_ON_CPU = 8  # more at once leave a CPU's caches and are slower
+from models.states import STATES_ON_CPU, InParts
 
 
 class ATFM(nn.Module):
@@ -54,7 +52,7 @@ class ATFM(nn.Module):
         self.net = net
         self.annotators_per_pass, self.images_per_pass, self.amp = annotators_per_pass, images_per_pass, amp
         self._at_once: dict[tuple, int] = {}  # by shape and device, see `states_at_once`
-        self.most_at_once = sys.maxsize  # states, less where memory did not suffice
+        self.in_parts = InParts()
 
     def for_sampling(self, amp: bool, channels_last: bool = False, compiled: bool = False) -> "ATFM":
         """A copy whose net has fixed weights, in the precision and memory layout to sample in.
@@ -111,9 +109,7 @@ class ATFM(nn.Module):
         are the batch's means. Calling backward() on one loss before taking the next frees its activations;
         the gradients add up. Raises ValueError for masks of another shape.
         """
-        if masks.ndim != 4 or len(masks) != len(image) or masks.shape[2:] != image.shape[2:]:
-            raise ValueError(f"masks of shape {tuple(masks.shape)} for image of shape {tuple(image.shape)}: "
-                             "expected (b, k, h, w) for (b, c, h, w)")
+        check_masks(image, masks)
         choice = self.objective
         if choice.coupling == "independent":
             x_0 = self.source(image, 1).expand_as(masks)  # shared by all annotators, as is t
@@ -174,16 +170,8 @@ class ATFM(nn.Module):
         at_once = batch_size or self.states_at_once(states, conditions)
 
         def velocity(x: Tensor, t: float) -> Tensor:
-            parts = math.ceil(len(states) / min(at_once, self.most_at_once))
-            try:
-                return torch.cat([self._velocity(condition)(part, t) for condition, part in zip(
-                    conditions.tensor_split(parts), x.tensor_split(parts))])
-            except torch.cuda.OutOfMemoryError:
-                if parts == len(states):
-                    raise
-            self.most_at_once = math.ceil(math.ceil(len(states) / parts) / 2)
-            print(f"out of GPU memory in sampling: going on with {self.most_at_once} states at once")
-            return velocity(x, t)
+            return self.in_parts(at_once, lambda part, condition: self._velocity(condition)(part, t),
+                                 x, conditions)
 
         if self.objective.path_noise == 0:
             x_1 = SOLVERS[solver](velocity, states, steps)

@@ -27,6 +27,13 @@ def draw_time(b: int, device: torch.device, times: str = "uniform") -> Tensor:
     return torch.randint(TIMES, (b,), device=device) / TIMES
 
 
+def check_masks(image: Tensor, masks: Tensor) -> None:
+    """Raises ValueError for masks that do not fit the image."""
+    if masks.ndim != 4 or len(masks) != len(image) or masks.shape[2:] != image.shape[2:]:
+        raise ValueError(f"masks of shape {tuple(masks.shape)} for image of shape {tuple(image.shape)}: "
+                         "expected (b, k, h, w) for (b, c, h, w)")
+
+
 def one_expert(masks: Tensor) -> Tensor:
     """A random expert's mask for each image, (b, 1, h, w) of (b, k, h, w)."""
     b, k = masks.shape[:2]

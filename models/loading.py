@@ -18,7 +18,7 @@ from metadata_manager import (
 )
 from models import checkpoint
 from models.atfm import ATFM
-from models.baselines import Baseline, baseline
+from models.baselines import CLASSES, Baseline
 from models.gtr import GTR, TrainedOn
 from models.released import released_flow, released_gtr
 from models.st_net import STNet
@@ -83,7 +83,7 @@ def load_baseline(path: Path, method: str, metadata: Metadata, same_size: bool =
     """A trained system of models/baselines, in eval mode; errors as in `load_gtr`."""
     content = checkpoint.load(path, method)
     check_channels(path, content, metadata)
-    system = baseline(method, metadata.channels, _restored(FlowConfig, content["config"]))
+    system = CLASSES[method](metadata.channels, _restored(FlowConfig, content["config"]))
     checkpoint.fill(system, content, path)
     system.trained_on = _images_of(path, content, metadata if same_size else None)
     return system.eval()

@@ -251,7 +251,7 @@ class STNet(nn.Module):
         if not fits or h % factor or w % factor:
             raise ValueError(f"x_t {tuple(x_t.shape)}, t {tuple(t.shape)}, image {tuple(image.shape)}: "
                              f"expected (b, 1, h, w), (b,), (b, {self.image_channels}, h, w) with h "
-                             f"and w multiples of {factor}")
+                             f"and w multiples of {factor}; see --dim_mults and --crop")
         time = self.time_mlp(time_embedding(t * self.time_scale, self.dim))  # (b, 4 dim)
         stem = self.stem(torch.cat([image, x_t], dim=1))  # (b, dim, h, w)
         x, skips = stem, []

@@ -13,9 +13,11 @@ from torch import Tensor, nn
 from metadata_manager import BASELINES, FLOWS, METHODS, EvaluationConfig, Metadata, RunConfig, flow_folder
 from models import checkpoint
 from models.atfm import ATFM
-from models.baselines import Baseline
+from models.baselines import CLASSES, Baseline
+from models.baselines.stepwise import Stepwise
 from models.gtr import TrainedOn
 from models.loading import Images, tested_baseline, tested_flow, tested_gtr
+from models.processes import precision_of
 
 Sampler = Callable[..., Tensor]
 
@@ -38,6 +40,7 @@ class System:
     alpha: float | None = None  # of --alphas
     solver: str | None = None
     steps: int | None = None
+    precision: str = "float32"  # of its networks
 
 
 def load_systems(config: EvaluationConfig, metadata: Metadata, run: RunConfig, device: torch.device,
@@ -47,6 +50,7 @@ def load_systems(config: EvaluationConfig, metadata: Metadata, run: RunConfig, d
     control(method, sample): the sampler of one of CONTROLS, from GTR's. test: the images to be tested on;
     None: the user's own images, which are resized. Raises ValueError for a system that was trained on one of
     the images to be tested on or on their patients, or on images of another size."""
+    check_flags(config)
     trained = [method for method in config.methods if method in METHODS]
     if config.prior is not None and (len(trained) > 1 or config.alphas):
         raise ValueError(f"--prior names one system, but --methods {' '.join(config.methods)} asks for "
@@ -60,7 +64,7 @@ def load_systems(config: EvaluationConfig, metadata: Metadata, run: RunConfig, d
         if method not in METHODS and gtr is not None:
             sample = gtr.sample if method == "act-gtr" else control(method, gtr.sample)
             found.append(System(method, method, sample, 0, size(gtr), (str(gtr_path),), gtr.trained_on,
-                                checkpoint.fingerprint(gtr)))
+                                checkpoint.fingerprint(gtr), precision=precision_of(device, run, False)))
             continue
         for alpha in config.alphas if config.alphas and method in FLOWS else (None,):
             folder = flow_folder(method, alpha)
@@ -73,7 +77,8 @@ def load_systems(config: EvaluationConfig, metadata: Metadata, run: RunConfig, d
             files = (str(path),) if system.gtr is None else (str(gtr_path), str(path))
             weights = checkpoint.fingerprint(system)
             found += [System(label(method, config, alpha, way), method, sample, system.evaluations(**way),
-                             size(system), files, system.trained_on, weights, alpha, **way)
+                             size(system), files, system.trained_on, weights, alpha, **way,
+                             precision=precision_of(device, run, config.amp and method in FLOWS))
                       for way, sample in ways_to_sample(system, config)]
     return found
 
@@ -94,12 +99,24 @@ def ways_to_sample(system: ATFM | Baseline, config: EvaluationConfig
     numbers: tuple[int | None, ...] = (None,) if system.steps is None else config.steps or (system.steps,)
     if isinstance(system, Baseline):
         for steps in numbers:
+            if steps is not None and steps > system.most_steps:
+                raise ValueError(f"--steps {steps}: {type(system).__name__} has {system.most_steps} at most")
             yield {"steps": steps}, partial(system.sample, steps=steps, batch_size=config.batch_size)
         return
     fast = system.for_sampling(config.amp, config.channels_last, config.compile)
     for solver, steps in product(config.solver or (system.objective.solver,), numbers):
         way: dict[str, Any] = {"solver": solver, "steps": steps}
         yield way, partial(fast.sample, **way, batch_size=config.batch_size)
+
+
+def check_flags(config: EvaluationConfig) -> None:
+    """Raises ValueError for a flag of a test that none of its systems has."""
+    flows, stepwise = (any(method in kinds for method in config.methods) for kinds in (
+        FLOWS, {*FLOWS, *(name for name, kind in CLASSES.items() if issubclass(kind, Stepwise))}))
+    for name, found in (("solver", flows), ("amp", flows), ("channels_last", flows), ("compile", flows),
+                        ("alphas", flows), ("steps", stepwise)):
+        if getattr(config, name) and not found:
+            raise ValueError(f"--{name}: none of --methods {' '.join(config.methods)} has it; leave it out")
 
 
 def label(method: str, config: EvaluationConfig, alpha: float | None, way: dict[str, Any]) -> str:

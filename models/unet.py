@@ -70,7 +70,8 @@ def descend(image: Tensor, blocks: nn.ModuleList, pool: Callable[..., Tensor]) -
     factor = 2 ** (len(blocks) - 1)
     if image.shape[-2] % factor or image.shape[-1] % factor:
         raise ValueError(f"image of {tuple(image.shape[-2:])} pixels: with {len(blocks)} levels each side "
-                         f"must be a multiple of {factor}; crop or resize it")
+                         f"must be a multiple of {factor}; choose fewer levels (--num_filters of GTR, "
+                         "--dim_mults of the others), or --crop")
     maps: list[Tensor] = []
     for block in blocks:
         maps.append(block(pool(maps[-1], 2) if maps else image))

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from metadata_manager import FlowConfig
-from models.baselines import BASELINES
+from models.baselines import CLASSES
 
 # Training steps of 8 images, their learning rate; options of the system; steps of its sampler.
 TRAINING = {"ssn": (700, 1e-3, {}, None), "prob-unet": (1100, 1e-3, {"beta": 0.3}, None),
@@ -39,7 +39,7 @@ def trained(name, steps, lr, options):
     torch.manual_seed(0)
     more = STEPWISE if TRAINING[name][3] else {}
     config = FlowConfig(dim=8, experts="all" if name == "mose" else "one", **more)
-    model = BASELINES[name](1, config, **options)
+    model = CLASSES[name](1, config, **options)
     optimizer = torch.optim.Adam(model.parameters(), lr)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     image, masks = (one.expand(8, -1, -1, -1) for one in toy(name))

@@ -10,7 +10,7 @@ from scipy.optimize import linprog
 from torch.distributions import Independent, Normal, kl_divergence
 
 from metadata_manager import FlowConfig
-from models.baselines import BASELINES
+from models.baselines import CLASSES
 from models.baselines.conditioned import ConditionedProbUNet, ConditionedSSN, random_styles
 from models.baselines.latent import DiagonalGaussian
 from models.baselines.mose import MoSE, greedy_coupling, soft_iou
@@ -208,7 +208,7 @@ def test_the_divergence_of_gaussians_is_that_of_torch_and_finite_for_extreme_out
 @pytest.mark.parametrize("experts", ["all", "one"])
 @pytest.mark.parametrize("name", ONE_SHOT)
 def test_every_weight_learns_and_only_the_loss_has_a_gradient(name, experts):
-    model = system(BASELINES[name], experts=experts)
+    model = system(CLASSES[name], experts=experts)
     found = terms(model)
     found["loss"].backward()
     gradients = {weight: value.grad for weight, value in model.named_parameters()}
@@ -218,7 +218,7 @@ def test_every_weight_learns_and_only_the_loss_has_a_gradient(name, experts):
 
 @pytest.mark.parametrize("name", ONE_SHOT)
 def test_a_random_expert_per_step_has_the_loss_of_its_mask_and_style(name):
-    model, every, (image, masks) = system(BASELINES[name], experts="one"), system(BASELINES[name]), batch()
+    model, every, (image, masks) = system(CLASSES[name], experts="one"), system(CLASSES[name]), batch()
     found = terms(model)["loss"].item()
 
     torch.manual_seed(3)
@@ -230,7 +230,7 @@ def test_a_random_expert_per_step_has_the_loss_of_its_mask_and_style(name):
 
 @pytest.mark.parametrize("name", ONE_SHOT)
 def test_samples_are_probabilities_that_the_generator_decides(name):
-    model, image = system(BASELINES[name], channels=3), batch(3)[0]
+    model, image = system(CLASSES[name], channels=3), batch(3)[0]
     samples = model.sample(image, 5, generator=seeded(5))
     assert samples.shape == (B, 5, SIZE, SIZE) and not samples.requires_grad
     assert 0 <= samples.min() < samples.max() <= 1 and model.evaluations() == 1
@@ -244,7 +244,7 @@ def test_samples_are_probabilities_that_the_generator_decides(name):
 
 @pytest.mark.parametrize("name", ONE_SHOT)
 def test_a_sample_is_of_its_own_image(name):
-    model, image = system(BASELINES[name]), batch()[0]
+    model, image = system(CLASSES[name]), batch()[0]
     found = model.sample(image, 4, generator=seeded())
     for i in range(2):
         other = image.clone()
@@ -278,7 +278,7 @@ def test_styles_that_are_none_are_refused(style, found):
 
 @pytest.mark.parametrize("name", ONE_SHOT)
 def test_what_does_not_fit_is_refused(name):
-    model, (image, masks) = system(BASELINES[name]), batch()
+    model, (image, masks) = system(CLASSES[name]), batch()
     extra = [STYLE] if model.needs_style else []
     with pytest.raises(ValueError, match=r"masks of shape .* for image of shape"):
         next(model.losses(image, masks[:, :, :4], *extra))

@@ -33,7 +33,7 @@ def row(method, ged, label=None):
     evaluation = Evaluation(tuple("abcdef"), tuple(range(len(ged))), scores)
     system = SimpleNamespace(label=label or method, method=method, evaluations=25, parameters=3000,
                              checkpoints=("gtr.pt",), alpha=None, solver="euler",
-                             steps=25)
+                             steps=25, precision="float32")
     return Row(system, evaluation, seconds=1.5, samples=2)
 
 
@@ -103,7 +103,7 @@ def test_scores_table_has_the_papers_row_below_each_methods_rows():
                         "| ECE |")
     assert [line.split(" | ")[0] for line in lines[2:]] == [
         "| act-gtr, ours", "| act-gtr, paper", "| atfm, 5 steps, ours", "| atfm, ours", "| atfm, paper",
-        "| cfm, ours", "| cfm, paper"]
+        "| cfm, ours", "| cfm, arXiv 2507.22418"]
     assert lines[2].startswith("| act-gtr, ours | 25 | 0.400 +- 0.141 | 0.200 +- 0.071 |")
     assert lines[4].startswith("| atfm, 5 steps, ours | 25 | 0.250 | 0.125 |")  # one seed: no deviation
     assert "paper" not in scores_table("LIDC_demo", rows, (2,))
@@ -116,7 +116,7 @@ def test_a_system_that_cannot_be_trained_here_stands_below_those_that_are_compar
 
 def test_a_test_says_first_what_it_will_do():
     config = EvaluationConfig(samples=(16, 100), seeds=(0, 1))
-    assert workload([ACT_GTR.system, ATFM.system], 7, config, "float32").splitlines() == [
+    assert workload([ACT_GTR.system, ATFM.system], 7, config).splitlines() == [
         f"{name}: 7 images x 2 seeds x 100 samples x 25 evaluations, float32" for name in ("act-gtr", "atfm")]
 
 

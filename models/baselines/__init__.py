@@ -1,5 +1,7 @@
 """The systems that the papers compare with, on shared parts, one file each: citation, loss, deviations."""
 
+from dataclasses import fields
+
 from metadata_manager import FlowConfig
 from models.baselines.analog_bits import AnalogBits
 from models.baselines.baseline import Baseline
@@ -12,7 +14,7 @@ from models.baselines.phiseg import PHiSeg
 from models.baselines.prob_unet import ProbUNet
 from models.baselines.ssn import SSN
 
-BASELINES: dict[str, type[Baseline]] = {
+CLASSES: dict[str, type[Baseline]] = {
     "ssn": SSN, "prob-unet": ProbUNet, "phiseg": PHiSeg, "mose": MoSE, "ccdm": CCDM, "ab": AnalogBits,
     "cimd": CIMD, "flow-ssn": FlowSSN, "c-ssn": ConditionedSSN, "c-prob-unet": ConditionedProbUNet}
 
@@ -20,12 +22,14 @@ BASELINES: dict[str, type[Baseline]] = {
 def baseline(method: str, channels: int, config: FlowConfig) -> Baseline:
     """An untrained system for images of `channels` channels.
 
-    Raises ValueError for settings that only ATFM's flows have."""
-    for name in ("amp", "channels_last", "compile", "images_per_pass"):
-        if getattr(config, name):
-            raise ValueError(f"--{name} {getattr(config, name)}: only flows of ATFM have it; leave it out "
-                             f"for --method {method}")
-    return BASELINES[method](channels, config)
+    Raises ValueError, naming the flag, for a setting that it does not have."""
+    kind = CLASSES[method]
+    for one in fields(FlowConfig):
+        if one.name not in kind.settings and getattr(config, one.name) != one.default:
+            flag = (one.metadata["flags"] or (f"--{one.name}",))[-1]
+            raise ValueError(f"{flag} {getattr(config, one.name)}: {method} has no such part; "
+                             "leave it out")
+    return kind(channels, config)
 
 
-__all__ = ["BASELINES", "Baseline", "baseline"]
+__all__ = ["CLASSES", "Baseline", "baseline"]

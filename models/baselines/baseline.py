@@ -2,12 +2,19 @@
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import fields
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from metadata_manager import FlowConfig
+from metadata_manager import FlowConfig, OptimizerConfig
 from models.gtr import TrainedOn
+from models.states import STATES_ON_CPU, InParts
+
+STATES_ON_GPU = 16  # estimated, not measured: about 10 GiB for 256x256 pixels at dim 256
+SETTINGS = {"method", "gtr", "num_epochs", "batch_size", "experts", "dim", "dim_mults", "groups",
+            *(one.name for one in fields(OptimizerConfig))}
 
 
 class Baseline(nn.Module):
@@ -20,11 +27,14 @@ class Baseline(nn.Module):
     gtr = None
     apart = True  # whether the loss of an annotator's mask does not depend on the others' masks
     needs_style = False  # whether `losses` takes the experts' styles (b, k) too
-    steps: int | None = None  # of a sample, where there are any
+    settings = SETTINGS  # what it takes of a FlowConfig
+    steps: int | None = None  # of a sample, where there are any,
+    most_steps = math.inf  # and how many it can take
     trained_on: TrainedOn  # set where a checkpoint is loaded
 
     def __init__(self, channels: int, config: FlowConfig) -> None:
         super().__init__()
+        self.in_parts = InParts()
 
     @property
     def trainable(self) -> nn.Module:
@@ -46,15 +56,7 @@ class Baseline(nn.Module):
         steps: ValueError for a system that samples in one."""
         raise NotImplementedError
 
-
-def check_masks(image: Tensor, masks: Tensor) -> None:
-    """Raises ValueError for masks that do not fit the image."""
-    if masks.ndim != 4 or len(masks) != len(image) or masks.shape[2:] != image.shape[2:]:
-        raise ValueError(f"masks of shape {tuple(masks.shape)} for image of shape {tuple(image.shape)}: "
-                         "expected (b, k, h, w) for (b, c, h, w)")
-
-
-def in_parts(at_once: int, net: Callable[..., Tensor], *states: Tensor) -> Tensor:
-    """net(*states), each of them (m, ...), with at most `at_once` of the m at a time, in equal parts."""
-    parts = math.ceil(len(states[0]) / at_once)
-    return torch.cat([net(*part) for part in zip(*(one.tensor_split(parts) for one in states))])
+    def parts(self, image: Tensor, batch_size: int | None) -> Callable[..., Tensor]:
+        """in_parts(net, *states): the net's output, found for at most `batch_size` states at a time."""
+        usual = STATES_ON_CPU if image.device.type == "cpu" else STATES_ON_GPU
+        return partial(self.in_parts, usual if batch_size is None else batch_size)

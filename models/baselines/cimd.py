@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from metadata_manager import FlowConfig
-from models.baselines.latent import Encoder
+from models.baselines.latent import Encoder, with_planes
 from models.baselines.stepwise import Diffusion, gaussian_step, linear, normal_like
 from models.st_net import STNet
 
@@ -63,8 +63,3 @@ class CIMD(Diffusion):
             x_0 = ((x - (1 - to_t).sqrt() * z) / to_t.sqrt()).clamp(-1, 1)
             x = gaussian_step(x, x_0, to_t, to_s, normal_like(x, generator))
         return (x_0 + 1) / 2
-
-
-def with_planes(image: Tensor, e: Tensor) -> Tensor:
-    """The image (b, c, h, w) with each latent of e (b, latents) as a constant plane."""
-    return torch.cat([image, e[:, :, None, None].expand(-1, -1, *image.shape[2:])], dim=1)

@@ -6,19 +6,18 @@ The losses are those of SSN and of the Probabilistic U-Net. The style, as planes
 SSN's features by a 1x1 convolution before the heads, or to what prior and posterior see of the image.
 Deviations: those of the two systems. The optimizer is the project's (original: AdamW 1e-4)."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metadata_manager import FlowConfig
-from models.baselines.baseline import check_masks
-from models.baselines.latent import DiagonalGaussian
+from models.baselines.latent import DiagonalGaussian, with_planes
 from models.baselines.one_shot import OneShot, rows_of
 from models.baselines.prob_unet import ProbUNet
 from models.baselines.ssn import SSN
-from models.flow import one_expert
+from models.flow import check_masks, one_expert
 from models.gtr import LowRankGaussian, monte_carlo_nll
 
 STYLES = 3  # f, m, p of ISIC3's file names
@@ -43,13 +42,14 @@ class ConditionedSSN(SSN):
 
     def gaussian(self, features: Tensor, style: Tensor) -> LowRankGaussian:
         """Of logit maps (m, h, w) for features (m, filters[0], h, w) and styles (m,)."""
-        return self.net.heads(self.fuse(with_planes(features, style)))
+        return self.net.heads(self.fuse(with_planes(features, one_hot(style))))
 
-    def draw(self, image: Tensor, n: int, generator: torch.Generator | None, at_once: int) -> Tensor:
+    def draw(self, image: Tensor, n: int, in_parts: Callable[..., Tensor],
+             generator: torch.Generator | None) -> Tensor:
         styles, index = random_styles(image, n, generator)
         each = self.gaussian(self.net.unet(image)[rows_of(image, STYLES)], styles)  # b * 3 rows
         samples = each.sample(n, generator)  # (b * 3, n, h, w), of which one in three is taken
-        return samples[index.view(-1, n), torch.arange(n, device=image.device)].sigmoid()
+        return samples[index.view(-1, n), torch.arange(n, device=image.device)].flatten(0, 1)
 
 
 class ConditionedProbUNet(ProbUNet):
@@ -64,12 +64,12 @@ class ConditionedProbUNet(ProbUNet):
                ) -> Iterator[dict[str, Tensor]]:
         """As the Probabilistic U-Net's, with the style (b, k) of 0, 1, 2 of each mask."""
         targets, style = targets_with_style(self, image, masks, style)
-        seen = with_planes(image[rows_of(image, targets.shape[1])], style.flatten())
+        seen = with_planes(image[rows_of(image, targets.shape[1])], one_hot(style.flatten()))
         yield self.elbo(image, targets, self.prior(seen), seen)
 
     def prior_of_samples(self, image: Tensor, n: int, generator: torch.Generator | None) -> DiagonalGaussian:
         styles, index = random_styles(image, n, generator)
-        return self.prior(with_planes(image[rows_of(image, STYLES)], styles)).rows(index)
+        return self.prior(with_planes(image[rows_of(image, STYLES)], one_hot(styles))).rows(index)
 
 
 def targets_with_style(system: OneShot, image: Tensor, masks: Tensor, style: Tensor) -> tuple[Tensor, Tensor]:
@@ -96,7 +96,6 @@ def random_styles(image: Tensor, n: int, generator: torch.Generator | None) -> t
     return styles, STYLES * rows_of(image, n) + chosen
 
 
-def with_planes(maps: Tensor, style: Tensor) -> Tensor:
-    """(m, c, h, w) and styles (m,) -> (m, c + 3, h, w): a plane of ones for the style, two of zeros."""
-    planes = F.one_hot(style.long(), STYLES).to(maps)[:, :, None, None].expand(-1, -1, *maps.shape[2:])
-    return torch.cat([maps, planes], dim=1)
+def one_hot(style: Tensor) -> Tensor:
+    """Styles (m,) -> (m, 3): one for the style, two zeros."""
+    return F.one_hot(style.long(), STYLES).float()

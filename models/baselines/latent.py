@@ -58,3 +58,8 @@ class Encoder(nn.Module):
         """x (m, in_channels, h, w) -> Gaussian with mean and std (m, latents)."""
         deepest = descend(x, self.blocks, F.avg_pool2d)[-1]
         return DiagonalGaussian.of(self.parameters_of_z(deepest.mean((2, 3))))
+
+
+def with_planes(maps: Tensor, z: Tensor) -> Tensor:
+    """Maps (m, c, h, w) with each number of z (m, latents) as a constant plane: (m, c + latents, h, w)."""
+    return torch.cat([maps, z[:, :, None, None].expand(-1, -1, *maps.shape[2:])], dim=1)

@@ -14,13 +14,12 @@ Meant for `--experts all`: with one mask per step P couples the samples to that 
 compromise between masks in two places is their union; on a toy set 1 of 3 runs came to draw both masks."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
 
 from metadata_manager import FlowConfig
-from models.baselines.baseline import in_parts
 from models.baselines.one_shot import OneShot, he_normal, rows_of
 from models.unet import UNet, descend
 
@@ -78,13 +77,12 @@ class MoSE(OneShot):
         z = self.mean[component] + self.log_std.exp()[component] * noise
         return self.combine(features + self.shift(z[:, None])[:, :, None, None])[:, 0]
 
-    def draw(self, image: Tensor, n: int, generator: torch.Generator | None, at_once: int) -> Tensor:
+    def draw(self, image: Tensor, n: int, in_parts: Callable[..., Tensor],
+             generator: torch.Generator | None) -> Tensor:
         features, log_gate = self.features(image)
         component = torch.multinomial(log_gate.exp(), n, replacement=True, generator=generator).flatten()
         noise = torch.randn(component.shape, device=image.device, generator=generator)
-        logits = in_parts(at_once, lambda row, *z: self.decode(features[row], *z), rows_of(image, n),
-                          component, noise)
-        return logits.sigmoid().unflatten(0, (-1, n))
+        return in_parts(lambda row, *z: self.decode(features[row], *z), rows_of(image, n), component, noise)
 
 
 def soft_iou(predicted: Tensor, mask: Tensor) -> Tensor:

@@ -1,12 +1,13 @@
 """What the systems share that draw a mask in one evaluation of their network."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
 from metadata_manager import FlowConfig
-from models.atfm import STATES_ON_CPU
-from models.baselines.baseline import Baseline, check_masks
-from models.flow import one_expert
+from models.baselines.baseline import Baseline
+from models.flow import check_masks, one_expert
 
 
 class OneShot(Baseline):
@@ -34,10 +35,14 @@ class OneShot(Baseline):
         if steps not in (None, 1) or min(n, 1 if batch_size is None else batch_size) < 1:
             raise ValueError(f"steps={steps}, n={n}, batch_size={batch_size}: expected one step (this system "
                              "has no solver), and the numbers to be at least 1")
-        return self.draw(image, n, generator, batch_size or STATES_ON_CPU)
+        found = self.draw(image, n, self.parts(image, batch_size), generator)
+        return found.view(len(image), n, *image.shape[2:]).sigmoid()
 
-    def draw(self, image: Tensor, n: int, generator: torch.Generator | None, at_once: int) -> Tensor:
-        """What `sample` gives, `at_once` samples at a time."""
+    def draw(self, image: Tensor, n: int, in_parts: Callable[..., Tensor],
+             generator: torch.Generator | None) -> Tensor:
+        """Logits of n masks per image, (b * n, h, w).
+
+        in_parts(net, ...): the net's output for a batch, found a part at a time."""
         raise NotImplementedError
 
 

@@ -9,7 +9,7 @@ per entry of `--dim_mults` (original: 7, of 32, 64, 128, 192, 192, 192, 192 filt
 the original, or as many as there are resolutions. A latent is enlarged to its level's size in one bilinear
 step (original: by 2, with convolutions between). The optimizer is the project's (original: Adam 1e-3)."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 
 import torch
@@ -17,7 +17,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metadata_manager import FlowConfig
-from models.baselines.baseline import in_parts
 from models.baselines.latent import DiagonalGaussian
 from models.baselines.one_shot import OneShot, rows_of
 from models.unet import descend
@@ -117,7 +116,8 @@ class PHiSeg(OneShot):
         cross_entropy = cross_entropy / len(y)
         yield {"loss": cross_entropy + kl, "cross_entropy": cross_entropy.detach(), "KL": kl.detach()}
 
-    def draw(self, image: Tensor, n: int, generator: torch.Generator | None, at_once: int) -> Tensor:
+    def draw(self, image: Tensor, n: int, in_parts: Callable[..., Tensor],
+             generator: torch.Generator | None) -> Tensor:
         maps, rows = self.prior.maps(image), rows_of(image, n)
         shapes = [(len(rows), self.latents, *one.shape[2:]) for one in maps[:self.levels]]
         noise = [torch.randn(shape, device=image.device, generator=generator) for shape in shapes]
@@ -129,7 +129,7 @@ class PHiSeg(OneShot):
                 latents.append(self.prior.gaussian(level, [one[row] for one in maps], above).at(normal))
             return self.likelihood(latents)[:, -1]
 
-        return in_parts(at_once, decode, rows, *noise).sigmoid().unflatten(0, (-1, n))
+        return in_parts(decode, rows, *noise)
 
 
 def enlarge(x: Tensor, factor: int) -> Tensor:

@@ -6,15 +6,14 @@ Deviations: widths are `--dim` times `--dim_mults` (original: 32, 64, 128, 192).
 softplus, not exp, of the encoders' output, with which the divergence overflows at larger learning rates. The
 optimizer is the project's (original: Adam 1e-4)."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metadata_manager import FlowConfig
-from models.baselines.baseline import in_parts
-from models.baselines.latent import DiagonalGaussian, Encoder
+from models.baselines.latent import DiagonalGaussian, Encoder, with_planes
 from models.baselines.one_shot import OneShot, he_normal, rows_of
 from models.unet import UNet
 
@@ -60,15 +59,14 @@ class ProbUNet(OneShot):
 
     def decode(self, features: Tensor, z: Tensor) -> Tensor:
         """Logits (m, h, w) of features (m, filters[0], h, w) and latents (m, latents)."""
-        planes = z[:, :, None, None].expand(-1, -1, *features.shape[2:])
-        return self.combine(torch.cat([features, planes], dim=1))[:, 0]
+        return self.combine(with_planes(features, z))[:, 0]
 
     def prior_of_samples(self, image: Tensor, n: int, generator: torch.Generator | None) -> DiagonalGaussian:
         """The prior of each of n samples per image: b * n rows."""
         return self.prior(image).rows(rows_of(image, n))
 
-    def draw(self, image: Tensor, n: int, generator: torch.Generator | None, at_once: int) -> Tensor:
+    def draw(self, image: Tensor, n: int, in_parts: Callable[..., Tensor],
+             generator: torch.Generator | None) -> Tensor:
         features, prior = self.unet(image), self.prior_of_samples(image, n, generator)
         z = prior.at(torch.randn(prior.mean.shape, device=image.device, generator=generator))
-        logits = in_parts(at_once, lambda row, z: self.decode(features[row], z), rows_of(image, n), z)
-        return logits.sigmoid().unflatten(0, (-1, n))
+        return in_parts(lambda row, z: self.decode(features[row], z), rows_of(image, n), z)

@@ -6,7 +6,7 @@ Deviations: the U-Net is GTR's, its widths are `--dim` times `--dim_mults`, and 
 The original draws independent pixels where the covariance cannot be factorised; here nothing is factorised.
 The optimizer is the project's (original: Adam 1e-3)."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -33,5 +33,6 @@ class SSN(OneShot):
         logits = self.net(image).rsample(self.mc_samples, antithetic=True)
         yield {"loss": monte_carlo_nll(logits, targets)}
 
-    def draw(self, image: Tensor, n: int, generator: torch.Generator | None, at_once: int) -> Tensor:
-        return self.net.sample(image, n, generator)
+    def draw(self, image: Tensor, n: int, in_parts: Callable[..., Tensor],
+             generator: torch.Generator | None) -> Tensor:
+        return self.net(image).sample(n, generator).flatten(0, 1)

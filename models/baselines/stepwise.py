@@ -6,17 +6,14 @@ alpha_bar_t is the share of x_0 that is left at t, alpha_bar_0 = 1; s < t is the
 
 import math
 from collections.abc import Callable, Iterator
-from functools import partial
 
 import torch
 from torch import Tensor
 
 from metadata_manager import FlowConfig
-from models.atfm import STATES_ON_CPU
-from models.baselines.baseline import Baseline, check_masks, in_parts
-from models.flow import one_expert
+from models.baselines.baseline import SETTINGS, Baseline
+from models.flow import check_masks, one_expert
 
-STATES_ON_GPU = 16  # estimated, not measured: about 10 GiB for 256x256 pixels at dim 256
 MAX_BETA = 0.999  # noise of a single step (arXiv 2102.09672, Sec. 3.2)
 
 
@@ -25,7 +22,9 @@ class Stepwise(Baseline):
 
     channels: of its images.
     config: of it the experts; "one": a random one per image and step; "all": their mean, one by one.
-    A subclass gives `terms` and `draw`."""
+    A subclass gives `terms` and `draw`; its net is an `STNet`."""
+
+    settings = SETTINGS | {"weight_standardization", "time_scale", "recompute"}
 
     def __init__(self, channels: int, config: FlowConfig, steps: int, most_steps: float = math.inf) -> None:
         super().__init__(channels, config)
@@ -66,12 +65,10 @@ class Stepwise(Baseline):
         than there are."""
         self._check(image)
         steps = self.steps if steps is None else steps
-        usual = STATES_ON_CPU if image.device.type == "cpu" else STATES_ON_GPU
-        at_once = usual if batch_size is None else batch_size
-        if min(len(image), n, steps, at_once) < 1 or steps > self.most_steps:
+        if min(len(image), n, steps, 1 if batch_size is None else batch_size) < 1 or steps > self.most_steps:
             raise ValueError(f"{len(image)} images, n={n}, steps={steps}, batch_size={batch_size}: expected "
                              f"at least 1 of each, and at most {self.most_steps} steps")
-        found = self.draw(image, n, steps, partial(in_parts, at_once), generator)
+        found = self.draw(image, n, steps, self.parts(image, batch_size), generator)
         return found.view(len(image), n, *image.shape[2:])
 
     def _check(self, image: Tensor) -> None:
