@@ -415,8 +415,9 @@ def best(ours: Experiment) -> Experiment:
 def own(path: Path) -> Experiment:
     """The settings for a file of `data.prepare`: what it holds is read from it.
 
-    Up to 128 x 128 pixels the rest is as for LIDC, above as for ISIC3, at LIDC's width of ST-Net; the preset
-    is `best`, as there is no paper's number to repeat. Images that came split stay so.
+    Up to 128 x 128 pixels the rest is as for LIDC, above as for ISIC3, but without augmentation and at LIDC's
+    width of ST-Net; the preset is `best`, as there is no paper's number to repeat. Images that came split
+    stay so.
     Raises ValueError, naming --what, for a file that is not one."""
     try:
         with h5py.File(path, "r", locking=False) as file:

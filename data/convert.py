@@ -1,4 +1,4 @@
-"""Originals (pickles, PNGs, PHiSeg's file) are converted once, each into a store beside it."""
+"""Originals (pickles, PNGs, the files of PHiSeg and MMIS) are converted once, each into a store beside it."""
 
 import hashlib
 import os

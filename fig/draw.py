@@ -146,9 +146,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ...")
     flags = parser.parse_args(argv)
     flags.what = flags.what or ("isic3_demo" if flags.picture in ("pred1", "augmentation") else "LIDC_demo")
-    flags.run = flags.run or Path("runs") / flags.what
     output = flags.output or f"fig/{flags.picture}.png"
     with one_line_errors("a smaller picture"):
+        flags.run = flags.run or Path(experiment(flags.what).run.output_path or "")
         fig.save(PICTURES[flags.picture](flags), output)
     print(output)
 

@@ -45,7 +45,7 @@ def write_report(folder: Path, systems: Sequence[Any], dataset: Any, report: Rep
                  device: torch.device | str = "cpu") -> None:
     """Write report.html: the tables, and samples of all systems on at most `--report_images` images.
 
-    systems: as `models.loading.System`; dataset: the test images, as `metrics.evaluation.Images`; report: of
+    systems: as `models.systems.System`; dataset: the test images, as `metrics.evaluation.Images`; report: of
     results.json; table: of table.md. The images are evenly spaced over the last system's GED. Samples are
     drawn again as they were scored under the first seed, SHOWN are shown, maps are of all. Where the page
     would be larger than LARGEST, fewer images are in it. Raises ValueError as `draw` and `checked`."""
@@ -165,12 +165,13 @@ def html_tables(markdown: str) -> str:
     for table in markdown.strip().split("\n\n"):
         head, _, *rows = ([html.escape(cell.strip()) for cell in line.strip("|").split("|")]
                           for line in table.splitlines())
-        caption = CAPTIONS[head[0].split()[0]]
+        caption = CAPTIONS.get(head[0].split()[0], head[0])
         top = "".join(f'<th scope="col">{cell}</th>' for cell in head)
         body = "".join(f'<tr><th scope="row">{name}</th>{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>'
                        for name, *cells in rows)
         found.append(f'<div class="wide" tabindex="0" role="region" aria-label="{caption}"><table>'
-                     f"<caption>{caption}</caption><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>")
+                     f"<caption>{caption}</caption><thead><tr>{top}</tr></thead>"
+                     f"<tbody>{body}</tbody></table></div>")
     return "\n".join(found)
 
 

@@ -20,7 +20,7 @@ from metrics.report import bootstrap_interval, matching_n
 Report = dict[str, Any]
 PARTS = {"systems", "groups", "sampling", "metadata"}  # of a report
 FIELDS = {"method", "alpha", "solver", "steps", "evaluations", "scores"}  # of a system in it
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+MARKERS = ("o", "s", "^", "D", "v", "P")  # one fewer than colours, so that pairs repeat after 42
 DRAWS = 2000  # of the bootstrap, per point: enough for an interval that is read off a picture
 
 

@@ -10,7 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from metadata_manager import BASELINES, FLOWS, METHODS, EvaluationConfig, Metadata, RunConfig, flow_folder
+from metadata_manager import (
+    BASELINES,
+    EXPERIMENTS,
+    FLOWS,
+    METHODS,
+    EvaluationConfig,
+    Metadata,
+    RunConfig,
+    flow_folder,
+)
 from models import checkpoint
 from models.atfm import ATFM
 from models.baselines import CLASSES, Baseline
@@ -51,6 +60,8 @@ def load_systems(config: EvaluationConfig, metadata: Metadata, run: RunConfig, d
     None: the user's own images, which are resized. Raises ValueError for a system that was trained on one of
     the images to be tested on or on their patients, or on images of another size."""
     check_flags(config)
+    if config.released_checkpoint and metadata.what not in EXPERIMENTS:
+        raise ValueError(f"--released_checkpoint True: the authors' weights are not for {metadata.what}")
     trained = [method for method in config.methods if method in METHODS]
     if config.prior is not None and (len(trained) > 1 or config.alphas):
         raise ValueError(f"--prior names one system, but --methods {' '.join(config.methods)} asks for "

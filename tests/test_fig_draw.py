@@ -110,3 +110,8 @@ def test_a_mistake_is_named_in_one_line_and_leaves_no_picture(run, lidc, tmp_pat
         draw.main([picture, "--output", str(tmp_path / "a.png"), "--run", str(run), "--data_path", str(lidc),
                    "--device", "cpu", *rest])
     assert not list(tmp_path.iterdir())
+
+
+def test_the_run_of_a_file_of_ones_own_is_found_by_its_name(lidc):
+    with pytest.raises(SystemExit, match=f"runs/{lidc.stem}/test/results.json"):
+        draw.main(["tradeoff", "--what", str(lidc)])

@@ -126,6 +126,11 @@ def test_the_authors_weights_are_read_as_such(tmp_path):
         systems(tmp_path, methods=("sfm",), prior=str(tmp_path / "theirs.pth"), released_checkpoint=True)
 
 
+def test_the_authors_weights_are_not_for_data_of_ones_own():
+    with pytest.raises(ValueError, match="--released_checkpoint True: the authors' weights are not for mine"):
+        systems(Path(), replace(METADATA, what="mine.h5"), released_checkpoint=True)
+
+
 def test_states_go_through_the_net_a_few_at_a_time():
     atfm, sizes = ATFM(None, STNet(4, (1, 2)), Objective(source="normal")), []
     atfm.net.register_forward_pre_hook(lambda net, inputs: sizes.append(len(inputs[0])))
