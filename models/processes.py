@@ -24,9 +24,9 @@ T = TypeVar("T")
 PATIENCE = timedelta(days=7)  # of a process for one that validates, tests or converts
 BUCKET = 25 * 2**20  # bytes exchanged at once: few exchanges, and little memory beside the gradients
 INITIALIZATION = -1  # the step before the first, see `seed_step`
-# What lowers memory in a training of the flow, most first: the last alone changes what is trained.
-FLOW_MEMORY = ("a smaller --batch_size (in proportion); of ATFM's flows --checkpoint True (the activations to "
-               "about a fifth), --annotators_per_pass 1 (to one of the k annotators'), --images_per_pass 1 "
+# What lowers memory in step 2: the first alone changes what is trained.
+FLOW_MEMORY = ("a smaller --batch_size (in proportion); of ATFM's flows --checkpoint True (activations to about "
+               "a fifth), --annotators_per_pass 1 (to one of the k annotators'), --images_per_pass 1 "
                "(to one of a batch's images')")
 
 

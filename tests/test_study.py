@@ -103,7 +103,7 @@ def test_the_gain_is_of_the_same_run_and_in_per_cent_of_the_control():
     assert gain.table({"best": runs}).splitlines()[2] == (
         "| best | 2 | 2 | 0.250 | 0.600 | -0.150 [-0.200, -0.100] (-38%) | +0.200 [+0.200, +0.200] (+50%) "
         "| -0.050 [-0.100, +0.000] (-17%) | +0.100 [+0.100, +0.100] (+20%) | 0.38, +1.00 |")
-    assert gain.runs_table(runs).splitlines()[3] == (
+    assert gain.runs_table("best", runs).splitlines()[3] == (
         "| 0 | -0.200 [-0.200, -0.200] | +0.200 [+0.200, +0.200] | -0.100 [-0.100, -0.100] "
         "| +0.100 [+0.100, +0.100] |")
 
