@@ -25,8 +25,8 @@ PATIENCE = timedelta(days=7)  # of a process for one that validates, tests or co
 BUCKET = 25 * 2**20  # bytes exchanged at once: few exchanges, and little memory beside the gradients
 INITIALIZATION = -1  # the step before the first, see `seed_step`
 # What lowers memory in step 2: the first alone changes what is trained.
-FLOW_MEMORY = ("a smaller --batch_size (in proportion); of ATFM's flows --checkpoint True (activations to about "
-               "a fifth), --annotators_per_pass 1 (to one of the k annotators'), --images_per_pass 1 "
+FLOW_MEMORY = ("a smaller --batch_size (in proportion); of ATFM's flows --checkpoint True (activations to "
+               "about a fifth), --annotators_per_pass 1 (to one of the k annotators'), --images_per_pass 1 "
                "(to one of a batch's images')")
 
 
