@@ -1,0 +1,95 @@
+"""What a split that is not by patient buys: the same test slices, with other slices in the training list.
+
+Every second slice of the test patients is tested. GTR alone is trained on as many slices each time: of other
+patients only; with the test patients' other slices among them, as in a split by slice; and with the tested
+slices themselves, as in the lists of the authors' code. About 3 minutes a training run on one core:
+
+    python -m tests.benchmarks.leak --data_path <lidc .h5 file> --seeds 0 1 2
+"""
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+import test_prior_LIDC
+import train_GTR
+from data.splits import by_patient
+from data.store import Store, Writer, open_store
+from metrics import two_level_interval, write_text
+from models.processes import one_line_errors
+
+GTR = ("--batchsize 32 --lr 1e-3 --schedule cosine --ema 0.99 --num_filters 16 32 64 --val_images 8").split()
+TEST = "--methods act-gtr --samples 16 --seeds 0 --report_images 0 --allow_overlap True".split()
+SCORES = ("GED16", "HM-IoU16")
+
+
+def training_lists(patient: np.ndarray) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Rows to train on, by way, all as many; and rows of validation and test."""
+    rows = by_patient(patient, seed=0)
+    test = np.sort(rows["test"])
+    tested, others = test[::2], test[1::2]
+    kept = rows["train"][:len(rows["train"]) - len(others)]
+    ways = {"by patient": rows["train"], "by slice": np.concatenate([kept, others]),
+            "test slices too": np.concatenate([kept, tested[:len(others)]])}
+    return ways, {"val": rows["val"], "test": tested}
+
+
+def write(path: Path, store: Store, rows: dict[str, np.ndarray]) -> None:
+    """A file of these rows whose ids begin with their fold, for --split file."""
+    k, (h, w) = store.annotators, store.shape[1:3]
+    with Writer(path, f"rows of {store.path}") as writer:
+        for fold, of_fold in rows.items():
+            for row in of_fold:  # in order: each row once at a time
+                image, packed = (one[0] for one in store.read(np.array([row])))
+                masks = np.unpackbits(packed)[:k * h * w].reshape(k, h, w)
+                writer.append(image, masks, patient=str(store.patient[row]), id=f"{fold}/{row}")
+
+
+def scores(folder: Path, path: Path, crop: str, epochs: str, seed: int) -> dict[str, np.ndarray]:
+    """Of GTR trained and tested on a file, per test image; with its images' patients."""
+    common = ["--data_path", str(path), "--split", "file", "--crop", crop, "--output_path", str(folder)]
+    if not (folder / "test" / "results.json").exists():
+        train_GTR.main([*common, *GTR, "--epochs", epochs, "--validate_every", epochs, "--seed", str(seed)])
+        test_prior_LIDC.main([*common, *TEST])
+    found = json.loads((folder / "test" / "results.json").read_text())
+    return {"groups": np.array(found["groups"]),
+            **{score: np.array(found["systems"]["act-gtr"]["scores"][score][0]) for score in SCORES}}
+
+
+def main(flags: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data_path", required=True, help="LIDC: an .h5 file")
+    parser.add_argument("--output_path", type=Path, default=Path("runs/leak"), help="its folder")
+    parser.add_argument("--crop", default="32", help="centre crop, pixels per side")
+    parser.add_argument("--epochs", default="30", help="of training")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of training")
+    arguments = parser.parse_args(flags)
+    root, store = arguments.output_path, open_store(arguments.data_path)
+    ways, held_out = training_lists(store.patient)
+    lines = [f"| training list | runs | {' | '.join(f'{score} | minus by patient' for score in SCORES)} |",
+             "|---" * (2 + 2 * len(SCORES)) + "|"]
+    clean: dict[str, np.ndarray] = {}
+    for way, rows in ways.items():
+        path = root / f"{way.replace(' ', '_')}.h5"
+        if not path.exists():
+            write(path, store, {"train": rows, **held_out})
+        runs = [scores(path.with_suffix("") / f"seed{seed}", path, arguments.crop, arguments.epochs, seed)
+                for seed in arguments.seeds]
+        found = {score: np.stack([run[score] for run in runs]) for score in SCORES}
+        clean = clean or found
+        cells = [way, str(len(runs))]
+        for score, values in found.items():
+            mean, low, high = two_level_interval(values - clean[score], runs[0]["groups"])
+            cells += [f"{values.mean():.3f}", f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]" if way != "by patient"
+                      else ""]
+        lines.append(f"| {' | '.join(cells)} |")
+    write_text(root / "table.md", "\n".join(lines) + "\n")
+    print((root / "table.md").read_text())
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        main()
