@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -17,6 +18,7 @@ from tests.benchmarks import (
     benchmark_scoring,
     benchmark_training,
     diagnose,
+    leak,
     measure,
     rank_checkpoints,
     straightforward,
@@ -194,3 +196,16 @@ def test_a_step_of_cfm_at_full_size_fits_a_gpu_of_24_gb(what):
         saved = benchmark_memory.saved_bytes(lambda: next(atfm.losses(*sizes.batch())), atfm.parameters())
         weights = sum(weight.numel() * 4 for weight in atfm.net.parameters())
     assert saved + 4 * weights < 22 * 2**30
+
+
+def test_training_lists_differ_only_in_whose_slices_they_hold():
+    patient = np.repeat(np.arange(50), 6)
+    ways, held_out = leak.training_lists(patient)
+    clean, by_slice, leaked = (set(rows.tolist()) for rows in ways.values())
+    tested = set(held_out["test"].tolist())
+    assert len(clean) == len(by_slice) == len(leaked) == len(ways["by slice"])
+    assert not clean & tested and not by_slice & tested and tested <= leaked
+    patients = {way: set(patient[rows].tolist()) for way, rows in ways.items()}
+    of_test = set(patient[held_out["test"]].tolist())
+    assert not patients["by patient"] & of_test and of_test <= patients["by slice"]
+    assert not set(patient[held_out["val"]].tolist()) & (of_test | patients["by slice"])
