@@ -444,7 +444,7 @@ def experiment(what: str, preset: str | None = None, method: str | None = None) 
 
     what: a name in EXPERIMENTS, or the path of an .h5 or .hdf5 file of one's own, see `own`.
     method: one of METHODS, whose changes come last; a baseline has its own paper's settings at full size, and
-    the sizes of the flow in what is `small`. Others, of systems not trained in step 2, change nothing.
+    the sizes of the flow in what is `small`. Act. GTR and its controls change nothing.
     Raises ValueError for another name, or a preset that is not in PRESETS."""
     if what in EXPERIMENTS:
         path = os.environ.get(f"ATFM_{what.upper()}_PATH") or PATHS[what]
@@ -463,8 +463,8 @@ def experiment(what: str, preset: str | None = None, method: str | None = None) 
     ours = {"paper": lambda ours: ours, "released": released, "best": best}[preset](paper)
     if method in BASELINES:  # which have nothing of ATFM's flow but its sizes in what is `small`
         recipe = ({name: getattr(paper.flow, name) for name in ("batch_size", "lr", "ema", "dim")}
-                  | {"experts": BASELINES[method]["experts"]} if ours.small else BASELINES[method])
-        return replace(ours, flow=FlowConfig(num_epochs=paper.flow.num_epochs, **recipe))
+                  | {"experts": BASELINES[method].get("experts", "all")} if ours.small else BASELINES[method])
+        return replace(ours, flow=FlowConfig(method=method, num_epochs=paper.flow.num_epochs, **recipe))
     changes = FLOWS.get(method or "", {}) | ours.methods.get(method or "", {})
     return replace(ours, flow=replace(ours.flow, **changes))
 
@@ -488,6 +488,7 @@ def parse(argv: Sequence[str] | None, what: str, description: str, *kinds: type[
         parser.error(str(error))
     parser.add_argument("--what", default=what, help=f"name of the dataset: {', '.join(EXPERIMENTS)}; or an "
                                                       ".h5 file of your own, see data/prepare.py")
+    # A kind's settings are those in the field of Experiment that is annotated with this very class.
     defaults = [getattr(base, one.name) for kind in kinds for one in fields(Experiment) if one.type is kind]
     for config in defaults:
         group = parser.add_argument_group(type(config).__name__)

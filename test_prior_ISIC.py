@@ -58,13 +58,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         with stop_signals() as signals:
             stop = partial(leave, signals, f": the same command goes on from what is in {folder}")
             for system in systems:
-                memory = record.of(system.label, system.weights, test.fingerprint, device.type, run.tf32)
+                known = record.of(system.label, system.weights, test.fingerprint, device.type, run.tf32)
                 if config.merge:
-                    memory.require(test.ids, config.seeds, system.label)
+                    known.require(test.ids, config.seeds, system.label)
                 found = metrics.evaluate(system.sample, test, config.samples, config.seeds, device, mine,
-                                         title=system.label if processes.first else None, memory=memory,
+                                         title=system.label if processes.first else None, memory=known,
                                          after_each=stop)
-                seconds = sum(processes.gather(memory.seconds(found.ids)))
+                seconds = sum(processes.gather(known.seconds(found.ids)))
                 rows.append(metrics.Row(system, metrics.interleaved(processes.gather(found)), seconds,
                                         max(config.samples)))
 
@@ -76,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     table = metrics.report_tables(metadata.what, rows, test.patients, config.samples)
     report = metrics.results(rows, test.patients, test.fingerprint, versions(), device,
                              run=run, metadata=metadata, sampling=config)
-    print(table + metrics.cost_table(metadata.what, rows))
+    print(table + metrics.cost_table(metadata.what, rows))  # seconds differ from run to run: not in a file
     metrics.write_text(folder / "table.md", table)
     metrics.write_text(folder / "results.json", report)
     drawn = {one.label: fig.draw_samples(one.sample, test, folder, one.label, config.seeds[0], device)

@@ -34,7 +34,8 @@ def train_system(run: RunConfig, metadata: Metadata, config: FlowConfig, loop: L
     """Trains one flow, or a system that the paper compares it with, into <output_path>/<method>."""
     # Data: the images that GTR was trained on, moved at random with their masks; 16 % to validate on.
     output, device = Path(run.output_path), processes.device
-    train = processes.in_turn(lambda: load(metadata, "train_prior"))  # "train", but for --split released
+    # "train_prior" are the rows of "train", except under --split released.
+    train = processes.in_turn(lambda: load(metadata, "train_prior"))
     held_out = load(metadata, "val").spread(loop.val_images)
 
     # System: what is trained of it is `trainable`.
@@ -48,7 +49,7 @@ def train_system(run: RunConfig, metadata: Metadata, config: FlowConfig, loop: L
     batches = Loader(train, config.batch_size, run.seed, device, augment if metadata.augment else None,
                      processes.rank, processes.count, system.apart, system.needs_style)
 
-    # Validation: samples of few steps on held-out images, against all experts.
+    # Validation: samples of few steps, where it takes any, on held-out images, against all experts.
     def validate(net: torch.nn.Module) -> Validation:
         sample = partial(system.for_validation(net).sample, steps=system.steps and loop.val_steps,
                          batch_size=loop.val_samples)

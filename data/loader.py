@@ -72,7 +72,8 @@ class Loader:
 
         Every ranks-th image. Where there are fewer images than processes, an image's n processes have every
         n-th of its annotators; those that would have none, and all if not `apart`, repeat what others have,
-        with other draws, and share its weight.
+        with other draws, and share its weight. Three processes, one image, k = 2: annotators 0, 1, 0 with
+        weights 1/4, 1/2, 1/4.
 
         Why this is an unbiased estimate: the batch's loss is the mean of l_ij over its b k pairs of image and
         annotator. In expectation over all that is drawn, a process's mean over its pairs times its weight is

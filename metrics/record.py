@@ -35,7 +35,9 @@ class Record:
                     file.truncate(len(whole + newline))
 
     def of(self, *what: Any) -> "Memory":
-        """The scores of one system; what: its label, and all that they depend on, such as its weights."""
+        """The scores of one system; what: its label, and all that they depend on, such as its weights.
+
+        Not settings of sampling, such as steps: a test with others has another folder, see `free_folder`."""
         name = hashlib.blake2b("\n".join(map(str, what)).encode(), digest_size=8).hexdigest()
         return Memory(self.path, name, self._lines.setdefault(name, {}))
 

@@ -199,7 +199,7 @@ def differences_table(rows: Sequence[Row], patients: Sequence | np.ndarray, samp
     if len(rows) < 2:
         return ""
     reference = next((row for row in rows if row.system.method == "atfm"), rows[-1])
-    names = columns(samples)[:len(samples) + 2]
+    names = columns(samples)[:len(samples) + 2]  # GED, HM-IoU and MDM
     lines = [f"| minus {reference.system.label} | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
     for row in rows:
         if row is not reference:

@@ -35,7 +35,7 @@ class ATFM(nn.Module):
     objective: see `metadata_manager.Objective`.
     annotators_per_pass, images_per_pass: how many go through the net at once in training; None: all.
     amp: the net runs under bfloat16 autocast; GTR, losses and the ODE's state stay in float32.
-    Raises ValueError for source "gtr" without a GTR.
+    Raises ValueError for source "gtr" without a GTR, or with masks of -1 / 1.
     """
 
     needs_style = False  # of its experts, see `models.baselines.Baseline`
@@ -48,6 +48,9 @@ class ATFM(nn.Module):
         self.objective = objective or Objective()
         if self.objective.source == "gtr" and gtr is None:
             raise ValueError("source='gtr' needs a GTR; train one first or take source='normal'")
+        if self.objective.source == "gtr" and self.objective.signed:
+            raise ValueError("--signed True: x_0 of GTR is in [0, 1], the masks would be -1 / 1; leave it "
+                             "out, or take --source normal")
         self.gtr = gtr.requires_grad_(False) if gtr is not None and self.objective.source == "gtr" else None
         self.net = net
         self.annotators_per_pass, self.images_per_pass, self.amp = annotators_per_pass, images_per_pass, amp
@@ -121,12 +124,12 @@ class ATFM(nn.Module):
         if choice.experts == "one":
             x_0, targets = one_expert(torch.stack((x_0, masks), dim=2)).unbind(2)  # (b, 1, h, w)
         path = linear_path(x_0, self._signed(targets), t, choice.path_noise)
-        i, j = self.images_per_pass or len(targets), self.annotators_per_pass or targets.shape[1]
+        images, experts = self.images_per_pass or len(targets), self.annotators_per_pass or targets.shape[1]
         batch = (targets, path.x_t, path.u, masks, t, condition)
-        for y, x_t, u, all_masks, t_i, seen in zip(*(one.split(i) for one in batch)):
-            for y_j, x_j, u_j in zip(y.split(j, 1), x_t.split(j, 1), u.split(j, 1)):
-                weight = y_j.numel() / targets.numel()
-                l_fm, l_sf = (weight * term for term in self._terms(y_j, x_j, u_j, all_masks, t_i, seen))
+        for *on_paths, all_masks, t_own, seen in zip(*(one.split(images) for one in batch)):
+            for y, x_t, u in zip(*(one.split(experts, dim=1) for one in on_paths)):
+                weight = y.numel() / targets.numel()
+                l_fm, l_sf = (weight * term for term in self._terms(y, x_t, u, all_masks, t_own, seen))
                 yield {"loss": l_fm + choice.alpha * l_sf, "L_FM": l_fm.detach(), "L_SF": l_sf.detach()}
 
     def _terms(self, targets: Tensor, x_t: Tensor, u: Tensor, all_masks: Tensor, t: Tensor, condition: Tensor

@@ -267,6 +267,11 @@ def test_without_memory_for_all_states_they_are_halved_and_the_samples_are_the_s
         atfm.sample(image, 1, steps=1)
 
 
+def test_masks_of_minus_one_do_not_go_with_x_0_of_gtr():
+    with pytest.raises(ValueError, match="--signed True: .*--source normal"):
+        system(signed=True)
+
+
 @pytest.mark.parametrize("guidance", [0.0, 0.3, 2.0])
 def test_guidance_extrapolates_from_the_field_without_image(guidance):
     atfm, (image, _) = system(guidance=guidance), batch()

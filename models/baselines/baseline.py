@@ -13,6 +13,7 @@ from models.gtr import TrainedOn
 from models.states import STATES_ON_CPU, InParts
 
 STATES_ON_GPU = 16  # estimated, not measured: about 10 GiB for 256x256 pixels at dim 256
+# What all take of a FlowConfig; none heeds `gtr`, but so a loop over methods may pass --gtr to them all.
 SETTINGS = {"method", "gtr", "num_epochs", "batch_size", "experts", "dim", "dim_mults", "groups",
             *(one.name for one in fields(OptimizerConfig))}
 
@@ -20,8 +21,12 @@ SETTINGS = {"method", "gtr", "num_epochs", "batch_size", "experts", "dim", "dim_
 class Baseline(nn.Module):
     """A system that is trained in one stage: `losses` for the training loop, `sample` for tests.
 
-    A subclass takes the image's channels and a FlowConfig, and keyword arguments with its paper's values.
-    losses(image, masks), or (image, masks, style) where it `needs_style`: as `ATFM.losses`."""
+    A subclass takes the image's channels and a FlowConfig, and keyword arguments with its paper's values: to
+    change one, edit it there. A checkpoint does not keep them, it is loaded with what is there then.
+
+    losses(image (b, c, h, w) in [0, 1], masks (b, k, h, w) of 0/1), and style (b, k) where it `needs_style`:
+    yields the pieces of a batch's loss, dicts of "loss", for backward(), and of terms to log, all scalars
+    whose sums are the batch's means. `OneShot` and `Stepwise` have the rest but for `draw`."""
 
     losses: Callable[..., Iterator[dict[str, Tensor]]]
     gtr = None
