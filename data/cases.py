@@ -47,7 +47,7 @@ class Case:
 
 
 def find(folder: Path, image: str | None = None, masks: str | None = None) -> list[Case]:
-    """The cases below a folder by name, each with its patient, see `_case`, and its fold, see `_split`.
+    """The cases below a folder by name, each with its patient, see `_patients`, and its fold, see `_split`.
 
     image, masks: patterns. Without: images are called image* or like their folder, masks are all other files.
     Raises ValueError for an image without masks, a mask without an image, and masks that are of several kinds
@@ -67,28 +67,50 @@ def find(folder: Path, image: str | None = None, masks: str | None = None) -> li
         for path, own in masks_of.items():
             _refuse_several_kinds(path, own)
     count = Counter(path.parent for path in images)
-    places = [path.parent.relative_to(folder).parts for path in images]
-    prefix = _shared(places) if len(images) > 1 else places[0][:-1]
-    return _split(folder, [_case(folder, path, count[path.parent] > 1, prefix, own)
-                           for path, own in masks_of.items()])
+    patients = _patients(folder, images, image or IMAGE)
+    cases = []
+    for path, of_image in masks_of.items():
+        place = path.parent.relative_to(folder)
+        name = place / stem_of(path) if count[path.parent] > 1 or place == Path() else place
+        of_image = sorted(of_image, key=lambda mask: _natural(mask.name))
+        cases.append(Case(name.as_posix(), patients[path], path, tuple(of_image)))
+    return _split(folder, cases)
 
 
-def _case(folder: Path, image: Path, several: bool, prefix: tuple[str, ...], masks: list[Path]) -> Case:
-    """Named after its folder or, where that has several images, after the image too.
+def _patients(folder: Path, images: Sequence[Path], pattern: str) -> dict[Path, str]:
+    """The patient of each image: the first of its folders that may name one, see `_names`.
 
-    Its patient is the first folder below `prefix`, the folders that all images share, that is no fold and not
-    called like IMAGE; where there is none, the image itself."""
-    place, stem = image.parent.relative_to(folder), stem_of(image)
-    patients = [part for part in place.parts[len(prefix):]
-                if fold_of(part) is None and not fnmatch(part.lower(), IMAGE)]
-    name = place / stem if several or place == Path() else place
-    return Case(name.as_posix(), patients[0] if patients else stem, image,
-                tuple(sorted(masks, key=lambda path: _natural(path.name))))
+    Below a fold's folder it is the first after all above: brain/train/c1 is of patient brain/c1. Folders that
+    all images share are left out. Where none is left, it is the folder that holds this image alone, else the
+    image. A patient who is only a number is another one in each fold."""
+    count = Counter(path.parent for path in images)
+    places = {path: path.parent.relative_to(folder).parts for path in images}
+    folds = {path: next((number for number, part in enumerate(parts) if fold_of(part)), 0)
+             for path, parts in places.items()}
+    above = {path: _names(parts[:folds[path]], pattern) for path, parts in places.items()}
+    names = {path: above[path] + _names(parts[folds[path]:], pattern) for path, parts in places.items()}
+    shared = len(list(takewhile(lambda column: len(set(column)) == 1, zip(*names.values()))))
+    found: dict[Path, str] = {}
+    for path, parts in places.items():
+        patient = "/".join(names[path][shared:max(shared, len(above[path])) + 1])
+        if not patient and count[path.parent] == 1 and parts and (
+                fold_of(parts[-1]) is None or fnmatch(stem_of(path).lower(), IMAGE)):
+            patient = parts[-1]
+        patient = patient or stem_of(path)
+        fold = _fold_in(parts)
+        found[path] = f"{fold}/{patient}" if fold and patient.isdecimal() else patient
+    return found
 
 
-def _shared(places: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
-    """The first folders that all places have."""
-    return tuple(parts[0] for parts in takewhile(lambda parts: len(set(parts)) == 1, zip(*places)))
+def _names(parts: Sequence[str], pattern: str) -> list[str]:
+    """Of folders those that may name a patient: not a fold's, and not called like images."""
+    return [part for part in parts
+            if not fold_of(part) and not any(fnmatch(part.lower(), one) for one in (IMAGE, pattern.lower()))]
+
+
+def _fold_in(parts: Sequence[str]) -> str:
+    """The fold that the first of some folders is called after, or ""."""
+    return next(filter(None, map(fold_of, parts)), "")
 
 
 def _named(files: Sequence[Path], folder: Path, pattern: str) -> list[Path]:
@@ -172,7 +194,7 @@ def _split(folder: Path, cases: list[Case]) -> list[Case]:
 
     Of training and validation alone, validation is what is tested on."""
     places = [case.image.parent.relative_to(folder).parts for case in cases]
-    folds = [next(filter(None, map(fold_of, parts)), "") for parts in places]
+    folds = [_fold_in(parts) for parts in places]
     if all(folds) and len(set(folds)) > 1 and "train" in folds:
         tested = {} if "test" in folds else {"val": "test"}
         cases = [replace(case, name="/".join([tested.get(fold, fold),

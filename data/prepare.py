@@ -173,10 +173,13 @@ def split_of(store: Store) -> str:
     """The split that the images came in, if any."""
     count = Counter(name.partition("/")[0] for name in store.ids)
     if not {"train", "test"} <= count.keys() <= set(FOLDS):
-        return "split: none came with them; by patient, 64 / 16 / 20 %"
+        few = len(set(store.patient)) < 3
+        return "split: none came with them; --split group, by patient, " + (
+            "needs 3 patients: if these are not the patients, name them with --patients" if few
+            else "64 / 16 / 20 %")
     parts = ", ".join(f"{count[fold]:,} {fold}" for fold in FOLDS if fold in count)
     spared = "" if "val" in count else f"; of train, {VALIDATED:.0%} of the patients validate"
-    return f"split: as they came, {parts}{spared}"
+    return f"split: came as {parts}; --split file keeps it{spared}"
 
 
 def like_the_paper(store: Store) -> str:

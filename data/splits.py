@@ -5,6 +5,7 @@ authors' lists, whose test images are mostly in their training lists; they repea
 NumPy's legacy generator is used throughout: its stream is frozen, so a split is the same everywhere.
 """
 
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -23,7 +24,8 @@ def by_patient(patient: np.ndarray, seed: int) -> dict[str, np.ndarray]:
     count = len(unique)
     if count < 3:
         raise ValueError(f"{count} patients (LIDC) or images (ISIC3): too few to split; expected at least 3, "
-                         "one each for training, validation and test")
+                         "one each for training, validation and test. If an own file of cases has more, "
+                         "name them: python -m data.prepare ... --patients")
     test, val = max(1, round(0.20 * count)), max(1, round(0.16 * count))
     random = np.random.RandomState(seed)
     order = random.permutation(count)
@@ -46,8 +48,8 @@ def by_fold(ids: Sequence[str], patient: np.ndarray, seed: int) -> dict[str, np.
     if not len(rows["val"]):
         unique = np.unique(patient[rows["train"]])
         if len(unique) < 2:
-            raise ValueError("no images for validation, and 1 patient for training, of whom none can be "
-                             "spared; use --split group")
+            raise ValueError(f"no images for validation, and {len(unique)} patients for training, of whom "
+                             "none can be spared for it; put some into a folder val")
         chosen = np.random.RandomState(seed).permutation(unique)[:max(1, round(VALIDATED * len(unique)))]
         spared = np.isin(patient[rows["train"]], chosen)
         rows |= {"val": rows["train"][spared], "train": rows["train"][~spared]}
@@ -55,8 +57,8 @@ def by_fold(ids: Sequence[str], patient: np.ndarray, seed: int) -> dict[str, np.
 
 
 def fold_of(folder: str) -> str | None:
-    """train, val or test of the name of a folder such as Training or validation_2d; None of any other."""
-    name = folder.lower().removesuffix("_2d")
+    """train, val or test of the name of a folder such as Training, validation_2d or test_set; else None."""
+    name = re.sub(r"[ _-](2d|set|data|images)$", "", folder.lower())
     return {"training": "train", "validation": "val", "valid": "val", "testing": "test"}.get(
         name, name if name in FOLDS else None)
 

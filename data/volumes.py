@@ -130,8 +130,8 @@ def labels_of(scan: Scan) -> np.ndarray:
         return (values >= 128).astype(np.int64)
     between = values[values != np.rint(values)]
     if between.size:
-        raise ValueError(f"{scan.path}: a mask with values such as {between[0]:.4g}, expected 0 and 1, or "
-                         "labels to choose by --label")
+        raise ValueError(f"{scan.path}: a mask with values such as {between[0]:.4g}, expected whole numbers, "
+                         "such as 0 and 1")
     return values.astype(np.int64)
 
 
@@ -142,7 +142,8 @@ def check_same_place(scans: Sequence[Scan]) -> None:
         first, expected = turned[0]
         if not np.allclose(affine, expected, rtol=0, atol=1e-2 * np.abs(expected[:3, :3]).max()):
             raise ValueError(f"{path}: its affine, once turned alike, is {affine[:3].tolist()}, expected "
-                             f"that of {first}, {expected[:3].tolist()}; resample it onto that one")
+                             f"that of {first}, {expected[:3].tolist()}; resample it onto that one, or "
+                             "if it has the same voxels, copy that header")
 
 
 def with_channels(scan: Scan, shape: Sequence[int]) -> np.ndarray:

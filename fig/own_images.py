@@ -15,6 +15,7 @@ from fig.pictures import write_samples
 from metadata_manager import Metadata
 from metrics.evaluation import image_seed
 
+NAMES = 3  # of a file, its folder and the one above, that tell images apart wherever they all lie
 PADDED = ("cases", "mmis")  # readers that keep an image's proportions
 
 
@@ -23,10 +24,10 @@ def draw_own_images(systems: Sequence[Any], files: Sequence[str], n: int, seed: 
     """Write n samples for each image file into folder/<stem>, see `write_samples`: of the first flow, if any.
 
     systems: as `models.systems.System`. metadata: of the data set that they were trained on; if it was
-    padded, these are, and may be any file of `data.volumes`, see `draw_like_cases`. The seed and the names of
-    a file and its folder seed an image's samples, whatever other images are drawn. Raises FileNotFoundError
-    or ValueError, before anything is drawn, if one of them is not an image; ValueError for samples that are
-    not finite."""
+    padded, these are, and may be any file of `data.volumes`, see `draw_like_cases`. The seed and the
+    names of a file and two folders about it seed its samples, whatever other images are drawn. Raises
+    FileNotFoundError or ValueError, before anything is drawn, if one of them is not an image; ValueError for
+    samples that are not finite."""
     system = next((one for one in systems if one.evaluations > 0), systems[0])
     paths, side, channels = [Path(name) for name in files], system.trained_on.side, system.trained_on.channels
     if metadata is not None and metadata.reader in PADDED:
@@ -88,8 +89,8 @@ def write_volumes(folder: Path, masks: np.ndarray, like: Path) -> None:
 def drawn(system: Any, image: Tensor, n: int, seed: int, path: Path, device: torch.device | str) -> Tensor:
     """n masks (n, side, side) bool of an image (1, c, side, side).
 
-    Their random numbers follow from the seed, and from the names of the file and its folder."""
-    name = f"{path.resolve().parent.name}/{path.name}"
+    Their random numbers follow from the seed, and from the names of the file and the two folders about it."""
+    name = "/".join(path.absolute().parts[-NAMES:])
     generator = torch.Generator(device).manual_seed(image_seed(seed, name))
     samples = system.sample(image.to(device), n, generator=generator)[0].cpu()
     if not samples.isfinite().all():

@@ -42,17 +42,23 @@ def cases_of(folder: Path) -> dict[str, list[Path]]:
     return cases
 
 
-def masks_of(files: Sequence[Path]) -> list[Scan]:
-    """The masks of a case, each (h, w) or (z, h, w) bool. Raises ValueError naming the file that is none."""
+def masks_of(files: Sequence[Path], case: str) -> list[Scan]:
+    """The masks of a case, each (h, w) or (z, h, w) bool. Raises ValueError naming the file that is none.
+
+    files: one each, or <case>.npy with all of them, (n, h, w)."""
+    of_case = [path.name.lower() for path in files] == [f"{case.lower()}.npy"]
     masks: list[Scan] = []
     for path in files:
         scan = read_scan(path, mask=True)
         labels = labels_of(scan)
-        several = path.suffix.lower() == ".npy" and labels.ndim == 3
+        several = of_case and labels.ndim == 3
         if labels.ndim not in (2, 3):
-            raise ValueError(f"{path}: {labels.shape}, expected a mask (h, w) or (z, h, w); .npy: (n, h, w)")
-        if len(np.unique(labels[labels != 0])) > 1:
-            raise ValueError(f"{path}: {len(np.unique(labels))} values; expected 0 and one other")
+            raise ValueError(f"{path}: {labels.shape}, expected a mask (h, w) or (z, h, w), of "
+                             "<case>.npy (n, h, w)")
+        values = np.unique(labels)
+        if np.count_nonzero(values) > 1:
+            raise ValueError(f"{path}: the values {', '.join(map(str, values[:5]))}"
+                             f"{', ...' if len(values) > 5 else ''}; expected 0 and one other")
         masks += [Scan(path, one, scan.affine) for one in (labels != 0 if several else [labels != 0])]
     return masks
 
@@ -86,10 +92,11 @@ def main(flags: Sequence[str] | None = None) -> None:
             raise ValueError(f"{len(alone)} cases are in one folder only, such as {alone[0]}")
         found = {}
         for case, files in ours.items():
-            samples, masks = masks_of(files), masks_of(theirs[case])
+            samples, masks = masks_of(files, case), masks_of(theirs[case], case)
             counts = arguments.counts or [len(samples)]
             if max(counts) > len(samples) or min(counts) < 1:
-                raise ValueError(f"case {case}: {len(samples)} samples, expected at least {max(counts)}")
+                raise ValueError(f"case {case}: {len(samples)} samples, expected {max(counts)}; --samples "
+                                 "must be from 1 to the number there is")
             scores = score(*stacked([*samples, *masks], len(samples)), counts)
             found[case] = {name: value.item() for name, value in scores.items()}
         names = [name for name in columns(counts) if all(name in one for one in found.values())]

@@ -9,8 +9,18 @@ import torch
 from torch import nn
 
 import data
-from metadata_manager import Objective, experiment
-from models import ATFM, GTR, STNet
+import train_prior_LIDC
+from metadata_manager import (
+    BASELINES,
+    FlowConfig,
+    LoopConfig,
+    Metadata,
+    Objective,
+    RunConfig,
+    experiment,
+    parse,
+)
+from models import ATFM, GTR, STNet, baseline
 from models.st_net import Attention
 from tests.benchmarks import (
     benchmark_memory,
@@ -22,6 +32,7 @@ from tests.benchmarks import (
     measure,
     rank_checkpoints,
     straightforward,
+    table1,
 )
 
 CPU = torch.device("cpu")
@@ -209,3 +220,10 @@ def test_training_lists_differ_only_in_whose_slices_they_hold():
     of_test = set(patient[held_out["test"]].tolist())
     assert not patients["by patient"] & of_test and of_test <= patients["by slice"]
     assert not set(patient[held_out["val"]].tolist()) & (of_test | patients["by slice"])
+
+
+def test_the_systems_of_table_1_have_the_settings_that_they_are_given():
+    for training in table1.trainings(list(BASELINES), [], train_prior_LIDC)[2:]:
+        (config,) = parse(training.flags, "LIDC", "", RunConfig, Metadata, FlowConfig, LoopConfig)[2:3]
+        assert baseline(training.name, 1, config).experts == BASELINES[training.name]["experts"]
+        assert (config.lr, config.dim, config.batch_size, training.share) == (1e-3, 16, 8, 1)

@@ -60,14 +60,14 @@ FORMS = {
         "c": ("c", "c/image.png", ["c/masks/1.png", "c/masks/2.png"])}),
     "split": (["Training/1/image.png", "Training/1/m1.png", "validation/2/image.png", "validation/2/m1.png",
                "test/3/image.png", "test/3/m1.png"], {}, {
-        "test/3": ("3", "test/3/image.png", ["test/3/m1.png"]),
-        "train/1": ("1", "Training/1/image.png", ["Training/1/m1.png"]),
-        "val/2": ("2", "validation/2/image.png", ["validation/2/m1.png"])}),
+        "test/3": ("test/3", "test/3/image.png", ["test/3/m1.png"]),
+        "train/1": ("train/1", "Training/1/image.png", ["Training/1/m1.png"]),
+        "val/2": ("val/2", "validation/2/image.png", ["validation/2/m1.png"])}),
     "split below, without test": (
         ["task/Training/1/image.png", "task/Training/1/m1.png", "task/Validation/2/image.png",
          "task/Validation/2/m1.png"], {}, {
-            "test/task/2": ("2", "task/Validation/2/image.png", ["task/Validation/2/m1.png"]),
-            "train/task/1": ("1", "task/Training/1/image.png", ["task/Training/1/m1.png"])}),
+            "test/task/2": ("val/2", "task/Validation/2/image.png", ["task/Validation/2/m1.png"]),
+            "train/task/1": ("train/1", "task/Training/1/image.png", ["task/Training/1/m1.png"])}),
     "several scans of a patient": (
         ["P0/scan1/image.png", "P0/scan1/m1.png", "P0/scan2/image.png", "P0/scan2/m1.png",
          "P1/scan1/image.png", "P1/scan1/m1.png"], {}, {
@@ -94,6 +94,37 @@ def test_every_form_is_recognised(tmp_path, form):
     (tmp_path / "readme.txt").write_text("text")
     found = find(tmp_path, **patterns)
     assert brief(tmp_path, found) == expected and [case.name for case in found] == list(expected)
+
+
+PATIENTS = {  # folders -> the patient of the image in each
+    "sets": ({"training_set/U1": "U1", "validation_set/V1": "V1", "testing_set/T1": "T1"}, "image"),
+    "data, and a task": ({"training_data/brain/Training/c1": "c1", "training_data/brain/Training/c2": "c2",
+                          "validation_data/brain/Validation/c9": "c9"}, "image"),
+    "tasks": ({"brain/Training/case1": "brain/case1", "brain/Validation/case3": "brain/case3",
+               "kidney/Training/case1": "kidney/case1"}, "image"),
+    "numbers in each fold": ({"training/0": "train/0", "testing/0": "test/0"}, "image"),
+    "called image": ({"image_001": "image_001", "image_002": "image_002"}, "image"),
+    "images of a patient, in a fold": ({"train/images/P1": "P1", "test/images/P2": "P2"}, "a"),
+    "images under another name": ({"train/scans/P1": "P1", "train/scans/P2": "P2"}, "a"),
+    "sites": ({"A/c1": "A", "A/c2": "A", "B/c1": "B"}, "image"),
+}
+
+
+@pytest.mark.parametrize("form", PATIENTS)
+def test_whose_image_it_is(tmp_path, form):
+    folders, name = PATIENTS[form]
+    write(tmp_path, *[f"{folder}/{name}.png" for folder in folders],
+          *[f"{folder}/m1.png" for folder in folders])
+    patterns = {"image": f"{name}.png"} if name != "image" else {}
+    found = find(tmp_path, **patterns)
+    assert {case.image.parent.relative_to(tmp_path).as_posix(): case.patient for case in found} == folders
+
+
+def test_images_in_a_folder_of_the_users_name_are_of_the_patient_below_it(tmp_path):
+    write(tmp_path, *[f"train/{kind}/P{patient}/{kind[0]}1.png"
+                      for kind in ("scans", "labels") for patient in (1, 2)])
+    found = find(tmp_path, image="scans", masks="labels")
+    assert [case.patient for case in found] == ["P1", "P2"]
 
 
 @pytest.mark.parametrize("files, patterns, message", [

@@ -22,6 +22,7 @@ from metrics import score
 from tests import tiny
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+KEPT = "--split file keeps it"
 LOOP = ["--device", "cpu", *tiny.LOOP]
 
 
@@ -126,10 +127,10 @@ def test_a_volume_is_cut_and_fitted_and_a_window_is_kept(tmp_path, undrawn):
 
 
 @pytest.mark.parametrize("folds, line, tested", [
-    ({"train": 5, "Test": 3}, "as they came, 5 train, 3 test; of train, 20% of the patients validate", 3),
-    ({"a/training": 4, "a/validation": 4}, "as they came, 4 train, 4 test; of train, 20%", 4),
-    ({"Train": 4, "val": 2, "test": 2}, "as they came, 4 train, 2 val, 2 test\n", 2),
-    ({"train": 4, ".": 4}, "none came with them; by patient, 64 / 16 / 20 %", 2),
+    ({"train": 5, "Test": 3}, f"came as 5 train, 3 test; {KEPT}; of train, 20% of the patients validate", 3),
+    ({"a/training": 4, "a/validation": 4}, f"came as 4 train, 4 test; {KEPT}; of train, 20%", 4),
+    ({"Train": 4, "val": 2, "test": 2}, f"came as 4 train, 2 val, 2 test; {KEPT}\n", 2),
+    ({"train": 4, ".": 4}, "none came with them; --split group, by patient, 64 / 16 / 20 %", 2),
 ])
 def test_the_split_of_folders_is_kept_and_said(folder, tmp_path, capsys, undrawn, folds, line, tested):
     cases_of = iter(sorted(folder.iterdir()))

@@ -27,12 +27,14 @@ import train_prior_LIDC
 from data import load
 from metadata_manager import BASELINES, FLOWS, Metadata, parse
 from metrics import two_level_interval, write_text
+from models.baselines import CLASSES
+from models.baselines.stepwise import Stepwise
 from models.processes import one_line_errors
 
 SCRIPTS = {"lidc": (train_prior_LIDC, test_prior_LIDC), "isic3": (train_prior_ISIC, test_prior_ISIC)}
 OPTIMIZER = "--lr 1e-3 --schedule cosine --ema 0.999 --clip 1".split()
 GTR = "--batchsize 32 --num_filters 16 32 64".split()
-SYSTEM = "--batch_size 8 --dim 16 --dim_mults 1 2 4 --weight_decay 0 --weight_standardization none".split()
+SYSTEM = "--batch_size 8 --dim 16 --dim_mults 1 2 4 --weight_decay 0".split()
 GTR_SHARE = 1 / 3  # of ATFM's time
 LONG = ("ccdm", "ab", "cimd")  # diffusions, whose own numbers of steps a CPU does not have time for
 SCORES = ("GED16", "HM-IoU16")
@@ -71,6 +73,8 @@ def trainings(methods: Sequence[str], common: Sequence[str], train_prior: Any) -
         share = 1.0
         if method in FLOWS:
             flags, share = [*flags, "--preset", "best"], 1 - GTR_SHARE
+        elif issubclass(CLASSES[method], Stepwise):  # as the flow has it
+            flags += ["--weight_standardization", "none"]
         found.append(Training(train_prior, method, flags, share, "--num_epochs"))
     return found
 
