@@ -1,7 +1,8 @@
 """Every system learns an image of which two experts have different masks: it draws either, hardly ever both.
 
 `ATFM_LEARN=all python -m pytest -m slow -s tests/test_baselines_learn.py` prints the shares of the samples of
-all systems: up to a minute of one idle core for each. Without ATFM_LEARN it is a few, which may be named."""
+all systems, of three runs of training: half a minute of one idle core for each. Without ATFM_LEARN it is one
+run of a few, which may be named."""
 
 import os
 
@@ -12,13 +13,14 @@ from metadata_manager import FlowConfig
 from models.baselines import CLASSES
 
 # Training steps of 8 images, their learning rate; options of the system; steps of its sampler.
-TRAINING = {"ssn": (700, 1e-3, {}, None), "prob-unet": (1100, 1e-3, {"beta": 0.3}, None),
+TRAINING = {"ssn": (700, 1e-3, {}, None), "prob-unet": (1100, 3e-3, {"beta": 1.0}, None),
             "phiseg": (700, 2e-3, {}, None), "mose": (500, 1e-3, {}, None),
-            "c-ssn": (700, 1e-3, {}, None), "c-prob-unet": (700, 1e-3, {"beta": 0.3}, None),
-            "ccdm": (250, 3e-3, {}, 10), "ab": (200, 3e-3, {}, 10), "cimd": (400, 3e-3, {"T": 50}, 10),
+            "c-ssn": (700, 1e-3, {}, None), "c-prob-unet": (700, 1e-3, {"beta": 0.1}, None),
+            "ccdm": (500, 1e-3, {}, 10), "ab": (400, 1e-3, {}, 10), "cimd": (600, 1e-3, {"T": 50}, 10),
             "flow-ssn": (250, 3e-3, {}, 10)}
 STEPWISE = {"dim_mults": (1, 2), "weight_standardization": "none"}  # of ST-Net
 LEARN = os.environ.get("ATFM_LEARN", "mose ccdm flow-ssn").split()
+SEEDS = (0, 1, 2) if LEARN == ["all"] else (0,)
 GAUSSIAN = {"ssn", "c-ssn"}  # between two masks a Gaussian over logits passes through parts of them
 EMPTY_OR_RIGHT = {"mose"}  # between two places the soft IoU can stay at their union
 STYLE = [0, 1, 2, 2]  # of left, right, left, right: the first two styles are sure, the third is not
@@ -35,8 +37,8 @@ def toy(name=""):
     return masks.sum(1, keepdim=True) / 2, masks
 
 
-def trained(name, steps, lr, options):
-    torch.manual_seed(0)
+def trained(name, steps, lr, options, seed):
+    torch.manual_seed(seed)
     more = STEPWISE if TRAINING[name][3] else {}
     config = FlowConfig(dim=8, experts="all" if name == "mose" else "one", **more)
     model = CLASSES[name](1, config, **options)
@@ -77,10 +79,11 @@ def test_shares_count_each_kind_of_sample():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", TRAINING if LEARN == ["all"] else LEARN)
-def test_a_system_draws_each_of_two_masks_and_not_their_union(name):
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_system_draws_each_of_two_masks_and_not_their_union(name, seed):
     steps, lr, options, sampler_steps = TRAINING[name]
-    model, (image, masks) = trained(name, steps, lr, options), toy(name)
+    model, (image, masks) = trained(name, steps, lr, options, seed), toy(name)
     probabilities = model.sample(image, SAMPLES, sampler_steps, torch.Generator().manual_seed(0))
     left, right, both, none = shares(probabilities[0] >= 0.5, masks)
-    print(f"\n{name}: left {left:.2f}, right {right:.2f}, both {both:.2f}, none {none:.2f}")
-    assert min(left, right) > 0.2 and both < 0.2 and none < (0.5 if name in GAUSSIAN else 0.2)
+    print(f"\n{name}, seed {seed}: left {left:.2f}, right {right:.2f}, both {both:.2f}, none {none:.2f}")
+    assert min(left, right) > 0.2 and both < 0.2 and none < (0.6 if name in GAUSSIAN else 0.35)
