@@ -34,6 +34,7 @@ from data.volumes import (
 )
 
 IMAGE = "image*"
+CONTAINERS = ("image", "images*")  # folders of images, which name no patient
 
 
 @dataclass(frozen=True)
@@ -87,8 +88,11 @@ def _patients(folder: Path, images: Sequence[Path], pattern: str) -> dict[Path, 
     places = {path: path.parent.relative_to(folder).parts for path in images}
     folds = {path: next((number for number, part in enumerate(parts) if fold_of(part)), 0)
              for path, parts in places.items()}
-    above = {path: _names(parts[:folds[path]], pattern) for path, parts in places.items()}
-    names = {path: above[path] + _names(parts[folds[path]:], pattern) for path, parts in places.items()}
+    containers = {path: CONTAINERS if fnmatch(path.name.lower(), pattern.lower()) else (*CONTAINERS, pattern)
+                  for path in images}  # a pattern that no image is called by is of folders
+    above = {path: _names(parts[:folds[path]], containers[path]) for path, parts in places.items()}
+    names = {path: above[path] + _names(parts[folds[path]:], containers[path])
+             for path, parts in places.items()}
     shared = len(list(takewhile(lambda column: len(set(column)) == 1, zip(*names.values()))))
     found: dict[Path, str] = {}
     for path, parts in places.items():
@@ -102,10 +106,10 @@ def _patients(folder: Path, images: Sequence[Path], pattern: str) -> dict[Path, 
     return found
 
 
-def _names(parts: Sequence[str], pattern: str) -> list[str]:
-    """Of folders those that may name a patient: not a fold's, and not called like images."""
+def _names(parts: Sequence[str], containers: Sequence[str]) -> list[str]:
+    """Of folders those that may name a patient: not a fold's, and none of patterns."""
     return [part for part in parts
-            if not fold_of(part) and not any(fnmatch(part.lower(), one) for one in (IMAGE, pattern.lower()))]
+            if not fold_of(part) and not any(fnmatch(part.lower(), one.lower()) for one in containers)]
 
 
 def _fold_in(parts: Sequence[str]) -> str:

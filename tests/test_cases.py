@@ -106,6 +106,9 @@ PATIENTS = {  # folders -> the patient of the image in each
     "called image": ({"image_001": "image_001", "image_002": "image_002"}, "image"),
     "images of a patient, in a fold": ({"train/images/P1": "P1", "test/images/P2": "P2"}, "a"),
     "images under another name": ({"train/scans/P1": "P1", "train/scans/P2": "P2"}, "a"),
+    "two images of each": ({"image_001": "image_001", "image_002/a": "image_002",
+                            "image_002/b": "image_002"}, "image"),
+    "patients called like the pattern": ({"p1": "p1", "p2": "p2"}, "p"),
     "sites": ({"A/c1": "A", "A/c2": "A", "B/c1": "B"}, "image"),
 }
 
@@ -115,7 +118,7 @@ def test_whose_image_it_is(tmp_path, form):
     folders, name = PATIENTS[form]
     write(tmp_path, *[f"{folder}/{name}.png" for folder in folders],
           *[f"{folder}/m1.png" for folder in folders])
-    patterns = {"image": f"{name}.png"} if name != "image" else {}
+    patterns = {"image": f"{name}*"} if name != "image" else {}
     found = find(tmp_path, **patterns)
     assert {case.image.parent.relative_to(tmp_path).as_posix(): case.patient for case in found} == folders
 
