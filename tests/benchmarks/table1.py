@@ -33,7 +33,7 @@ from models.processes import one_line_errors
 
 SCRIPTS = {"lidc": (train_prior_LIDC, test_prior_LIDC), "isic3": (train_prior_ISIC, test_prior_ISIC)}
 OPTIMIZER = "--lr 1e-3 --schedule cosine --ema 0.999 --clip 1".split()
-GTR = "--batchsize 32 --num_filters 16 32 64".split()
+GTR = "--batchsize 8 --num_filters 16 32 64".split()
 SYSTEM = "--batch_size 8 --dim 16 --dim_mults 1 2 4 --weight_decay 0".split()
 GTR_SHARE = 1 / 3  # of ATFM's time
 LONG = ("ccdm", "ab", "cimd")  # diffusions, whose own numbers of steps a CPU does not have time for
