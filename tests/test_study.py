@@ -92,17 +92,24 @@ def test_the_scripts_know_the_flags_of_every_row(trained, tmp_path):
 
 def test_the_gain_is_of_the_same_run_and_in_per_cent_of_the_control():
     def result(ged):
-        scores = {"act-gtr": {"GED16": [[0.4, 0.4]], "HM-IoU16": [[0.4, 0.4]]},
-                  "act-gtr-emptied": {"GED16": [[0.3, 0.3]], "HM-IoU16": [[0.5, 0.5]]},
-                  "atfm": {"GED16": [[ged, ged]], "HM-IoU16": [[0.6, 0.6]],
-                           "Empty": [[0.5, 0.25]], "Experts empty": [[0.5, 0.0]]}}
+        empty = {"Empty": [[0.5, 0.25]], "Experts empty": [[0.5, 0.0]]}
+        scores = {"act-gtr": {"GED16": [[0.4, 0.4]], "HM-IoU16": [[0.4, 0.4]], **empty},
+                  "act-gtr-emptied": {"GED16": [[0.3, 0.3]], "HM-IoU16": [[0.5, 0.5]], **empty},
+                  "atfm": {"GED16": [[ged, ged]], "HM-IoU16": [[0.6, 0.6]], **empty}}
         return {"groups": ["a", "b"],
                 "systems": {name: {"evaluations": 2, "scores": of} for name, of in scores.items()}}
 
     runs = {0: result(0.2), 1: result(0.3)}
-    assert gain.table({"best": runs}).splitlines()[2] == (
-        "| best | 2 | 2 | 0.250 | 0.600 | -0.150 [-0.200, -0.100] (-38%) | +0.200 [+0.200, +0.200] (+50%) "
-        "| -0.050 [-0.100, +0.000] (-17%) | +0.100 [+0.100, +0.100] (+20%) | 0.38, +1.00 |")
+    *_, gtr, emptied, best = gain.table({"best": runs}).splitlines()
+    assert gtr == "| Act. GTR | 2 | 2 | 0.400 | 0.400 |  |  |  |  | 0.38, +1.00 |"
+    assert emptied.startswith("| emptied | 2 | 2 | 0.300 | 0.500 |")
+    twice = "+0.200 [+0.200, +0.200] (+50%)"
+    ours = (f"| best | 2 | 2 | 0.250 | 0.600 | -0.150 [-0.200, -0.100] (-38%) | {twice} "
+            "| -0.050 [-0.100, +0.000] (-17%) | +0.100 [+0.100, +0.100] (+20%) ")
+    assert best == f"{ours}| 0.38, +1.00 |"
+    *_, best, alone = gain.table({"best": runs, gain.ALONE: {0: result(0.2)}}).splitlines()
+    assert best == f"{ours}| -0.200 [-0.200, -0.200] (-50%) | {twice} | 0.38, +1.00 |"
+    assert alone.startswith(f"| {gain.ALONE} | 1 | 2 | 0.400 | 0.400 |  |")
     assert gain.runs_table("best", runs).splitlines()[3] == (
         "| 0 | -0.200 [-0.200, -0.200] | +0.200 [+0.200, +0.200] | -0.100 [-0.100, -0.100] "
         "| +0.100 [+0.100, +0.100] |")
@@ -113,7 +120,7 @@ def test_the_scripts_know_the_flags_of_every_row_of_the_gain():
         common = ["--what", "LIDC"]
         parse([*gain.GTR, *common, *(variant.gtr or "").split()], "LIDC", "", RunConfig, Metadata, GTRConfig,
               LoopConfig)
-        parse([*gain.FLOW, *common, *variant.flow.split()], "LIDC", "", RunConfig, Metadata, FlowConfig,
-              LoopConfig)
+        parse([*gain.FLOW, *common, *(variant.flow or "").split()], "LIDC", "", RunConfig, Metadata,
+              FlowConfig, LoopConfig)
         parse([*gain.TEST, *common, *variant.test.split()], "LIDC", "", RunConfig, Metadata, EvaluationConfig)
     assert len({variant.folder for variant in gain.ROWS}) == len(gain.ROWS)

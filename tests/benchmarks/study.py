@@ -36,12 +36,14 @@ SYSTEMS = {"act-gtr": "Act. GTR", "atfm": "ATFM"}
 
 @dataclass(frozen=True)
 class Variant:
-    """Flags of a row beyond the first's: of all, GTR (None: the first row's GTR), the flow, the test."""
+    """Flags of a row beyond the first's: of all, GTR (None: the first row's GTR), the flow, the test.
+
+    flow: None: there is none, GTR alone is trained and tested."""
 
     name: str
     every: str = ""
     gtr: str | None = None
-    flow: str = ""
+    flow: str | None = ""
     test: str = ""
 
     @property
@@ -113,10 +115,14 @@ def run(study: Study, variant: Variant, folder: Path, common: Sequence[str]) -> 
     if with_gtr is variant or not gtr.exists():
         train_GTR.main([*study.gtr, *common, *with_gtr.every.split(), *(with_gtr.gtr or "").split(),
                         "--output_path", str(gtr.parent)])
-    train_prior_LIDC.main([*study.flow, *shared, *variant.flow.split(), "--gtr", str(gtr)])
+    alone: list[str] = []
+    if variant.flow is None:
+        alone = ["--methods", "act-gtr"]
+    else:
+        train_prior_LIDC.main([*study.flow, *shared, *variant.flow.split(), "--gtr", str(gtr)])
     leaks = str("--split released" in variant.every)
     test_prior_LIDC.main([*study.test, *variant.test.split(), *shared, "--gtr", str(gtr),
-                          "--allow_overlap", leaks])
+                          "--allow_overlap", leaks, *alone])
 
 
 def finished(study: Study, root: Path) -> Found:
