@@ -125,7 +125,7 @@ def main(flags: Sequence[str] | None = None) -> None:
     parser.add_argument("--rows", type=int, nargs="+", default=range(len(ROWS)), help="which, from 0")
     arguments = parser.parse_args(flags)
     root = arguments.output_path
-    study = Study(ROWS, GTR, FLOW, [*TEST, "--steps", arguments.steps])
+    study = Study(ROWS, GTR, FLOW, TEST, ["--steps", arguments.steps])
     for number in arguments.rows:
         for seed in arguments.seeds:
             common = ["--data_path", arguments.data_path, "--crop", arguments.crop, "--seed", str(seed)]

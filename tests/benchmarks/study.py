@@ -29,7 +29,8 @@ from models.processes import one_line_errors
 
 GTR = "--epochs 20 --batchsize 32 --lr 1e-3 --num_filters 16 32 64".split()
 FLOW = "--num_epochs 1 --batch_size 8 --lr 1e-3 --dim 16 --amp True --validate_every 1".split()
-TEST = "--samples 16 --steps 10 --seeds 0 --batch_size 8 --amp True --limit 80".split()
+TEST = "--samples 16 --seeds 0 --batch_size 8 --limit 80".split()
+SAMPLING = "--steps 10 --amp True".split()
 SCORES = {"GED16": "lower", "HM-IoU16": "higher"}  # which is better
 SYSTEMS = {"act-gtr": "Act. GTR", "atfm": "ATFM"}
 
@@ -93,15 +94,18 @@ Found = dict[str, Runs]  # by row
 
 @dataclass(frozen=True)
 class Study:
-    """Rows, of which the first has the GTR that others share, and what they have in common, by script."""
+    """Rows, of which the first has the GTR that others share, and what they have in common, by script.
+
+    sampling: flags of tests that have a flow."""
 
     rows: tuple[Variant, ...]
     gtr: Sequence[str]
     flow: Sequence[str]
     test: Sequence[str]
+    sampling: Sequence[str]
 
 
-CHOICES = Study(VARIANTS, GTR, FLOW, TEST)
+CHOICES = Study(VARIANTS, GTR, FLOW, TEST, SAMPLING)
 
 
 def run(study: Study, variant: Variant, folder: Path, common: Sequence[str]) -> None:
@@ -115,14 +119,12 @@ def run(study: Study, variant: Variant, folder: Path, common: Sequence[str]) -> 
     if with_gtr is variant or not gtr.exists():
         train_GTR.main([*study.gtr, *common, *with_gtr.every.split(), *(with_gtr.gtr or "").split(),
                         "--output_path", str(gtr.parent)])
-    alone: list[str] = []
-    if variant.flow is None:
-        alone = ["--methods", "act-gtr"]
-    else:
+    of_system = ["--methods", "act-gtr"]
+    if variant.flow is not None:
+        of_system = [*study.sampling, *variant.test.split()]
         train_prior_LIDC.main([*study.flow, *shared, *variant.flow.split(), "--gtr", str(gtr)])
     leaks = str("--split released" in variant.every)
-    test_prior_LIDC.main([*study.test, *variant.test.split(), *shared, "--gtr", str(gtr),
-                          "--allow_overlap", leaks, *alone])
+    test_prior_LIDC.main([*study.test, *of_system, *shared, "--gtr", str(gtr), "--allow_overlap", leaks])
 
 
 def finished(study: Study, root: Path) -> Found:
