@@ -68,7 +68,7 @@ def find(folder: Path, image: str | None = None, masks: str | None = None) -> li
         for path, own in masks_of.items():
             _refuse_several_kinds(path, own)
     count = Counter(path.parent for path in images)
-    patients = _patients(folder, images, image or IMAGE)
+    patients = _patients(folder, images, count, image or IMAGE)
     cases = []
     for path, of_image in masks_of.items():
         place = path.parent.relative_to(folder)
@@ -78,16 +78,14 @@ def find(folder: Path, image: str | None = None, masks: str | None = None) -> li
     return _split(folder, cases)
 
 
-def _patients(folder: Path, images: Sequence[Path], pattern: str) -> dict[Path, str]:
+def _patients(folder: Path, images: Sequence[Path], count: Counter[Path], pattern: str) -> dict[Path, str]:
     """The patient of each image: the first of its folders that may name one, see `_names`.
 
     Below a fold's folder it is the first after all above: brain/train/c1 is of patient brain/c1. Folders that
     all images share are left out. Where none is left, it is the folder that holds this image alone, else the
-    image. A patient who is only a number is another one in each fold."""
-    count = Counter(path.parent for path in images)
+    image. A patient who is only a number is another one in each fold. count: images in each folder."""
     places = {path: path.parent.relative_to(folder).parts for path in images}
-    folds = {path: next((number for number, part in enumerate(parts) if fold_of(part)), 0)
-             for path, parts in places.items()}
+    folds = {path: _fold_at(parts) or 0 for path, parts in places.items()}
     containers = {path: CONTAINERS if fnmatch(path.name.lower(), pattern.lower()) else (*CONTAINERS, pattern)
                   for path in images}  # a pattern that no image is called by is of folders
     above = {path: _names(parts[:folds[path]], containers[path]) for path, parts in places.items()}
@@ -110,6 +108,11 @@ def _names(parts: Sequence[str], containers: Sequence[str]) -> list[str]:
     """Of folders those that may name a patient: not a fold's, and none of patterns."""
     return [part for part in parts
             if not fold_of(part) and not any(fnmatch(part.lower(), one.lower()) for one in containers)]
+
+
+def _fold_at(parts: Sequence[str]) -> int | None:
+    """The place of the first of some folders that is called after a fold."""
+    return next((number for number, part in enumerate(parts) if fold_of(part)), None)
 
 
 def _fold_in(parts: Sequence[str]) -> str:
@@ -215,8 +218,8 @@ def _split(folder: Path, cases: list[Case]) -> list[Case]:
 def _without_fold(name: str) -> list[str]:
     """The parts of a case's name but the first that names a fold."""
     parts = name.split("/")
-    fold = next(number for number, part in enumerate(parts) if fold_of(part))
-    return parts[:fold] + parts[fold + 1:]
+    del parts[_fold_at(parts) or 0]
+    return parts
 
 
 def with_patients(cases: Sequence[Case], table: Path, column: str = "patient") -> list[Case]:
