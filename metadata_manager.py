@@ -412,6 +412,11 @@ def best(ours: Experiment) -> Experiment:
     return replace(ours, gtr=replace(ours.gtr, ema=0.99, schedule="cosine"), flow=flow)
 
 
+def came_split(folds: set[str]) -> bool:
+    """Whether images came split, by what their ids begin with: train and test, perhaps val, nothing else."""
+    return {"train", "test"} <= folds <= {"train", "val", "test"}
+
+
 def own(path: Path) -> Experiment:
     """The settings for a file of `data.prepare`: what it holds is read from it.
 
@@ -434,7 +439,7 @@ def own(path: Path) -> Experiment:
     like = EXPERIMENTS["LIDC" if h <= 128 else "isic3_style_concat"]
     metadata = Metadata(path.name, "cases", c, k, h, prepared.get("axis", "fewest"),
                         tuple(prepared.get("window", ())), str(path), grey=False,
-                        split="file" if {"train", "test"} <= folds <= {"train", "val", "test"} else "group")
+                        split="file" if came_split(folds) else "group")
     return replace(like, metadata=metadata, flow=replace(like.flow, dim=128),
                    run=RunConfig(output_path=f"runs/{path.stem}", preset="best"))
 

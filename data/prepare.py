@@ -34,6 +34,7 @@ from data.splits import FOLDS, VALIDATED
 from data.store import Store, Writer, open_store
 from data.volumes import AXES, axis_of
 from fig.canvas import evenly_spaced
+from metadata_manager import came_split
 from metrics.overlap import dice_matrix
 
 FACTOR = 8  # both networks halve an image's sides up to three times
@@ -172,7 +173,7 @@ def summary(store: Store) -> str:
 def split_of(store: Store) -> str:
     """The split that the images came in, if any."""
     count = Counter(name.partition("/")[0] for name in store.ids)
-    if not {"train", "test"} <= count.keys() <= set(FOLDS):
+    if not came_split(set(count)):
         few = len(set(store.patient)) < 3
         return "split: none came with them; --split group, by patient, " + (
             "needs 3 patients: if these are not the patients, name them with --patients" if few

@@ -42,16 +42,15 @@ def cases_of(folder: Path) -> dict[str, list[Path]]:
     return cases
 
 
-def masks_of(files: Sequence[Path], case: str) -> list[Scan]:
+def masks_of(files: Sequence[Path], folder: Path) -> list[Scan]:
     """The masks of a case, each (h, w) or (z, h, w) bool. Raises ValueError naming the file that is none.
 
-    files: one each, or <case>.npy with all of them, (n, h, w)."""
-    of_case = [path.name.lower() for path in files] == [f"{case.lower()}.npy"]
+    files: one each, or the <case>.npy of `folder` with all of them, (n, h, w)."""
     masks: list[Scan] = []
     for path in files:
         scan = read_scan(path, mask=True)
         labels = labels_of(scan)
-        several = of_case and labels.ndim == 3
+        several = path.parent == folder and labels.ndim == 3
         if labels.ndim not in (2, 3):
             raise ValueError(f"{path}: {labels.shape}, expected a mask (h, w) or (z, h, w), of "
                              "<case>.npy (n, h, w)")
@@ -92,7 +91,7 @@ def main(flags: Sequence[str] | None = None) -> None:
             raise ValueError(f"{len(alone)} cases are in one folder only, such as {alone[0]}")
         found = {}
         for case, files in ours.items():
-            samples, masks = masks_of(files, case), masks_of(theirs[case], case)
+            samples, masks = masks_of(files, arguments.samples), masks_of(theirs[case], arguments.masks)
             counts = arguments.counts or [len(samples)]
             if max(counts) > len(samples) or min(counts) < 1:
                 raise ValueError(f"case {case}: {len(samples)} samples, expected {max(counts)}; --samples "

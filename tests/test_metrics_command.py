@@ -73,6 +73,12 @@ def test_an_array_in_a_folder_is_one_mask_as_every_file_there(tmp_path, capsys):
             np.save(tmp_path / name / "a" / f"{number}.npy", volume)
     main([str(tmp_path / "samples"), str(tmp_path / "masks")])
     assert "| GED3 |" in capsys.readouterr().out
+    for name in ("samples", "masks"):  # also one that is called like the case
+        for number in range(3):
+            (tmp_path / name / "a" / f"{number}.npy").unlink()
+        np.save(tmp_path / name / "a" / "a.npy", volumes[0])
+    main([str(tmp_path / "samples"), str(tmp_path / "masks")])
+    assert "| GED1 |" in capsys.readouterr().out
 
 
 def test_volumes_are_turned_as_their_headers_say(tmp_path, capsys):
