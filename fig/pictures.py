@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.textpath import TextPath
 from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
@@ -135,7 +136,9 @@ def comparison(images: Array, masks: Array, drawn: Mapping[str, Array]) -> Figur
     m, k, h, w = masks.shape
     shown = {name: checked(samples=(samples, "m n h w"))[0][:, :k] for name, samples in drawn.items()}
     gaps = [0, *[GAP] * k, *[WIDE_GAP, *[GAP] * k] * (m - 1)]
-    figure, axes = panel_grid([gaps] * (1 + len(shown)), h / w, names=["experts", *shown], left=0.2)
+    names = ["experts", *shown]
+    widest = max(TextPath((0, 0), name, size=canvas.SMALL).get_extents().width for name in names)  # points
+    figure, axes = panel_grid([gaps] * len(names), h / w, names=names, top=0.05, left=widest / 72 + 0.15)
     for ax in axes[:, 0]:
         ax.yaxis.label.set(rotation=0, ha="right", va="center", fontsize=canvas.SMALL)
     groups = axes.reshape(len(axes), m, k + 1).swapaxes(0, 1)  # (m, rows, k + 1)

@@ -118,6 +118,10 @@ def test_systems_are_compared_on_the_same_four_images(tmp_path):
     k = experts.shape[1]
     axes = np.array(figure.axes).reshape(3, 4, k + 1)
     assert [ax.get_ylabel() for ax in axes[:, 0, 0]] == ["experts", "atfm", "ssn"]
+    figure = fig.comparison(images, experts, {"atfm, midpoint, 25 steps": masks, "act-gtr-smoothed": ~masks})
+    figure.draw_without_rendering()
+    lefts = [ax.yaxis.label.get_window_extent().x0 for ax in np.array(figure.axes).reshape(3, -1)[:, 0]]
+    assert min(lefts) >= 0  # no name is cut off
     shown = [[row[j].images[0].get_array() for j in range(1, k + 1)] for row in axes[:, 2]]
     np.testing.assert_array_equal(shown, [experts[2], masks[2, :k], ~masks[2, :k]])
 
