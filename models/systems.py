@@ -122,11 +122,12 @@ def ways_to_sample(system: ATFM | Baseline, config: EvaluationConfig
 
 def check_flags(config: EvaluationConfig) -> None:
     """Raises ValueError for a flag of a test that none of its systems has."""
-    flows, stepwise = (any(method in kinds for method in config.methods) for kinds in (
-        FLOWS, {*FLOWS, *(name for name, kind in CLASSES.items() if issubclass(kind, Stepwise))}))
-    for name, found in (("solver", flows), ("amp", flows), ("channels_last", flows), ("compile", flows),
-                        ("alphas", flows), ("steps", stepwise)):
-        if getattr(config, name) and not found:
+    flows = [method for method in config.methods if method in FLOWS]
+    stepwise = [method for method in config.methods if issubclass(CLASSES.get(method, Baseline), Stepwise)]
+    unheeded = [] if flows else ["solver", "amp", "channels_last", "compile", "alphas"]
+    unheeded += [] if flows or stepwise else ["steps"]
+    for name in unheeded:
+        if getattr(config, name):
             raise ValueError(f"--{name}: none of --methods {' '.join(config.methods)} has it; leave it out")
 
 

@@ -42,10 +42,11 @@ def write(path: Path, store: Store, rows: dict[str, np.ndarray]) -> None:
     k, (h, w) = store.annotators, store.shape[1:3]
     with Writer(path, f"rows of {store.path}") as writer:
         for fold, of_fold in rows.items():
-            for row in of_fold:  # in order: each row once at a time
-                image, packed = (one[0] for one in store.read(np.array([row])))
-                masks = np.unpackbits(packed)[:k * h * w].reshape(k, h, w)
-                writer.append(image, masks, patient=str(store.patient[row]), id=f"{fold}/{row}")
+            ascending, place = np.unique(of_fold, return_inverse=True)
+            images, packed = store.read(ascending)
+            for row, i in zip(of_fold, place):
+                masks = np.unpackbits(packed[i])[:k * h * w].reshape(k, h, w)
+                writer.append(images[i], masks, patient=str(store.patient[row]), id=f"{fold}/{row}")
 
 
 def scores(folder: Path, path: Path, crop: str, epochs: str, seed: int) -> dict[str, np.ndarray]:
