@@ -33,10 +33,10 @@ FLOWS: dict[str, dict[str, Any]] = {
     "atfm": {},
     "atfm-no-sf": {"alpha": 0.0},
     "refiner": {"times": "zero", "steps": 1},
-    "sfm": {"source": "normal"},
-    "sfm-no-sf": {"source": "normal", "alpha": 0.0},
-    "cfm": {"source": "normal", "alpha": 0.0, "objective": "velocity", "coupling": "independent",
-            "path_noise": 0.0, "experts": "one", "signed": True,
+    "sfm": {"source": "normal", "condition": "image"},
+    "sfm-no-sf": {"source": "normal", "condition": "image", "alpha": 0.0},
+    "cfm": {"source": "normal", "condition": "image", "alpha": 0.0, "objective": "velocity",
+            "coupling": "independent", "path_noise": 0.0, "experts": "one", "signed": True,
             "condition_dropout": 0.5, "guidance": 0.3, "batch_size": 64, "images_per_pass": 2,
             "solver": "midpoint", "steps": 100},
 }
@@ -197,6 +197,9 @@ class Objective(Config):
     objective: str = setting("velocity", "velocity: the net gives v, squared error (Algorithm 1); endpoint: "
                                          "logits of the mask, cross-entropy, v follows (arXiv 2406.04843)",
                              ("velocity", "endpoint"))
+    condition: str = setting("image", "image: ST-Net sees the image (paper); gtr: and two maps of the frozen "
+                                      "GTR's Gaussian, the mean and the deviation of each pixel's logit",
+                             ("image", "gtr"))
     experts: str = setting("all", "all annotators of an image per step, or one at random", ("all", "one"))
     signed: bool = setting(False, "the flow's masks are -1 / 1 rather than 0 / 1 (CFM)")
     condition_dropout: float = setting(0.0, "share of training images replaced by zeros (CFM: 0.5)",
@@ -218,6 +221,10 @@ class Objective(Config):
     def apart(self) -> bool:
         """Whether the loss on the way to an annotator's mask does not depend on the others' masks."""
         return self.coupling == "independent" and self.semantic_target == "own"
+
+    def seen_channels(self, channels: int) -> int:
+        """Channels that ST-Net sees, of an image of which it sees `channels`."""
+        return channels + (2 if self.condition == "gtr" else 0)
 
 
 def flow_folder(method: str, alpha: float | None) -> str:
@@ -400,12 +407,12 @@ def released(ours: Experiment) -> Experiment:
 def best(ours: Experiment) -> Experiment:
     """What did best on held-out patients, at small scale: tests/benchmarks/README.md.
 
-    The net gives the mask's logits, from a softer x_0 that is coupled to the experts, along a noisy path; the
-    semantic term has weight; few solver steps. In both steps: averages of weights, a falling learning rate.
+    The net gives the mask's logits, from a softer x_0 that is coupled to the experts, along a noisy path, and
+    sees GTR's mean and deviation; the semantic term has weight; few solver steps. In both steps: averages of weights, a falling learning rate.
     One expert per step, and as many more steps as there are experts, at the same cost; weights not
     standardized; slower embedding of time."""
     flow = replace(ours.flow, objective="endpoint", temperature=4.0, coupling="assigned", path_noise=0.5,
-                   alpha=0.2, steps=2, schedule="cosine", clip=1.0,
+                   condition="gtr", alpha=0.2, steps=2, schedule="cosine", clip=1.0,
                    weight_standardization="none", time_scale=10.0)
     if flow.experts == "all":
         flow = replace(flow, experts="one", num_epochs=flow.num_epochs * ours.metadata.annotators, ema=0.999)

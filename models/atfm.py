@@ -35,7 +35,8 @@ class ATFM(nn.Module):
     objective: see `metadata_manager.Objective`.
     annotators_per_pass, images_per_pass: how many go through the net at once in training; None: all.
     amp: the net runs under bfloat16 autocast; GTR, losses and the ODE's state stay in float32.
-    Raises ValueError for source "gtr" without a GTR, or with masks of -1 / 1.
+    Raises ValueError for source "gtr" without a GTR, or with masks of -1 / 1; for source "normal" with the
+    condition "gtr".
     """
 
     needs_style = False  # of its experts, see `models.baselines.Baseline`
@@ -51,6 +52,8 @@ class ATFM(nn.Module):
         if self.objective.source == "gtr" and self.objective.signed:
             raise ValueError("--signed True: x_0 of GTR is in [0, 1], the masks would be -1 / 1; leave it "
                              "out, or take --source normal")
+        if self.objective.source == "normal" and self.objective.condition == "gtr":
+            raise ValueError("--condition gtr: --source normal has no GTR; leave one of them out")
         self.gtr = gtr.requires_grad_(False) if gtr is not None and self.objective.source == "gtr" else None
         self.net = net
         self.annotators_per_pass, self.images_per_pass, self.amp = annotators_per_pass, images_per_pass, amp
@@ -93,16 +96,20 @@ class ATFM(nn.Module):
         return (steps or self.steps) * each * (1 if self.objective.guidance == 0 else 2)
 
     @torch.no_grad()
-    def source(self, image: Tensor, n: int, generator: torch.Generator | None = None) -> Tensor:
-        """n draws of x_0 per image (b, c, h, w): (b, n, h, w), sigmoid of GTR's logits or standard normal."""
-        if self.gtr is not None:
-            return self.gtr.sample(image, n, generator, self.objective.temperature)
-        b, _, h, w = image.shape
-        return torch.randn(b, n, h, w, device=image.device, generator=generator)
+    def start(self, image: Tensor, n: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+        """Of images (b, c, h, w): n draws of x_0 each, (b, n, h, w), and what the net sees beside the state.
 
-    def seen(self, image: Tensor) -> Tensor:
-        """What the net sees of an image (b, c, h, w): all channels, or where it takes one, its grey."""
-        return image if image.shape[1] == self.net.image_channels else grey(image)
+        x_0: sigmoid of GTR's logits, or standard normal. The second, (b, image_channels, h, w): all of the
+        image's channels, or its grey where the net takes one; then the maps of GTR, if the objective's
+        condition says so."""
+        as_it_is = self.objective.seen_channels(image.shape[1]) == self.net.image_channels
+        seen = image if as_it_is else grey(image)
+        if self.gtr is None:
+            b, _, h, w = image.shape
+            return torch.randn(b, n, h, w, device=image.device, generator=generator), seen
+        gaussian, tau = self.gtr(image), self.objective.temperature
+        x_0 = (gaussian.sample(n, generator) / tau).sigmoid()
+        return x_0, seen if self.objective.condition == "image" else torch.cat([seen, gaussian.maps(tau)], 1)
 
     def losses(self, image: Tensor, masks: Tensor) -> Iterator[dict[str, Tensor]]:
         """L = L_FM + alpha L_SF of a batch (Algorithm 1): the sum over passes of their shares of it.
@@ -114,22 +121,22 @@ class ATFM(nn.Module):
         """
         check_masks(image, masks)
         choice = self.objective
-        if choice.coupling == "independent":
-            x_0 = self.source(image, 1).expand_as(masks)  # shared by all annotators, as is t
-        else:
-            x_0 = couple(self.source(image, choice.draws * masks.shape[1]), masks)
+        independent = choice.coupling == "independent"
+        x_0, seen = self.start(image, 1 if independent else choice.draws * masks.shape[1])
+        # Independent of the experts, x_0 is shared by all of them, as is t.
+        x_0 = x_0.expand_as(masks) if independent else couple(x_0, masks)
         t = draw_time(len(image), image.device, choice.times)
-        condition = self._drop_condition(self.seen(image))
+        condition = self._drop_condition(seen)
         targets = masks
         if choice.experts == "one":
             x_0, targets = one_expert(torch.stack((x_0, masks), dim=2)).unbind(2)  # (b, 1, h, w)
         path = linear_path(x_0, self._signed(targets), t, choice.path_noise)
         images, experts = self.images_per_pass or len(targets), self.annotators_per_pass or targets.shape[1]
         batch = (targets, path.x_t, path.u, masks, t, condition)
-        for *on_paths, all_masks, t_own, seen in zip(*(one.split(images) for one in batch)):
+        for *on_paths, all_masks, t_own, shown in zip(*(one.split(images) for one in batch)):
             for y, x_t, u in zip(*(one.split(experts, dim=1) for one in on_paths)):
                 weight = y.numel() / targets.numel()
-                l_fm, l_sf = (weight * term for term in self._terms(y, x_t, u, all_masks, t_own, seen))
+                l_fm, l_sf = (weight * term for term in self._terms(y, x_t, u, all_masks, t_own, shown))
                 yield {"loss": l_fm + choice.alpha * l_sf, "L_FM": l_fm.detach(), "L_SF": l_sf.detach()}
 
     def _terms(self, targets: Tensor, x_t: Tensor, u: Tensor, all_masks: Tensor, t: Tensor, condition: Tensor
@@ -167,8 +174,8 @@ class ATFM(nn.Module):
                 self.objective.objective == "endpoint" and solver in ("heun", "rk4")):
             raise ValueError(f"--solver {solver}: expected euler where x_t has noise, and none that needs v "
                              "at t = 1 where the net gives the endpoint")
-        conditions = self.seen(image).repeat_interleave(n, dim=0)  # (b * n, image_channels, h, w)
-        x_0 = self.source(image, n, generator)  # (b, n, h, w)
+        x_0, seen = self.start(image, n, generator)  # (b, n, h, w), (b, image_channels, h, w)
+        conditions = seen.repeat_interleave(n, dim=0)
         states = x_0.flatten(0, 1)[:, None]
         at_once = batch_size or self.states_at_once(states, conditions)
 

@@ -52,6 +52,13 @@ class LowRankGaussian:
         """n logit maps without gradient: (b, n, h, w)."""
         return self.rsample(n, generator=generator)
 
+    def maps(self, temperature: float = 1.0) -> Tensor:
+        """Mean and deviation of each pixel's logit as maps in [0, 1), (b, 2, h, w).
+
+        sigmoid(mu / tau), the middle of x_0, and s / (1 + s) for s = sqrt(diag(D D^T + L)) / tau."""
+        deviation = (self.cov_diag + self.cov_factor.square().sum(1)).sqrt() / temperature
+        return torch.stack([(self.mean / temperature).sigmoid(), deviation / (1 + deviation)], dim=1)
+
     def distribution(self) -> LowRankMultivariateNormal:
         """The same Gaussian over h * w pixels for log_prob and entropy.
 
@@ -108,12 +115,11 @@ class GTR(nn.Module):
             return LowRankGaussian(self.mean(features)[:, 0], self.cov_factor(features), cov_diag[:, 0])
 
     @torch.no_grad()
-    def sample(self, image: Tensor, n: int, generator: torch.Generator | None = None,
-               temperature: float = 1.0) -> Tensor:
-        """x_0, the source of the flow: sigmoid(logits / temperature), n per image (b, c, h, w): (b, n, h, w).
+    def sample(self, image: Tensor, n: int, generator: torch.Generator | None = None) -> Tensor:
+        """sigmoid of n logit maps per image (b, c, h, w): (b, n, h, w), the paper's x_0.
 
         Thresholded at 0.5, without a flow, they are what the paper calls Act. GTR (Table 4)."""
-        return (self(image).sample(n, generator) / temperature).sigmoid()
+        return self(image).sample(n, generator).sigmoid()
 
 
 def monte_carlo_nll(logits: Tensor, mask: Tensor) -> Tensor:

@@ -3,13 +3,14 @@
 import copy
 import functools
 import math
+from dataclasses import replace
 from itertools import product
 
 import pytest
 import torch
 from torch import nn
 
-from metadata_manager import Objective
+from metadata_manager import FLOWS, PRESETS, Objective, experiment
 from models import ATFM, GTR, STNet, flow
 from models.atfm import STATES_ON_CPU, grey
 
@@ -27,7 +28,9 @@ def batch(b=2, k=3, channels=1):
 
 def system(recompute=False, annotators_per_pass=None, amp=False, images_per_pass=None, **objective):
     torch.manual_seed(0)
-    return ATFM(GTR(1, (4, 8), rank=2), STNet(4, (1, 2), recompute=recompute), Objective(**objective),
+    choice = Objective(**objective)
+    net = STNet(4, (1, 2), recompute=recompute, image_channels=choice.seen_channels(1))
+    return ATFM(GTR(1, (4, 8), rank=2), net, choice,
                 annotators_per_pass=annotators_per_pass, images_per_pass=images_per_pass, amp=amp)
 
 
@@ -69,7 +72,7 @@ def step(atfm, seed=0):
     {"source": "normal", "signed": True}, {"objective": "endpoint"},
     {"objective": "endpoint", "temperature": 4.0, "coupling": "assigned", "path_noise": 0.5},
     {"objective": "endpoint", "source": "normal", "signed": True, "experts": "one", "coupling": "assigned"},
-    {"path_noise": 0.5, "coupling": "assigned", "draws": 2},
+    {"path_noise": 0.5, "coupling": "assigned", "draws": 2}, {"condition": "gtr", "temperature": 4.0},
 ])
 def test_the_terms_agree_with_their_formulas_under_the_same_seed(choices):
     atfm, (image, masks) = system(alpha=0.25, **choices), batch()
@@ -82,7 +85,11 @@ def test_the_terms_agree_with_their_formulas_under_the_same_seed(choices):
         atfm.gtr(image).sample(n) / choices.get("temperature", 1)).sigmoid()
     x_0 = flow.couple(x_0, masks) if coupled else x_0.expand(2, 3, SIZE, SIZE)
     t = torch.randint(1000, (2,)) / 1000
-    targets = masks
+    targets, seen = masks, image
+    if choices.get("condition") == "gtr":
+        normal = atfm.gtr(image).distribution()
+        mean, deviation = ((one / 4).view(2, 1, SIZE, SIZE) for one in (normal.mean, normal.stddev))
+        seen = torch.cat([image, 1 / (1 + (-mean).exp()), deviation / (1 + deviation)], dim=1)
     if choices.get("experts") == "one":
         expert = torch.randint(3, (2,))
         x_0, targets = x_0[[0, 1], expert][:, None], masks[[0, 1], expert][:, None]
@@ -92,7 +99,7 @@ def test_the_terms_agree_with_their_formulas_under_the_same_seed(choices):
         source, y = x_0[i, annotator], targets[i, annotator]  # the annotators of an image share t
         x_1 = 2 * y - 1 if "signed" in choices else y
         x_t = t[i] * x_1 + (1 - t[i]) * source + sigma * (t[i] * (1 - t[i])).sqrt() * noise[i, annotator]
-        found = atfm.net(x_t[None, None], t[i, None], image[i, None])[0, 0]
+        found = atfm.net(x_t[None, None], t[i, None], seen[i, None])[0, 0]
         if "objective" in choices:
             end = 1 / (1 + (-found).exp())
             squares.append(-(y * end.log() + (1 - y) * (1 - end).log()).mean().item())
@@ -168,19 +175,31 @@ def test_a_net_of_as_many_channels_sees_the_image_as_it_is():
         ATFM(None, STNet(4, (1,), image_channels=2), Objective(source="normal")).sample(image, 1, 1)
 
 
+@pytest.mark.parametrize("method", FLOWS)
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_flow_samples_under_every_preset(preset, method):
+    config = replace(experiment("LIDC", preset, method).flow, dim=4, dim_mults=(1,))
+    atfm = ATFM(GTR(1, (4, 8), rank=2), STNet.of(config, config.seen_channels(1)), config)
+    assert atfm.sample(batch()[0], 2, steps=1).shape == (2, 2, SIZE, SIZE)
+
+
 def test_gtr_sees_the_image_in_colour():
     atfm, (image, _) = ATFM(GTR(3, (4, 8), rank=2), STNet(4, (1, 2))), batch(channels=3)
-    assert torch.equal(atfm.source(image, 5, seeded()), atfm.gtr.sample(image, 5, seeded()))
+    x_0, seen = atfm.start(image, 5, seeded())
+    assert torch.equal(x_0, atfm.gtr.sample(image, 5, seeded()))
+    assert torch.equal(seen, grey(image))
 
 
 def test_normal_source_needs_no_gtr():
     atfm = ATFM(None, STNet(4, (1, 2)), Objective(source="normal"))
-    x_0 = atfm.source(torch.zeros(2, 1, SIZE, SIZE), 200, seeded())
+    x_0, _ = atfm.start(torch.zeros(2, 1, SIZE, SIZE), 200, seeded())
     assert x_0.shape == (2, 200, SIZE, SIZE)
     assert (x_0.mean().item(), x_0.std().item()) == pytest.approx((0, 1), abs=0.03)
     assert system(source="normal").gtr is None
     with pytest.raises(ValueError, match="source='gtr' needs a GTR"):
         ATFM(None, atfm.net)
+    with pytest.raises(ValueError, match="--condition gtr: --source normal has no GTR"):
+        system(source="normal", condition="gtr")
 
 
 def test_samples_are_probabilities_that_the_generator_decides(device):
@@ -227,7 +246,7 @@ def test_a_net_that_gives_the_mask_ends_at_it_whatever_the_noise(signed, noise):
     assert single_pass(atfm, image, masks)["loss"].item() == pytest.approx(0, abs=1e-5)
 
 
-NOISE = {"objective": "endpoint", "path_noise": 0.5, "temperature": 4.0}
+NOISE = {"objective": "endpoint", "path_noise": 0.5, "temperature": 4.0, "condition": "gtr"}
 
 
 @pytest.mark.parametrize("objective", [{}, NOISE])
@@ -277,7 +296,7 @@ def test_guidance_extrapolates_from_the_field_without_image(guidance):
     atfm, (image, _) = system(guidance=guidance), batch()
     found = atfm.sample(image, 3, steps=1, generator=seeded())
     with torch.no_grad():
-        x_0 = atfm.source(image, 3, seeded())
+        x_0, _ = atfm.start(image, 3, seeded())
         conditional, null = (torch.cat([atfm.net(x, torch.zeros(2), seen) for x in x_0.split(1, 1)], 1)
                              for seen in (image, torch.zeros_like(image)))
     assert (conditional - null).abs().max() > 0.01

@@ -12,7 +12,8 @@ from models.systems import check_flags, ways_to_sample
 SMALL = FlowConfig(dim=4, dim_mults=(1,))
 CHANGED = {"amp": True, "alphas": (0.0, 1.0), "alpha": 0.5, "recompute": True, "temperature": 4.0, "steps": 5,
            "annotators_per_pass": 2, "images_per_pass": 1, "time_scale": 1.0, "guidance": 0.3,
-           "weight_standardization": "none", "solver": "heun", "compile": True, "signed": True}
+           "weight_standardization": "none", "solver": "heun", "compile": True, "signed": True,
+           "condition": "gtr"}
 STEPWISE = {"ccdm", "ab", "cimd", "flow-ssn"}
 
 

@@ -255,7 +255,7 @@ def test_the_gradients_of_processes_add_up_to_those_of_one(square, choices, rank
     objective, train = Objective(source="normal", alpha=1.0, **choices), data.load(square, "train")
     atfm, draws = ATFM(None, STNet(4, (1,)), objective), torch.rand(1, 3, 4, 4)
     monkeypatch.setattr("models.atfm.draw_time", lambda b, *_: torch.full((b,), 0.5))
-    monkeypatch.setattr(atfm, "source", lambda image, n: draws[:, :n] + image)
+    monkeypatch.setattr(atfm, "start", lambda image, n: (draws[:, :n] + image, image))
     expert = []
     monkeypatch.setattr("models.atfm.one_expert", lambda masks: masks[:, expert])
 

@@ -62,7 +62,7 @@ def to_older_form(path: Path) -> None:
     del content["state"]["epoch"]
     content["config"]["checkpoint"] = content["config"].pop("recompute", False)
     for name in ("schedule", "clip", "objective", "coupling", "draws", "temperature", "path_noise",
-                 "times"):
+                 "times", "condition"):
         content["config"].pop(name, None)
     for group in content["optimizer"]["param_groups"]:  # AdamW without weight decay, which is Adam
         group["decoupled_weight_decay"] = True

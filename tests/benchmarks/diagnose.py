@@ -12,7 +12,6 @@ minute on one core:
 import argparse
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -21,7 +20,6 @@ import data
 from metadata_manager import experiment
 from metrics import diversity, iou_matrix
 from models import ATFM, checkpoint, load_flow, load_gtr
-from models.atfm import grey
 from models.flow import linear_path
 from tests.benchmarks.measure import report
 
@@ -32,11 +30,11 @@ SAMPLES, STEPS = 16, 10
 def errors(atfm: ATFM, image: Tensor, masks: Tensor) -> dict[str, float]:
     """Mean |v - u|^2 at each of TIMES on the paths from one x_0 per image to each annotator; its bounds."""
     b, k = masks.shape[:2]
-    x_0 = atfm.source(image, 1, torch.Generator().manual_seed(0))
+    x_0, seen = atfm.start(image, 1, torch.Generator().manual_seed(0))
     found = {}
     for t in TIMES:
         path = linear_path(x_0, masks, torch.full((b,), t))
-        x_t, condition = path.x_t.flatten(0, 1)[:, None], grey(image).repeat_interleave(k, dim=0)
+        x_t, condition = path.x_t.flatten(0, 1)[:, None], seen.repeat_interleave(k, dim=0)
         v = atfm.v(x_t, torch.full((b * k,), t), condition).view_as(path.u)
         found[f"t = {t:g}"] = float((v - path.u).square().mean())
     return found | {"v = 0": float((masks - x_0).square().mean()),
@@ -45,8 +43,11 @@ def errors(atfm: ATFM, image: Tensor, masks: Tensor) -> dict[str, float]:
 
 def of_samples(atfm: ATFM, image: Tensor, masks: Tensor) -> dict[str, float]:
     """How results x_1 relate to the x_0 that they come from, and to the experts."""
-    x_0, x_1 = (draw(image, SAMPLES, generator=torch.Generator().manual_seed(0)) for draw in
-                (atfm.source, partial(atfm.for_sampling(amp=False).sample, steps=STEPS)))
+    def seeded() -> torch.Generator:
+        return torch.Generator().manual_seed(0)
+
+    x_0, _ = atfm.start(image, SAMPLES, seeded())
+    x_1 = atfm.for_sampling(amp=False).sample(image, SAMPLES, STEPS, generator=seeded())
     starts, ends = x_0 >= 0.5, x_1 >= 0.5
     iou = iou_matrix(starts, ends)
     own = iou.diagonal(dim1=1, dim2=2)
