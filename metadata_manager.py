@@ -408,7 +408,8 @@ def best(ours: Experiment) -> Experiment:
     """What did best on held-out patients, at small scale: tests/benchmarks/README.md.
 
     The net gives the mask's logits, from a softer x_0 that is coupled to the experts, along a noisy path, and
-    sees GTR's mean and deviation; the semantic term has weight; few solver steps. In both steps: averages of weights, a falling learning rate.
+    sees GTR's mean and deviation; the semantic term has weight; few solver steps. In both steps: averages of
+    weights, a falling learning rate.
     One expert per step, and as many more steps as there are experts, at the same cost; weights not
     standardized; slower embedding of time."""
     flow = replace(ours.flow, objective="endpoint", temperature=4.0, coupling="assigned", path_noise=0.5,

@@ -31,8 +31,8 @@ NOISE = "--path_noise 0.5"
 LONG = "--num_epochs 16 --validate_every 16"
 FEW = "--steps 2"  # evaluations: more gained nothing on validation patients
 PLAIN = "flow of the paper, learning rate falling"
-SEMANTIC = "--alpha 0.2"
-BEST = f"{LEARNING} {ENDPOINT} {COUPLED} {SOFT} {NOISE} {SEMANTIC}"
+SEMANTIC, SEES_GTR = "--alpha 0.2", "--condition gtr"
+BEST = f"{LEARNING} {ENDPOINT} {COUPLED} {SOFT} {NOISE} {SEMANTIC} {SEES_GTR}"
 ROWS = (
     Variant("paper", gtr=""),
     Variant(PLAIN, flow=LEARNING),
@@ -41,11 +41,13 @@ ROWS = (
     Variant("temperature 4", flow=f"{LEARNING} {SOFT}"),
     Variant("noise", flow=f"{LEARNING} {NOISE}"),
     Variant("semantic term of weight 0.2", flow=f"{LEARNING} {SEMANTIC}"),
+    Variant("the net sees GTR's mean and deviation", flow=f"{LEARNING} {SEES_GTR}"),
     Variant("best without endpoint", flow=f"{BEST} --objective velocity", test=FEW),
     Variant("best without coupling", flow=f"{BEST} --coupling independent", test=FEW),
     Variant("best without temperature", flow=f"{BEST} --temperature 1", test=FEW),
     Variant("best without noise", flow=f"{BEST} --path_noise 0", test=FEW),
     Variant("best without semantic term", flow=f"{BEST} --alpha 1e-3", test=FEW),
+    Variant("best without GTR's mean and deviation", flow=f"{BEST} --condition image", test=FEW),
     Variant("best with noise 1", flow=f"{BEST} --path_noise 1", test=FEW),
     Variant("best with noise 2", flow=f"{BEST} --path_noise 2", test=FEW),
     Variant("best with temperature 2", flow=f"{BEST} --temperature 2", test=FEW),

@@ -53,7 +53,7 @@ class Variant:
 
     @property
     def folder(self) -> str:
-        return self.name.replace(" ", "_").replace(",", "").replace("=", "is")
+        return self.name.replace(" ", "_").replace(",", "").replace("=", "is").replace("'", "")
 
 
 # What the preset best was at the time of this study; since then, see tests/benchmarks/gain.py.
