@@ -407,13 +407,12 @@ def released(ours: Experiment) -> Experiment:
 def best(ours: Experiment) -> Experiment:
     """What did best on held-out patients, at small scale: tests/benchmarks/README.md.
 
-    The net gives the mask's logits, from a softer x_0 that is coupled to the experts, along a noisy path, and
-    sees GTR's mean and deviation; the semantic term has weight; few solver steps. In both steps: averages of
-    weights, a falling learning rate.
+    The net gives the mask's logits, from a softer x_0 that is coupled to the experts, along a noisy path; the
+    semantic term has weight; few solver steps. In both steps: averages of weights, a falling learning rate.
     One expert per step, and as many more steps as there are experts, at the same cost; weights not
     standardized; slower embedding of time."""
     flow = replace(ours.flow, objective="endpoint", temperature=4.0, coupling="assigned", path_noise=0.5,
-                   condition="gtr", alpha=0.2, steps=2, schedule="cosine", clip=1.0,
+                   alpha=0.2, steps=2, schedule="cosine", clip=1.0,
                    weight_standardization="none", time_scale=10.0)
     if flow.experts == "all":
         flow = replace(flow, experts="one", num_epochs=flow.num_epochs * ours.metadata.annotators, ema=0.999)
