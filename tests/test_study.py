@@ -28,7 +28,7 @@ def trained(monkeypatch, tmp_path):
             folder = Path(argv[argv.index("--output_path") + 1])
             asked.append((name, str(folder.relative_to(tmp_path)), " ".join(argv)))
             if name == "train_GTR":
-                (folder / "GTR").mkdir(parents=True)
+                (folder / "GTR").mkdir(parents=True, exist_ok=True)
             if name == "test_prior_LIDC":
                 ged = (0.3 if "none" in folder.name else 0.4) + 0.02 * int(argv[argv.index("--seed") + 1])
                 scores = {"act-gtr": {"GED16": [[0.5, 0.7, 0.6]], "HM-IoU16": [[0.5, 0.5, 0.5]]},
@@ -50,11 +50,12 @@ def run(folder, rows, seeds=("0",)):
 
 @pytest.mark.slow
 def test_a_row_trains_its_own_gtr_only_where_it_differs_and_nothing_twice(trained, tmp_path, monkeypatch):
+    """A GTR that is there may have been stopped: its script is asked again, and knows whether it is done."""
     monkeypatch.setattr(study.fig, "save", lambda *_: None)  # takes a second
     run(tmp_path, [ROWS[PLAIN], ROWS[ALL_EXPERTS]], ["0", "2"])
     gtrs = [folder for script, folder, _ in trained if script == "train_GTR"]
     own = "all_experts_per_step_in_GTR"
-    assert gtrs == ["seed0/paper", f"seed0/{own}", "seed2/paper", f"seed2/{own}"]
+    assert gtrs == ["seed0/paper", "seed0/paper", f"seed0/{own}", "seed2/paper", "seed2/paper", f"seed2/{own}"]
     flows = {folder: flags for script, folder, flags in trained if script == "train_prior_LIDC"}
     assert "--weight_standardization none" in flows["seed2/weight_standardization_none"]
     assert f"--gtr {tmp_path}/seed2/paper/GTR" in flows["seed2/weight_standardization_none"]

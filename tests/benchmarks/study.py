@@ -116,9 +116,8 @@ def run(study: Study, variant: Variant, folder: Path, common: Sequence[str]) -> 
         return
     with_gtr = variant if variant.own_gtr else study.rows[0]
     gtr = folder / with_gtr.folder / "GTR"
-    if with_gtr is variant or not gtr.exists():
-        train_GTR.main([*study.gtr, *common, *with_gtr.every.split(), *(with_gtr.gtr or "").split(),
-                        "--output_path", str(gtr.parent)])
+    train_GTR.main([*study.gtr, *common, *with_gtr.every.split(), *(with_gtr.gtr or "").split(),
+                    "--output_path", str(gtr.parent)])  # where it was stopped; nothing if it is done
     of_system = ["--methods", "act-gtr"]
     if variant.flow is not None:
         of_system = [*study.sampling, *variant.test.split()]
