@@ -55,7 +55,8 @@ def test_a_row_trains_its_own_gtr_only_where_it_differs_and_nothing_twice(traine
     run(tmp_path, [ROWS[PLAIN], ROWS[ALL_EXPERTS]], ["0", "2"])
     gtrs = [folder for script, folder, _ in trained if script == "train_GTR"]
     own = "all_experts_per_step_in_GTR"
-    assert gtrs == ["seed0/paper", "seed0/paper", f"seed0/{own}", "seed2/paper", "seed2/paper", f"seed2/{own}"]
+    asked = ["paper", "paper", own]
+    assert gtrs == [f"{seed}/{folder}" for seed in ("seed0", "seed2") for folder in asked]
     flows = {folder: flags for script, folder, flags in trained if script == "train_prior_LIDC"}
     assert "--weight_standardization none" in flows["seed2/weight_standardization_none"]
     assert f"--gtr {tmp_path}/seed2/paper/GTR" in flows["seed2/weight_standardization_none"]
