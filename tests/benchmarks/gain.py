@@ -82,7 +82,8 @@ def table(found: Found) -> str:
             lines.append(_line(name, runs, "act-gtr", ["" for _ in names]))
             continue
         if len(lines) == 2:
-            lines += [_line(title, runs, system, ["" for _ in names]) for system, title in CONTROLS.items()]
+            most = max((of for row, of in found.items() if row != ALONE), key=len)
+            lines += [_line(title, most, system, ["" for _ in names]) for system, title in CONTROLS.items()]
         cells = [against(runs, runs, control, score) for control in CONTROLS for score in SCORES]
         if ALONE in found:
             cells += [against(runs, found[ALONE], "act-gtr", score) for score in SCORES]
