@@ -33,10 +33,10 @@ FLOWS: dict[str, dict[str, Any]] = {
     "atfm": {},
     "atfm-no-sf": {"alpha": 0.0},
     "refiner": {"times": "zero", "steps": 1},
-    "sfm": {"source": "normal", "condition": "image"},
-    "sfm-no-sf": {"source": "normal", "condition": "image", "alpha": 0.0},
-    "cfm": {"source": "normal", "condition": "image", "alpha": 0.0, "objective": "velocity",
-            "coupling": "independent", "path_noise": 0.0, "experts": "one", "signed": True,
+    "sfm": {"source": "normal"},
+    "sfm-no-sf": {"source": "normal", "alpha": 0.0},
+    "cfm": {"source": "normal", "alpha": 0.0, "objective": "velocity", "coupling": "independent",
+            "path_noise": 0.0, "experts": "one", "signed": True,
             "condition_dropout": 0.5, "guidance": 0.3, "batch_size": 64, "images_per_pass": 2,
             "solver": "midpoint", "steps": 100},
 }
@@ -222,8 +222,8 @@ class Objective(Config):
         """Whether the loss on the way to an annotator's mask does not depend on the others' masks."""
         return self.coupling == "independent" and self.semantic_target == "own"
 
-    def seen_channels(self, channels: int) -> int:
-        """Channels that ST-Net sees, of an image of which it sees `channels`."""
+    def condition_channels(self, channels: int) -> int:
+        """Channels of ST-Net's condition: those of the image that it sees, and GTR's maps."""
         return channels + (2 if self.condition == "gtr" else 0)
 
 

@@ -71,7 +71,7 @@ def atfm(run: RunConfig, metadata: Metadata, config: FlowConfig, device: torch.d
     if config.source == "gtr":
         gtr = load_gtr(checkpoint.find(config.gtr or Path(run.output_path) / "GTR", "GTR"), metadata)
     seed_step(run.seed, INITIALIZATION)
-    net = STNet.of(config, config.seen_channels(metadata.seen_channels)).to(device)
+    net = STNet.of(config, config.condition_channels(metadata.seen_channels)).to(device)
     if config.channels_last:
         net.to(memory_format=torch.channels_last)
     if config.compile:

@@ -97,19 +97,20 @@ class ATFM(nn.Module):
 
     @torch.no_grad()
     def start(self, image: Tensor, n: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
-        """Of images (b, c, h, w): n draws of x_0 each, (b, n, h, w), and what the net sees beside the state.
+        """Where the paths of images (b, c, h, w) begin, and what the net sees all along.
 
-        x_0: sigmoid of GTR's logits, or standard normal. The second, (b, image_channels, h, w): all of the
-        image's channels, or its grey where the net takes one; then the maps of GTR, if the objective's
-        condition says so."""
-        as_it_is = self.objective.seen_channels(image.shape[1]) == self.net.image_channels
-        seen = image if as_it_is else grey(image)
+        x_0, n draws per image, (b, n, h, w): sigmoid of GTR's logits, or standard normal. The condition,
+        (b, image_channels, h, w): all of the image's channels, or its grey where the net takes one; then
+        GTR's maps, if the objective says so."""
+        as_it_is = self.objective.condition_channels(image.shape[1]) == self.net.image_channels
+        condition = image if as_it_is else grey(image)
         if self.gtr is None:
             b, _, h, w = image.shape
-            return torch.randn(b, n, h, w, device=image.device, generator=generator), seen
+            return torch.randn(b, n, h, w, device=image.device, generator=generator), condition
         gaussian, tau = self.gtr(image), self.objective.temperature
-        x_0 = (gaussian.sample(n, generator) / tau).sigmoid()
-        return x_0, seen if self.objective.condition == "image" else torch.cat([seen, gaussian.maps(tau)], 1)
+        if self.objective.condition == "gtr":
+            condition = torch.cat([condition, gaussian.maps(tau)], dim=1)
+        return (gaussian.sample(n, generator) / tau).sigmoid(), condition
 
     def losses(self, image: Tensor, masks: Tensor) -> Iterator[dict[str, Tensor]]:
         """L = L_FM + alpha L_SF of a batch (Algorithm 1): the sum over passes of their shares of it.
@@ -122,21 +123,21 @@ class ATFM(nn.Module):
         check_masks(image, masks)
         choice = self.objective
         independent = choice.coupling == "independent"
-        x_0, seen = self.start(image, 1 if independent else choice.draws * masks.shape[1])
+        x_0, condition = self.start(image, 1 if independent else choice.draws * masks.shape[1])
         # Independent of the experts, x_0 is shared by all of them, as is t.
         x_0 = x_0.expand_as(masks) if independent else couple(x_0, masks)
         t = draw_time(len(image), image.device, choice.times)
-        condition = self._drop_condition(seen)
+        condition = self._drop_condition(condition)
         targets = masks
         if choice.experts == "one":
             x_0, targets = one_expert(torch.stack((x_0, masks), dim=2)).unbind(2)  # (b, 1, h, w)
         path = linear_path(x_0, self._signed(targets), t, choice.path_noise)
         images, experts = self.images_per_pass or len(targets), self.annotators_per_pass or targets.shape[1]
         batch = (targets, path.x_t, path.u, masks, t, condition)
-        for *on_paths, all_masks, t_own, shown in zip(*(one.split(images) for one in batch)):
+        for *on_paths, all_masks, t_own, seen in zip(*(one.split(images) for one in batch)):
             for y, x_t, u in zip(*(one.split(experts, dim=1) for one in on_paths)):
                 weight = y.numel() / targets.numel()
-                l_fm, l_sf = (weight * term for term in self._terms(y, x_t, u, all_masks, t_own, shown))
+                l_fm, l_sf = (weight * term for term in self._terms(y, x_t, u, all_masks, t_own, seen))
                 yield {"loss": l_fm + choice.alpha * l_sf, "L_FM": l_fm.detach(), "L_SF": l_sf.detach()}
 
     def _terms(self, targets: Tensor, x_t: Tensor, u: Tensor, all_masks: Tensor, t: Tensor, condition: Tensor
@@ -174,8 +175,8 @@ class ATFM(nn.Module):
                 self.objective.objective == "endpoint" and solver in ("heun", "rk4")):
             raise ValueError(f"--solver {solver}: expected euler where x_t has noise, and none that needs v "
                              "at t = 1 where the net gives the endpoint")
-        x_0, seen = self.start(image, n, generator)  # (b, n, h, w), (b, image_channels, h, w)
-        conditions = seen.repeat_interleave(n, dim=0)
+        x_0, condition = self.start(image, n, generator)
+        conditions = condition.repeat_interleave(n, dim=0)  # (b * n, image_channels, h, w)
         states = x_0.flatten(0, 1)[:, None]
         at_once = batch_size or self.states_at_once(states, conditions)
 

@@ -52,7 +52,7 @@ class LowRankGaussian:
         """n logit maps without gradient: (b, n, h, w)."""
         return self.rsample(n, generator=generator)
 
-    def maps(self, temperature: float = 1.0) -> Tensor:
+    def maps(self, temperature: float) -> Tensor:
         """Mean and deviation of each pixel's logit as maps in [0, 1), (b, 2, h, w).
 
         sigmoid(mu / tau), the middle of x_0, and s / (1 + s) for s = sqrt(diag(D D^T + L)) / tau."""

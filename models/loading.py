@@ -71,7 +71,7 @@ def load_flow(path: Path, method: str, gtr: GTR | None, metadata: Metadata, same
     or, if `same_size`, on images of another size."""
     content = checkpoint.load(path, method)
     config, of_images = _restored(FlowConfig, content["config"]), _restored(Metadata, content["config"])
-    atfm = ATFM(gtr, STNet.of(config, config.seen_channels(of_images.seen_channels)), config)
+    atfm = ATFM(gtr, STNet.of(config, config.condition_channels(of_images.seen_channels)), config)
     if content["config"]["gtr_weights"] != checkpoint.fingerprint(atfm.gtr):
         print(f"warning: {path} was trained over another GTR than the one given")
     checkpoint.fill(atfm.net, content, path)

@@ -69,7 +69,7 @@ def released_gtr(path: Path, config: GTRConfig, metadata: Metadata) -> GTR:
 
 def released_flow(path: Path, config: FlowConfig, gtr: GTR | None, metadata: Metadata) -> ATFM:
     """A flow over a GTR as a config describes it, with the weights of an authors' file."""
-    atfm = ATFM(gtr, STNet.of(config, config.seen_channels(metadata.seen_channels)), config)
+    atfm = ATFM(gtr, STNet.of(config, config.condition_channels(metadata.seen_channels)), config)
     load_released(atfm.net, checkpoint.state_dict(path))
     atfm.trained_on = TrainedOn(metadata.side, metadata.channels)
     return atfm.eval()

@@ -29,7 +29,7 @@ def batch(b=2, k=3, channels=1):
 def system(recompute=False, annotators_per_pass=None, amp=False, images_per_pass=None, **objective):
     torch.manual_seed(0)
     choice = Objective(**objective)
-    net = STNet(4, (1, 2), recompute=recompute, image_channels=choice.seen_channels(1))
+    net = STNet(4, (1, 2), recompute=recompute, image_channels=choice.condition_channels(1))
     return ATFM(GTR(1, (4, 8), rank=2), net, choice,
                 annotators_per_pass=annotators_per_pass, images_per_pass=images_per_pass, amp=amp)
 
@@ -179,7 +179,7 @@ def test_a_net_of_as_many_channels_sees_the_image_as_it_is():
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_flow_samples_under_every_preset(preset, method):
     config = replace(experiment("LIDC", preset, method).flow, dim=4, dim_mults=(1,))
-    atfm = ATFM(GTR(1, (4, 8), rank=2), STNet.of(config, config.seen_channels(1)), config)
+    atfm = ATFM(GTR(1, (4, 8), rank=2), STNet.of(config, config.condition_channels(1)), config)
     assert atfm.sample(batch()[0], 2, steps=1).shape == (2, 2, SIZE, SIZE)
 
 

@@ -27,15 +27,19 @@ TIMES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9)
 SAMPLES, STEPS = 16, 10
 
 
+def seeded() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
 def errors(atfm: ATFM, image: Tensor, masks: Tensor) -> dict[str, float]:
     """Mean |v - u|^2 at each of TIMES on the paths from one x_0 per image to each annotator; its bounds."""
     b, k = masks.shape[:2]
-    x_0, seen = atfm.start(image, 1, torch.Generator().manual_seed(0))
+    x_0, condition = atfm.start(image, 1, seeded())
     found = {}
     for t in TIMES:
         path = linear_path(x_0, masks, torch.full((b,), t))
-        x_t, condition = path.x_t.flatten(0, 1)[:, None], seen.repeat_interleave(k, dim=0)
-        v = atfm.v(x_t, torch.full((b * k,), t), condition).view_as(path.u)
+        x_t, t_own = path.x_t.flatten(0, 1)[:, None], torch.full((b * k,), t)
+        v = atfm.v(x_t, t_own, condition.repeat_interleave(k, dim=0)).view_as(path.u)
         found[f"t = {t:g}"] = float((v - path.u).square().mean())
     return found | {"v = 0": float((masks - x_0).square().mean()),
                     "least at t = 0": float(masks.var(1, correction=0).mean())}
@@ -43,9 +47,6 @@ def errors(atfm: ATFM, image: Tensor, masks: Tensor) -> dict[str, float]:
 
 def of_samples(atfm: ATFM, image: Tensor, masks: Tensor) -> dict[str, float]:
     """How results x_1 relate to the x_0 that they come from, and to the experts."""
-    def seeded() -> torch.Generator:
-        return torch.Generator().manual_seed(0)
-
     x_0, _ = atfm.start(image, SAMPLES, seeded())
     x_1 = atfm.for_sampling(amp=False).sample(image, SAMPLES, STEPS, generator=seeded())
     starts, ends = x_0 >= 0.5, x_1 >= 0.5

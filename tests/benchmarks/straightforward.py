@@ -31,11 +31,11 @@ def gtr_loss(gtr: GTR, image: Tensor, mask: Tensor, mc_samples: int) -> Tensor:
 
 def flow_loss(atfm: ATFM, image: Tensor, masks: Tensor) -> Tensor:
     """Algorithm 1 for image (b, c, h, w), masks (b, k, h, w), a scalar: k forward passes, their mean."""
-    (x_0, seen), t = atfm.start(image, 1), draw_time(len(image), image.device)
+    (x_0, condition), t = atfm.start(image, 1), draw_time(len(image), image.device)
     terms = []
     for own in masks.split(1, dim=1):
         path = linear_path(x_0, own, t)
-        v = atfm.net(path.x_t, t, seen)
+        v = atfm.net(path.x_t, t, condition)
         l_sf = semantic_loss(endpoint(path.x_t, v, t), own, masks, "soft", "image", "own")
         terms.append((v - path.u).square().mean() + atfm.objective.alpha * l_sf)
     return torch.stack(terms).mean()
@@ -47,9 +47,9 @@ def sample(atfm: ATFM, image: Tensor, n: int, steps: int, generator: torch.Gener
 
     ST-Net standardizes its weights at every evaluation, as in the released code."""
     ends = []
-    x_0, seen = atfm.start(image, n, generator)
+    x_0, condition = atfm.start(image, n, generator)
     for x in x_0.split(1, dim=1):
         for step in range(steps):
-            x = x + atfm.net(x, torch.full((1,), step / steps, device=image.device), seen) / steps
+            x = x + atfm.net(x, torch.full((1,), step / steps, device=image.device), condition) / steps
         ends.append(x)
     return torch.cat(ends, dim=1).clamp(0, 1)
