@@ -109,9 +109,12 @@ def test_the_gain_is_of_the_same_run_and_in_per_cent_of_the_control():
     ours = (f"| best | 2 | 2 | 0.250 | 0.600 | -0.150 [-0.200, -0.100] (-38%) | {twice} "
             "| -0.050 [-0.100, +0.000] (-17%) | +0.100 [+0.100, +0.100] (+20%) ")
     assert best == f"{ours}| 0.38, +1.00 |"
-    *_, best, alone = gain.table({"best": runs, gain.ALONE: {0: result(0.2)}}).splitlines()
-    assert best == f"{ours}| -0.200 [-0.200, -0.200] (-50%) | {twice} | 0.38, +1.00 |"
-    assert alone.startswith(f"| {gain.ALONE} | 1 | 2 | 0.400 | 0.400 |  |")
+    found = {"best": runs, gain.ALONE[1]: {0: result(0.2)}}
+    *_, best, alone = gain.table(found).splitlines()
+    assert best == f"{ours}| 0.38, +1.00 |"
+    assert alone.startswith(f"| {gain.ALONE[1]} | 1 | 2 | 0.400 | 0.400 |  |")
+    assert gain.alone_table(found).splitlines()[3:] == [  # seed 0, which both have
+        f"| best | {gain.ALONE[1]} | -0.200 [-0.200, -0.200] (-50%) | {twice} |"]
     assert gain.runs_table("best", runs).splitlines()[3] == (
         "| 0 | -0.200 [-0.200, -0.200] | +0.200 [+0.200, +0.200] | -0.100 [-0.100, -0.100] "
         "| +0.100 [+0.100, +0.100] |")
