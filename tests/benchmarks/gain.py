@@ -1,10 +1,10 @@
 """Does the flow gain anything, and from what: against GTR's own samples and against simple controls.
 
-Every row has the same GTR per seed, the same number of steps and of paths per step, and is tested once on the
-same test images. Differences are of the same training run; their 95 % intervals resample training runs and
-patients together. Then each run of the rows `best` on its own, over patients; then the rows `paper` and
-`best` against larger GTRs alone. A row takes about 5 minutes per seed on one core, those of 4 times the
-length 20, and the GTR of a seed 3. What is done already is not repeated:
+Unless its name says otherwise, a row has the same GTR per seed, and as many steps and paths per step. All are
+tested once on the same test images. Differences are of the same training run; their 95 % intervals resample
+training runs and patients together. Then each run of the rows `best` on its own, over patients; then the rows
+`paper` and `best` against larger GTRs alone. A row takes about 5 minutes per seed on one core, those of 4
+times the length 20, and the GTR of a seed 3. What is done already is not repeated:
 
     python -m tests.benchmarks.gain --data_path <lidc .h5 file or pickle folder> --seeds 0 1 2
 """
@@ -64,7 +64,7 @@ ROWS = (
 )
 CONTROLS = {"act-gtr": "Act. GTR", "act-gtr-emptied": "emptied"}
 ALONE = [row.name for row in ROWS if row.flow is None]
-LONGER = [row.name for row in ROWS if LONG in (row.flow or "")]
+PAPERS, BESTS = ("paper", "paper, 4 times as long"), ("best", "best, 4 times as long")
 
 
 def against(runs: Runs, controls: Runs, control: str, score: str) -> str:
@@ -81,16 +81,17 @@ def against(runs: Runs, controls: Runs, control: str, score: str) -> str:
 def table(found: Found) -> str:
     """Markdown: a row per choice, and GTR's own scores above."""
     names = [f"{score} minus {name}" for name in CONTROLS.values() for score in SCORES]
+    none = [""] * len(names)
     lines = [f"| row | runs | evaluations | GED16 | HM-IoU16 | {' | '.join(names)} | empty, correlation |",
              "|---" * (6 + len(names)) + "|"]
     flows = {name: runs for name, runs in found.items() if name not in ALONE}
     if flows:
         most = max(flows.values(), key=len)
-        lines += [_line(title, most, system, ["" for _ in names]) for system, title in CONTROLS.items()]
+        lines += [_line(title, most, system, none) for system, title in CONTROLS.items()]
     for name, runs in flows.items():
         cells = [against(runs, runs, control, score) for control in CONTROLS for score in SCORES]
         lines.append(_line(name, runs, "atfm", cells))
-    lines += [_line(name, found[name], "act-gtr", ["" for _ in names]) for name in ALONE if name in found]
+    lines += [_line(name, found[name], "act-gtr", none) for name in ALONE if name in found]
     return "\n".join(lines) + "\n"
 
 
@@ -121,14 +122,15 @@ def runs_table(row: str, runs: Runs) -> str:
 
 
 def alone_table(found: Found) -> str:
-    """Markdown: paper and best, by length of training, minus each GTR alone."""
-    lines = [f"| row | minus | {' | '.join(SCORES)} |", "|---" * (2 + len(SCORES)) + "|"]
-    for row in ("paper", "best", *LONGER):
+    """Markdown: paper and best, by length of training, minus each GTR alone; empty where none is done."""
+    lines = []
+    for row in (*PAPERS, *BESTS):
         for alone in ALONE:
             if found.get(row, {}).keys() & found.get(alone, {}).keys():
                 cells = [against(found[row], found[alone], "act-gtr", score) for score in SCORES]
                 lines.append(f"| {row} | {alone} | {' | '.join(cells)} |")
-    return "\n" + "\n".join(lines) + "\n"
+    head = [f"| row | minus | {' | '.join(SCORES)} |", "|---" * (2 + len(SCORES)) + "|"]
+    return "\n" + "\n".join([*head, *lines]) + "\n" if lines else ""
 
 
 def main(flags: Sequence[str] | None = None) -> None:
@@ -148,7 +150,7 @@ def main(flags: Sequence[str] | None = None) -> None:
             common = ["--data_path", arguments.data_path, "--crop", arguments.crop, "--seed", str(seed)]
             run(study, ROWS[number], root / f"seed{seed}", common)
     found = finished(study, root)
-    each = [runs_table(name, found[name]) for name in ("best", "best, 4 times as long") if name in found]
+    each = [runs_table(name, found[name]) for name in BESTS if name in found]
     text = "".join([table(found), *each, alone_table(found)])
     write_text(root / "table.md", text)
     print(text)
