@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from fig.canvas import DPI, SMALL, WIDTH, colour, save
 from fig.curves import label
 from metadata_manager import EXPERIMENTS, experiment
-from metrics.parts import THIRDS, empty_correlation, parts_of, thirds
+from metrics.parts import THIRDS, correlation_text, parts_of, thirds
 from metrics.report import bootstrap_interval, matching_n
 
 Report = dict[str, Any]
@@ -76,7 +76,7 @@ def parts(report: Report) -> Figure:
         ours, theirs = scores["Empty"].mean(0), scores["Experts empty"].mean(0)
         shares = np.unique(theirs)
         empty.plot(shares, [ours[theirs == share].mean() for share in shares], **style,
-                   label=f"{name} (correlation {empty_correlation(scores):.2f})")
+                   label=f"{name} (correlation {correlation_text(scores)})")
         by_size = [parts_of(scores, n, images) for images in thirds(scores["Size"].mean(0)).values()
                    if len(images)]
         distance.plot([of["Distance"] for of in by_size], **style)

@@ -32,12 +32,18 @@ def empty_correlation(scores: Scores) -> float:
     return float(np.corrcoef(ours, theirs)[0, 1])
 
 
+def correlation_text(scores: Scores) -> str:
+    """`empty_correlation` with its sign, or - where it is not defined."""
+    correlation = empty_correlation(scores)
+    return "-" if np.isnan(correlation) else f"{correlation:+.2f}"
+
+
 def empty_table(systems: Mapping[str, Scores]) -> str:
     """Markdown: how often a sample marks nothing, how often an expert, and whether on the same images."""
     lines = ["| share of empty masks | samples | experts | correlation over images |", "|---|---|---|---|"]
     for label, scores in systems.items():
         lines.append(f"| {label} | {scores['Empty'].mean():.3f} | "
-                     f"{scores['Experts empty'].mean():.3f} | {empty_correlation(scores):+.2f} |")
+                     f"{scores['Experts empty'].mean():.3f} | {correlation_text(scores)} |")
     return "\n" + "\n".join(lines) + "\n"
 
 

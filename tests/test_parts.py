@@ -54,6 +54,7 @@ def test_the_shares_of_empty_masks_and_their_correlation():
     assert empty_table({"ours": FOUND.scores}).splitlines()[3] == "| ours | 0.375 | 0.375 | +1.00 |"
     constant = {"Empty": np.zeros((1, 4)), "Experts empty": FOUND.scores["Experts empty"]}
     assert np.isnan(empty_correlation(constant))
+    assert empty_table({"ours": constant}).splitlines()[3] == "| ours | 0.000 | 0.375 | - |"
 
 
 def test_the_threshold_of_the_control_is_that_of_the_least_ged(capsys):
