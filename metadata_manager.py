@@ -129,6 +129,7 @@ class Metadata(Config):
     limit: int | None = setting(None, "use the first N images of each split", within="[1, inf)")
     crop: int | None = setting(None, "centre crop to S x S pixels", within="[1, inf)")
     augment: bool = setting(False, "flip, rotate, scale and shear training images together with their masks")
+    dihedral: bool = setting(False, "flip and turn them by quarter turns, which makes up no pixels")
     grey: bool = setting(True, "ST-Net sees RGB in grey, as in the released code; False: every channel")
 
     @property

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 import fig
-from data import Loader, augment, load
+from data import Loader, augmentations, load
 from metadata_manager import GTRConfig, LoopConfig, Metadata, RunConfig, parse
 from metrics import evaluate
 from models import GTR, Validation, describe, monte_carlo_nll, train_loop
@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         device = processes.device
         train = processes.in_turn(lambda: load(metadata, "train"))
         held_out = load(metadata, "val").spread(loop.val_images)
-        batches = Loader(train, config.batchsize, run.seed, device, augment if metadata.augment else None,
+        batches = Loader(train, config.batchsize, run.seed, device, augmentations(metadata),
                          processes.rank, processes.count)
 
         # Network: a U-Net that gives a low-rank Gaussian over logit maps (Eq. 3-4, App. 6).

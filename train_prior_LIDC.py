@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 import fig
-from data import Loader, augment, load
+from data import Loader, augmentations, load
 from metadata_manager import BASELINES, FlowConfig, LoopConfig, Metadata, RunConfig, parse
 from metrics import evaluate
 from models import ATFM, STNet, Validation, baseline, checkpoint, describe, load_gtr, train_loop
@@ -45,7 +45,7 @@ def train_system(run: RunConfig, metadata: Metadata, config: FlowConfig, loop: L
         system = atfm(run, metadata, config, device)
     optimizer = torch.optim.AdamW(system.trainable.parameters(), lr=config.lr,
                                   weight_decay=config.weight_decay)
-    batches = Loader(train, config.batch_size, run.seed, device, augment if metadata.augment else None,
+    batches = Loader(train, config.batch_size, run.seed, device, augmentations(metadata),
                      processes.rank, processes.count, system.apart, system.needs_style)
 
     # Validation: samples of few steps, where it takes any, on held-out images, against all experts.

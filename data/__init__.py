@@ -20,7 +20,7 @@ files that are written                      metrics.files.whole_file
 """
 
 from data.dataset import ExpertDataset, load
-from data.loader import Loader, augment
+from data.loader import Loader, augment, augmentations, dihedral
 from data.store import Writer
 
-__all__ = ["ExpertDataset", "Loader", "Writer", "augment", "load"]
+__all__ = ["ExpertDataset", "Loader", "Writer", "augment", "augmentations", "dihedral", "load"]

@@ -1,6 +1,6 @@
 """Batches of a dataset by step number, for one of several processes, and their augmentation."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -9,6 +9,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional
 
 from data.dataset import ExpertDataset
+from metadata_manager import Metadata
 
 DEGREES = 15.0  # rotation, scale and shear of the augmentation of ISIC3 (App. 6)
 SCALE = (0.9, 1.1)
@@ -24,13 +25,14 @@ class Loader:
     every image once, in an order that depends on (seed, epoch) alone; its last batch may be smaller."""
 
     def __init__(self, dataset: ExpertDataset, batch_size: int, seed: int, device: torch.device | str = "cpu",
-                 augment: Augment | None = None, rank: int = 0, ranks: int = 1, apart: bool = True,
+                 augment: Sequence[Augment] = (), rank: int = 0, ranks: int = 1, apart: bool = True,
                  with_style: bool = False):
         """Of several processes, number `rank` of `ranks` gets its own part of each batch, see `_own`.
 
         apart: an annotator's loss does not depend on the other annotators' masks, so that these can be
-        divided. `augment(image, masks)` draws from torch's global generator, which the training loop seeds by
-        step and rank. with_style: batches also have the styles (b, k) int in which the experts drew.
+        divided. augment: changes (image, masks) -> (image, masks), one after the other, drawn from torch's
+        global generator, which the training loop seeds by step and rank. with_style: batches also have the
+        styles (b, k) int in which the experts drew.
         Raises ValueError for a batch size below 1, and for styles that the data lacks."""
         if batch_size < 1:
             raise ValueError(f"batch size {batch_size}: expected at least 1")
@@ -50,7 +52,8 @@ class Loader:
         images, annotators, _ = self._own(step)
         image, masks = self.dataset.batch(images)
         batch = image, masks[:, annotators]
-        batch = batch if self.augment is None else self.augment(*batch)
+        for change in self.augment:
+            batch = change(*batch)
         if not self.with_style:
             return batch
         return (*batch, self.dataset.styles(images)[:, annotators].to(image.device))
@@ -100,6 +103,23 @@ class Loader:
     def ids(self, step: int) -> list[str]:
         """Names of the images in the whole batch of a step, for a message about a bad one."""
         return self.dataset.subset(self.indices(step)).ids
+
+
+def augmentations(metadata: Metadata) -> list[Augment]:
+    """What the settings ask for, in the order in which it is applied to a batch."""
+    return [change for change, asked in ((augment, metadata.augment), (dihedral, metadata.dihedral)) if asked]
+
+
+def dihedral(image: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
+    """Each square image of a batch, with its masks, in one of its 8 positions: flipped or not, 0 to 3 turns.
+
+    image (b, c, s, s), masks (b, k, s, s) -> the same. Draws from torch's global CPU generator."""
+    def moved(batch: Tensor) -> Tensor:
+        return torch.stack([torch.rot90(one.flip(-1) if side else one, turns, (-2, -1))
+                            for one, side, turns in zip(batch, sides, quarters)])
+
+    sides, quarters = torch.randint(2, (len(image),)).tolist(), torch.randint(4, (len(image),)).tolist()
+    return moved(image), moved(masks)
 
 
 def augment(image: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:

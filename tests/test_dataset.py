@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import data
-from data import ExpertDataset, Loader, Writer, augment
+from data import ExpertDataset, Loader, Writer, augment, augmentations, dihedral
 from data.store import open_store
 from metadata_manager import Metadata, Objective, experiment
 from models import ATFM, STNet
@@ -260,7 +260,7 @@ def test_the_gradients_of_processes_add_up_to_those_of_one(square, choices, rank
     monkeypatch.setattr("models.atfm.one_expert", lambda masks: masks[:, expert])
 
     def gradient(*share):
-        loader = Loader(train, 2, 0, "cpu", None, *share, objective.apart)
+        loader = Loader(train, 2, 0, "cpu", (), *share, objective.apart)
         image, masks = loader(1)
         atfm.zero_grad()
         chosen = range(masks.shape[1]) if "experts" in choices else [0]
@@ -279,7 +279,7 @@ def test_an_empty_batch_is_refused(dataset):
 
 
 def test_augmentation_is_applied_to_batches_and_follows_the_global_seed(dataset):
-    loader = Loader(dataset, 4, seed=0, augment=augment)
+    loader = Loader(dataset, 4, seed=0, augment=[augment])
     torch.manual_seed(5)
     first = loader(1)
     torch.manual_seed(5)
@@ -300,6 +300,31 @@ def test_image_and_masks_move_together_each_its_own_way_and_by_little():
     assert (masks - moved).abs().mean() > 0.03 and not torch.equal(moved[0], moved[1])
     area = moved.sum((2, 3)) / masks.sum((2, 3))
     assert (area > 0.75).all() and (area < 1.25).all()  # scale 0.9 to 1.1, squared
+
+
+def test_dihedral_gives_all_eight_positions_equally_often_and_moves_image_and_masks_together():
+    torch.manual_seed(0)
+    masks = torch.arange(32.0).view(1, 2, 4, 4).expand(800, 2, 4, 4)  # which tells every position apart
+    image, moved = dihedral(masks[:, :1], masks)
+    assert torch.equal(image, moved[:, :1])
+    positions, counts = moved.unique(dim=0, return_counts=True)
+    ways = masks[0], masks[0].flip(-1)
+    turned = [torch.rot90(way, turns, (-2, -1)) for way in ways for turns in range(4)]
+    assert sorted(one.tolist() for one in positions) == sorted(one.tolist() for one in turned)
+    assert counts.min() > 60
+
+
+def test_settings_name_the_augmentations():
+    assert augmentations(Metadata()) == []
+    assert augmentations(Metadata(augment=True)) == [augment]
+    assert augmentations(Metadata(augment=True, dihedral=True)) == [augment, dihedral]
+
+
+def test_augmentations_follow_each_other(dataset):
+    plain = Loader(dataset, 4, seed=0)(1)
+    twice = Loader(dataset, 4, seed=0, augment=[lambda image, masks: (image + 1, masks),
+                                                lambda image, masks: (2 * image, masks)])(1)
+    assert torch.equal(twice[0], 2 * (plain[0] + 1)) and torch.equal(twice[1], plain[1])
 
 
 def test_all_flips_occur():
