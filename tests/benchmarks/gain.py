@@ -34,6 +34,7 @@ LONGER = "--num_epochs 32 --validate_every 32"
 FEW = "--steps 2"  # evaluations: more gained nothing on validation patients
 PLAIN = "flow of the paper, learning rate falling"
 SEMANTIC, SEES_GTR = "--alpha 0.2", "--condition gtr"
+TURNED = f"{SEES_GTR} --dihedral True"
 BEST = f"{LEARNING} {ENDPOINT} {COUPLED} {SOFT} {NOISE} {SEMANTIC}"
 ROWS = (
     Variant("paper", gtr=""),
@@ -58,6 +59,9 @@ ROWS = (
     Variant("best", flow=BEST, test=FEW),
     Variant("paper, 4 times as long", flow=LONG),
     Variant("best, 4 times as long", flow=f"{BEST} {LONG}", test="--steps 4"),
+    Variant("best, GTR's maps, images flipped and turned", flow=f"{BEST} {TURNED}", test=FEW),
+    Variant("best, GTR's maps, images flipped and turned, 4 times as long", flow=f"{BEST} {TURNED} {LONG}",
+            test="--steps 4"),
     Variant("best, 8 times as long", flow=f"{BEST} {LONGER}", test="--steps 4"),
     Variant("GTR alone, as long as both steps", gtr="--epochs 60 --validate_every 20", flow=None),
     Variant("GTR alone, twice as wide", gtr="--num_filters 32 64 128", flow=None),
