@@ -201,6 +201,8 @@ class Objective(Config):
     condition: str = setting("image", "image: ST-Net sees the image (paper); gtr: and two maps of the frozen "
                                       "GTR's Gaussian, the mean and the deviation of each pixel's logit",
                              ("image", "gtr"))
+    residual: bool = setting(False, "the net gives the difference of the mask's logits from GTR's mean over "
+                                    "tau; with --objective endpoint --condition gtr")
     experts: str = setting("all", "all annotators of an image per step, or one at random", ("all", "one"))
     signed: bool = setting(False, "the flow's masks are -1 / 1 rather than 0 / 1 (CFM)")
     condition_dropout: float = setting(0.0, "share of training images replaced by zeros (CFM: 0.5)",

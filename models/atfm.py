@@ -36,7 +36,7 @@ class ATFM(nn.Module):
     annotators_per_pass, images_per_pass: how many go through the net at once in training; None: all.
     amp: the net runs under bfloat16 autocast; GTR, losses and the ODE's state stay in float32.
     Raises ValueError for source "gtr" without a GTR, or with masks of -1 / 1; for source "normal" with the
-    condition "gtr".
+    condition "gtr"; for a residual where the net gives no logits or does not always see GTR's mean.
     """
 
     needs_style = False  # of its experts, see `models.baselines.Baseline`
@@ -54,6 +54,11 @@ class ATFM(nn.Module):
                              "out, or take --source normal")
         if self.objective.source == "normal" and self.objective.condition == "gtr":
             raise ValueError("--condition gtr: --source normal has no GTR; leave one of them out")
+        choice = self.objective
+        if choice.residual and (choice.objective != "endpoint" or choice.condition != "gtr"
+                                or choice.condition_dropout or choice.guidance):
+            raise ValueError("--residual True: expected --objective endpoint, --condition gtr, and neither "
+                             "--condition_dropout nor --guidance; pass these, or leave it out")
         self.gtr = gtr.requires_grad_(False) if gtr is not None and self.objective.source == "gtr" else None
         self.net = net
         self.annotators_per_pass, self.images_per_pass, self.amp = annotators_per_pass, images_per_pass, amp
@@ -231,10 +236,12 @@ class ATFM(nn.Module):
         return (self._signed(found.sigmoid()) - x_t) / (1 - t)[:, None, None, None]
 
     def _out(self, x_t: Tensor, t: Tensor, condition: Tensor) -> Tensor:
-        """What the net gives, in float32; it runs under autocast if `amp`."""
+        """v or the mask's logits by the net, in float32; it runs under autocast if `amp`."""
         with torch.autocast(x_t.device.type, torch.bfloat16, enabled=self.amp):
-            found = self.net(x_t, t, condition)
-        return found.float()
+            found = self.net(x_t, t, condition).float()
+        if self.objective.residual:
+            found = found + torch.logit(condition[:, -2:-1], eps=1e-4)  # GTR's mean over tau
+        return found
 
     def _drop_condition(self, condition: Tensor) -> Tensor:
         """Replaces whole images by zeros, each with probability `condition_dropout`."""

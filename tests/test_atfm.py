@@ -73,6 +73,7 @@ def step(atfm, seed=0):
     {"objective": "endpoint", "temperature": 4.0, "coupling": "assigned", "path_noise": 0.5},
     {"objective": "endpoint", "source": "normal", "signed": True, "experts": "one", "coupling": "assigned"},
     {"path_noise": 0.5, "coupling": "assigned", "draws": 2}, {"condition": "gtr", "temperature": 4.0},
+    {"objective": "endpoint", "condition": "gtr", "temperature": 4.0, "residual": True},
 ])
 def test_the_terms_agree_with_their_formulas_under_the_same_seed(choices):
     atfm, (image, masks) = system(alpha=0.25, **choices), batch()
@@ -100,6 +101,8 @@ def test_the_terms_agree_with_their_formulas_under_the_same_seed(choices):
         x_1 = 2 * y - 1 if "signed" in choices else y
         x_t = t[i] * x_1 + (1 - t[i]) * source + sigma * (t[i] * (1 - t[i])).sqrt() * noise[i, annotator]
         found = atfm.net(x_t[None, None], t[i, None], seen[i, None])[0, 0]
+        if "residual" in choices:
+            found = found + mean[i, 0]
         if "objective" in choices:
             end = 1 / (1 + (-found).exp())
             squares.append(-(y * end.log() + (1 - y) * (1 - end).log()).mean().item())
@@ -200,6 +203,15 @@ def test_normal_source_needs_no_gtr():
         ATFM(None, atfm.net)
     with pytest.raises(ValueError, match="--condition gtr: --source normal has no GTR"):
         system(source="normal", condition="gtr")
+
+
+@pytest.mark.parametrize("other", [{"objective": "velocity"}, {"condition": "image"}, {"guidance": 0.3},
+                                   {"condition_dropout": 0.5}])
+def test_a_residual_needs_logits_and_gtrs_mean(other):
+    needed = {"objective": "endpoint", "condition": "gtr"}
+    assert system(residual=True, **needed).objective.residual
+    with pytest.raises(ValueError, match="--residual True: expected --objective endpoint"):
+        system(residual=True, **needed | other)
 
 
 def test_samples_are_probabilities_that_the_generator_decides(device):
