@@ -49,6 +49,7 @@ ROWS = (
     Variant("best without noise", flow=f"{BEST} --path_noise 0", test=FEW),
     Variant("best without semantic term", flow=f"{BEST} --alpha 1e-3", test=FEW),
     Variant("best, and the net sees GTR's mean and deviation", flow=f"{BEST} {SEES_GTR}", test=FEW),
+    Variant("best, added to GTR's mean", flow=f"{BEST} {SEES_GTR} --residual True", test=FEW),
     Variant("best with noise 1", flow=f"{BEST} --path_noise 1", test=FEW),
     Variant("best with noise 2", flow=f"{BEST} --path_noise 2", test=FEW),
     Variant("best with temperature 2", flow=f"{BEST} --temperature 2", test=FEW),
