@@ -29,16 +29,17 @@ PRESETS = ("paper", "released", "best")
 GREY = (0.299, 0.587, 0.114)  # weights of R, G and B in the grey image that ST-Net sees (released code)
 SOLVERS = ("euler", "midpoint", "heun", "rk4", "ab2")
 # The flows of the papers' tables, as what they change in FlowConfig (Table 4; CFM: arXiv 2507.22418).
+_NO_GTR = {"source": "normal", "condition": "image", "residual": False}
 FLOWS: dict[str, dict[str, Any]] = {
     "atfm": {},
     "atfm-no-sf": {"alpha": 0.0},
     "refiner": {"times": "zero", "steps": 1},
-    "sfm": {"source": "normal"},
-    "sfm-no-sf": {"source": "normal", "alpha": 0.0},
-    "cfm": {"source": "normal", "alpha": 0.0, "objective": "velocity", "coupling": "independent",
-            "path_noise": 0.0, "experts": "one", "signed": True,
-            "condition_dropout": 0.5, "guidance": 0.3, "batch_size": 64, "images_per_pass": 2,
-            "solver": "midpoint", "steps": 100},
+    "sfm": _NO_GTR,
+    "sfm-no-sf": _NO_GTR | {"alpha": 0.0},
+    "cfm": _NO_GTR | {
+        "alpha": 0.0, "objective": "velocity", "coupling": "independent", "path_noise": 0.0,
+        "experts": "one", "signed": True, "condition_dropout": 0.5, "guidance": 0.3,
+        "batch_size": 64, "images_per_pass": 2, "solver": "midpoint", "steps": 100},
 }
 # CFM by its own recipe for MMIS and at its own network's width; that network's dropout of 0.1 is left out.
 FLOWS["cfm-own"] = FLOWS["cfm"] | {"dim": 64, "dim_mults": (1, 2, 4, 4), "batch_size": 24,
@@ -121,8 +122,9 @@ class Metadata(Config):
     split: str = setting("group", "group: 64/16/20 with no patient (LIDC) or image (ISIC3) on two sides; "
                                   "released: the authors' overlapping lists, for comparison; "
                                   "file: as in a file of PHiSeg or CCDM, the folders of MMIS, or yours; "
-                                  "file-val: so, and tested on its validation images, as CFM is on MMIS",
-                       ("group", "released", "file", "file-val"))
+                                  "group-val, file-val: so, and tested on the validation images, to make "
+                                  "choices, or as CFM is on MMIS",
+                       ("group", "released", "file", "group-val", "file-val"))
     split_seed: int = setting(0, "seed of the 64/16/20 split; not --seed, so that runs share their test set",
                               within="[0, 4294967295]")
     marked: bool = setting(False, "leave out images that no expert marked, and say how many")
@@ -410,12 +412,13 @@ def released(ours: Experiment) -> Experiment:
 def best(ours: Experiment) -> Experiment:
     """What did best on held-out patients, at small scale: tests/benchmarks/README.md.
 
-    The net gives the mask's logits, from a softer x_0 that is coupled to the experts, along a noisy path; the
-    semantic term has weight; few solver steps. In both steps: averages of weights, a falling learning rate.
+    The net gives the mask's logits, added to GTR's mean, which it sees; from a softer x_0 that is coupled to
+    the experts, along a noisy path; the semantic term has weight; few solver steps. In both steps: averages
+    of weights, a falling learning rate.
     One expert per step, and as many more steps as there are experts, at the same cost; weights not
     standardized; slower embedding of time."""
-    flow = replace(ours.flow, objective="endpoint", temperature=4.0, coupling="assigned", path_noise=0.5,
-                   alpha=0.2, steps=2, schedule="cosine", clip=1.0,
+    flow = replace(ours.flow, objective="endpoint", condition="gtr", residual=True, temperature=4.0,
+                   coupling="assigned", path_noise=0.5, alpha=0.2, steps=2, schedule="cosine", clip=1.0,
                    weight_standardization="none", time_scale=10.0)
     if flow.experts == "all":
         flow = replace(flow, experts="one", num_epochs=flow.num_epochs * ours.metadata.annotators, ema=0.999)

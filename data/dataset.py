@@ -35,9 +35,10 @@ def load(what: str | Metadata, split: str) -> "ExpertDataset":
         both, total = splits.overlap(rows["train_prior"], rows["test"])
         print(f"{metadata.what}: split released: {both} of {total} test images ({both / total:.1%}) are in "
               "the training list; use --split group for a clean test", flush=True)
-    if metadata.split == "file-val" and split == "test":
-        print(f"{metadata.what}: split file-val: tested on the validation images, by which checkpoints were "
-              "chosen: scores are too good; use --split file for a clean test", flush=True)
+    if metadata.split.endswith("-val") and split == "test":
+        print(f"{metadata.what}: split {metadata.split}: tested on the validation images, by which "
+              "checkpoints were chosen: scores are too good; use --split "
+              f"{metadata.split.removesuffix('-val')} for a clean test", flush=True)
     chosen = rows[split]
     if metadata.marked:
         kept = chosen[store.marked()[chosen]]
@@ -70,11 +71,11 @@ def _store_of(metadata: Metadata) -> Store:
 
 
 def _split_rows(metadata: Metadata, store: Store) -> dict[str, np.ndarray]:
-    if metadata.split == "group":
-        return splits.by_patient(store.patient, metadata.split_seed)
-    if metadata.split in ("file", "file-val"):
-        rows = splits.by_fold(store.ids, store.patient, metadata.split_seed)
-        return rows | {"test": rows["val"]} if metadata.split == "file-val" else rows
+    split, _, tested = metadata.split.partition("-")
+    if split != "released":
+        rows = (splits.by_patient(store.patient, metadata.split_seed) if split == "group"
+                else splits.by_fold(store.ids, store.patient, metadata.split_seed))
+        return rows | {"test": rows["val"]} if tested == "val" else rows
     if metadata.reader != "isic3":  # from here on: released
         return splits.released(len(store))
     if store.style is None:

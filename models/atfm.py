@@ -53,12 +53,13 @@ class ATFM(nn.Module):
             raise ValueError("--signed True: x_0 of GTR is in [0, 1], the masks would be -1 / 1; leave it "
                              "out, or take --source normal")
         if self.objective.source == "normal" and self.objective.condition == "gtr":
-            raise ValueError("--condition gtr: --source normal has no GTR; leave one of them out")
+            raise ValueError("--condition gtr: --source normal has no GTR; pass --condition image and "
+                             "--residual False, or leave --source out")
         choice = self.objective
         if choice.residual and (choice.objective != "endpoint" or choice.condition != "gtr"
                                 or choice.condition_dropout or choice.guidance):
             raise ValueError("--residual True: expected --objective endpoint, --condition gtr, and neither "
-                             "--condition_dropout nor --guidance; pass these, or leave it out")
+                             "--condition_dropout nor --guidance; pass these, or --residual False")
         self.gtr = gtr.requires_grad_(False) if gtr is not None and self.objective.source == "gtr" else None
         self.net = net
         self.annotators_per_pass, self.images_per_pass, self.amp = annotators_per_pass, images_per_pass, amp

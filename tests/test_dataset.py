@@ -175,6 +175,14 @@ def test_limit_keeps_the_first_images_of_each_split(square):
     assert len(data.load(limited, "test")) == 1
 
 
+def test_a_test_on_validation_images_says_so(square, capsys):
+    on_val = data.load(replace(square, split="group-val"), "test")
+    assert on_val.ids == data.load(square, "val").ids
+    assert "tested on the validation images" in capsys.readouterr().out
+    data.load(square, "test")
+    assert not capsys.readouterr().out
+
+
 @pytest.mark.skipif(not SHARED.exists(), reason="needs ../shared/data")
 def test_real_slices():
     metadata = replace(experiment("LIDC").metadata, data_path=str(SHARED / "lidc_dev.h5"))

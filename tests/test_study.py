@@ -11,8 +11,7 @@ from tests.benchmarks import gain, study
 
 SCRIPTS = {"train_GTR": (GTRConfig, LoopConfig), "train_prior_LIDC": (FlowConfig, LoopConfig),
            "test_prior_LIDC": (EvaluationConfig,)}
-ROWS = {study.VARIANTS[number].name: str(number) for number in (0, 3, 12, 14)}
-PAPER, PLAIN, ALL_EXPERTS, LEAK = ROWS
+PAPER, PLAIN, ALL_EXPERTS, LEAK = (study.VARIANTS[number].name for number in (0, 3, 12, 14))
 
 
 @pytest.fixture
@@ -52,7 +51,7 @@ def run(folder, rows, seeds=("0",)):
 def test_a_row_trains_its_own_gtr_only_where_it_differs_and_nothing_twice(trained, tmp_path, monkeypatch):
     """A GTR that is there may have been stopped: its script is asked again, and knows whether it is done."""
     monkeypatch.setattr(study.fig, "save", lambda *_: None)  # takes a second
-    run(tmp_path, [ROWS[PLAIN], ROWS[ALL_EXPERTS]], ["0", "2"])
+    run(tmp_path, [PLAIN, ALL_EXPERTS], ["0", "2"])
     gtrs = [folder for script, folder, _ in trained if script == "train_GTR"]
     own = "all_experts_per_step_in_GTR"
     asked = ["paper", "paper", own]
@@ -64,14 +63,14 @@ def test_a_row_trains_its_own_gtr_only_where_it_differs_and_nothing_twice(traine
     after = [flags for script, folder, flags in trained if folder == f"seed0/{own}" and script != "train_GTR"]
     assert len(after) == 2 and all(f"--gtr {tmp_path}/seed0/{own}/GTR" in flags for flags in after)
     done = len(trained)
-    run(tmp_path, [ROWS[PLAIN]])
+    run(tmp_path, [PLAIN])
     assert len(trained) == done
 
 
 @pytest.mark.slow
 def test_the_table_compares_runs_of_the_same_seeds_on_the_same_images(trained, tmp_path, capsys):
-    run(tmp_path, [ROWS[PAPER]], ["0", "1"])
-    run(tmp_path, [ROWS[PLAIN], ROWS[LEAK]], ["1"])
+    run(tmp_path, [PAPER], ["0", "1"])
+    run(tmp_path, [PLAIN, LEAK], ["1"])
     table = (tmp_path / "table.md").read_text()
     assert table in capsys.readouterr().out
     rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[2:])

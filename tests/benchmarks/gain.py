@@ -32,8 +32,9 @@ NOISE = "--path_noise 0.5"
 LONG = "--num_epochs 16 --validate_every 16"
 FEW = "--steps 2"  # evaluations: more gained nothing on validation patients
 PLAIN = "flow of the paper, learning rate falling"
-SEMANTIC, SEES_GTR = "--alpha 0.2", "--condition gtr"
-BEST = f"{LEARNING} {ENDPOINT} {COUPLED} {SOFT} {NOISE} {SEMANTIC}"
+SEMANTIC, SEES_GTR, RESIDUAL = "--alpha 0.2", "--condition gtr", "--residual True"
+BEST = f"{LEARNING} {ENDPOINT} {COUPLED} {SOFT} {NOISE} {SEMANTIC} {SEES_GTR} {RESIDUAL}"
+IMAGE_ALONE = f"{BEST} --residual False --condition image"  # what ST-Net sees
 ROWS = (
     Variant("paper", gtr=""),
     Variant(PLAIN, flow=LEARNING),
@@ -43,27 +44,27 @@ ROWS = (
     Variant("noise", flow=f"{LEARNING} {NOISE}"),
     Variant("semantic term of weight 0.2", flow=f"{LEARNING} {SEMANTIC}"),
     Variant("the net sees GTR's mean and deviation", flow=f"{LEARNING} {SEES_GTR}"),
-    Variant("best without endpoint", flow=f"{BEST} --objective velocity", test=FEW),
+    Variant("best without endpoint and residual", flow=f"{BEST} --residual False --objective velocity",
+            test=FEW),
     Variant("best without coupling", flow=f"{BEST} --coupling independent", test=FEW),
     Variant("best without temperature", flow=f"{BEST} --temperature 1", test=FEW),
     Variant("best without noise", flow=f"{BEST} --path_noise 0", test=FEW),
     Variant("best without semantic term", flow=f"{BEST} --alpha 1e-3", test=FEW),
-    Variant("best, and the net sees GTR's mean and deviation", flow=f"{BEST} {SEES_GTR}", test=FEW),
-    Variant("best, added to GTR's mean", flow=f"{BEST} {SEES_GTR} --residual True", test=FEW),
-    Variant("best with noise 1", flow=f"{BEST} --path_noise 1", test=FEW),
-    Variant("best with noise 2", flow=f"{BEST} --path_noise 2", test=FEW),
-    Variant("best with temperature 2", flow=f"{BEST} --temperature 2", test=FEW),
-    Variant("best with 4 draws per expert", flow=f"{BEST} --draws 4", test=FEW),
+    Variant("best without residual", flow=f"{BEST} --residual False", test=FEW),
+    Variant("best without residual, image alone", flow=IMAGE_ALONE, test=FEW),
+    Variant("image alone, noise 1", flow=f"{IMAGE_ALONE} --path_noise 1", test=FEW),
+    Variant("image alone, noise 2", flow=f"{IMAGE_ALONE} --path_noise 2", test=FEW),
+    Variant("image alone, temperature 2", flow=f"{IMAGE_ALONE} --temperature 2", test=FEW),
+    Variant("image alone, 4 draws per expert", flow=f"{IMAGE_ALONE} --draws 4", test=FEW),
     Variant("best at t = 0 only", flow=f"{BEST} --times zero", test="--steps 1"),
     Variant("best", flow=BEST, test=FEW),
     Variant("paper, 4 times as long", flow=LONG),
     Variant("best, 4 times as long", flow=f"{BEST} {LONG}", test="--steps 4"),
-    Variant("best, GTR's maps, images flipped and turned, 4 times as long",
-            flow=f"{BEST} {SEES_GTR} --dihedral True {LONG}", test="--steps 4"),
+    Variant("image alone, 4 times as long", flow=f"{IMAGE_ALONE} {LONG}", test="--steps 4"),
+    Variant("no residual, images flipped and turned, 4 times as long",
+            flow=f"{BEST} --residual False --dihedral True {LONG}", test="--steps 4"),
     Variant("GTR alone, as long as both steps", gtr="--epochs 60 --validate_every 20", flow=None),
     Variant("GTR alone, twice as wide", gtr="--num_filters 32 64 128", flow=None),
-    Variant("GTR alone, as long as both steps, the flow 4 times as long",
-            gtr="--epochs 150 --validate_every 10", flow=None),
 )
 CONTROLS = {"act-gtr": "Act. GTR", "act-gtr-emptied": "emptied"}
 ALONE = [row.name for row in ROWS if row.flow is None]
@@ -144,14 +145,16 @@ def main(flags: Sequence[str] | None = None) -> None:
     parser.add_argument("--crop", default="32", help="centre crop, pixels per side")
     parser.add_argument("--steps", default="4", help="of the flow in testing")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of both stages' training")
-    parser.add_argument("--rows", type=int, nargs="+", default=range(len(ROWS)), help="which, from 0")
+    names = [row.name for row in ROWS]
+    parser.add_argument("--rows", nargs="*", default=names, choices=names, metavar="ROW",
+                        help="which, by their names in the table; none: only print it")
     arguments = parser.parse_args(flags)
     root = arguments.output_path
     study = Study(ROWS, GTR, FLOW, TEST, ["--steps", arguments.steps])
-    for number in arguments.rows:
+    for row in (row for row in ROWS if row.name in arguments.rows):
         for seed in arguments.seeds:
             common = ["--data_path", arguments.data_path, "--crop", arguments.crop, "--seed", str(seed)]
-            run(study, ROWS[number], root / f"seed{seed}", common)
+            run(study, row, root / f"seed{seed}", common)
     found = finished(study, root)
     each = [runs_table(name, found[name]) for name in BESTS if name in found]
     text = "".join([table(found), *each, alone_table(found)])

@@ -191,13 +191,15 @@ def main(flags: Sequence[str] | None = None) -> None:
                         help="a folder per seed and row, table.md, study.png")
     parser.add_argument("--crop", default="32", help="centre crop, pixels per side")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of initialization and training")
-    parser.add_argument("--rows", type=int, nargs="+", default=range(len(VARIANTS)), help="which, from 0")
+    names = [row.name for row in VARIANTS]
+    parser.add_argument("--rows", nargs="+", default=names, choices=names, metavar="ROW",
+                        help="which, by their names in the table; the first is always there")
     arguments = parser.parse_args(flags)
     root = arguments.output_path
     for seed in arguments.seeds:
         common = ["--data_path", arguments.data_path, "--crop", arguments.crop, "--seed", str(seed)]
-        for number in sorted({0, *arguments.rows}):
-            run(CHOICES, VARIANTS[number], root / f"seed{seed}", common)
+        for row in (row for row in VARIANTS if row.name in {names[0], *arguments.rows}):
+            run(CHOICES, row, root / f"seed{seed}", common)
             found = finished(CHOICES, root)
             panels = differences(found)
             write_text(root / "table.md", table(found, panels))
