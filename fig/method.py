@@ -13,7 +13,7 @@ ARROW = 0.3  # inches for an arrow, between groups of panels and between the row
 GROUPS = (  # of each of the two rows of nine panels: first panel -> last panel, title
     {0: (1, "experts disagree"), 2: (5, r"GTR: logits $\sim N(\mu, D D^{\mathrm{T}} + L)$"),
      6: (8, r"samples $x_0$ = sigmoid(logits$ / \tau$)")},
-    {0: (4, r"flow: $x_t$ along the velocity $v(x_t, t, \mathrm{image})$ of ST-Net"),
+    {0: (4, r"flow: $x_t$ along the velocity $v$ of ST-Net"),
      5: (7, r"masks: $x_1 \geq 0.5$"), 8: (8, "variance")})
 STATES = 5  # of the path, which fill its group
 

@@ -10,7 +10,9 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-DOCUMENTS = README + "".join(path.read_text() for path in sorted(ROOT.glob("*_*.py")))  # scripts' docstrings
+DOCUMENTS = "".join(path.read_text() for path in (
+    *sorted(ROOT.glob("*.md")), ROOT / "tests" / "benchmarks" / "README.md",
+    *sorted(ROOT.glob("*_*.py"))))  # scripts' docstrings
 COMMAND = re.compile(r"(?:python|torchrun --nproc_per_node=\d+) "
                      r"(?:-m ((?:fig|data|tests)(?:\.\w+)+\b(?!\.))|(\w+)\.py)((?: [^\n`&;#<]+)?)")
 COMMANDS = sorted(set(COMMAND.findall(DOCUMENTS.replace("\\\n", " "))))
