@@ -46,21 +46,20 @@ class ATFM(nn.Module):
                  annotators_per_pass: int | None = None, images_per_pass: int | None = None,
                  amp: bool = False) -> None:
         super().__init__()
-        self.objective = objective or Objective()
-        if self.objective.source == "gtr" and gtr is None:
+        self.objective = choice = objective or Objective()
+        if choice.source == "gtr" and gtr is None:
             raise ValueError("source='gtr' needs a GTR; train one first or take source='normal'")
-        if self.objective.source == "gtr" and self.objective.signed:
+        if choice.source == "gtr" and choice.signed:
             raise ValueError("--signed True: x_0 of GTR is in [0, 1], the masks would be -1 / 1; leave it "
                              "out, or take --source normal")
-        if self.objective.source == "normal" and self.objective.condition == "gtr":
+        if choice.source == "normal" and choice.condition == "gtr":
             raise ValueError("--condition gtr: --source normal has no GTR; pass --condition image and "
                              "--residual False, or leave --source out")
-        choice = self.objective
         if choice.residual and (choice.objective != "endpoint" or choice.condition != "gtr"
                                 or choice.condition_dropout or choice.guidance):
             raise ValueError("--residual True: expected --objective endpoint, --condition gtr, and neither "
                              "--condition_dropout nor --guidance; pass these, or --residual False")
-        self.gtr = gtr.requires_grad_(False) if gtr is not None and self.objective.source == "gtr" else None
+        self.gtr = gtr.requires_grad_(False) if gtr is not None and choice.source == "gtr" else None
         self.net = net
         self.annotators_per_pass, self.images_per_pass, self.amp = annotators_per_pass, images_per_pass, amp
         self._at_once: dict[tuple, int] = {}  # by shape and device, see `states_at_once`

@@ -2,11 +2,21 @@
 
 import json
 import math
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
-from metadata_manager import EvaluationConfig, FlowConfig, GTRConfig, LoopConfig, Metadata, RunConfig, parse
+from metadata_manager import (
+    EvaluationConfig,
+    FlowConfig,
+    GTRConfig,
+    LoopConfig,
+    Metadata,
+    Objective,
+    RunConfig,
+    parse,
+)
 from tests.benchmarks import gain, study
 
 SCRIPTS = {"train_GTR": (GTRConfig, LoopConfig), "train_prior_LIDC": (FlowConfig, LoopConfig),
@@ -128,3 +138,12 @@ def test_the_scripts_know_the_flags_of_every_row_of_the_gain():
               FlowConfig, LoopConfig)
         parse([*gain.TEST, *common, *variant.test.split()], "LIDC", "", RunConfig, Metadata, EvaluationConfig)
     assert len({variant.folder for variant in gain.ROWS}) == len(gain.ROWS)
+
+
+def test_the_row_best_has_what_the_preset_best_learns():
+    def objective(*flags):
+        _, found, _ = parse(flags, "LIDC", "", RunConfig, FlowConfig, LoopConfig)
+        return {one.name: getattr(found, one.name) for one in fields(Objective)}
+
+    (row,) = (row for row in gain.ROWS if row.name == "best")
+    assert objective(*gain.FLOW, *row.flow.split(), *row.test.split()) == objective("--preset", "best")
