@@ -176,7 +176,12 @@ class GTRConfig(OptimizerConfig):
     pool: str = setting("max", "paper: max; released: avg", ("max", "avg"))
     up: str = setting("transposed", "paper: transposed convolution; released: bilinear",
                       ("transposed", "bilinear"))
-    mc_samples: int = setting(20, "Monte Carlo samples per image, M: 10 draws and their negatives (Eq. 5)",
+    loss: str = setting("nll", "nll: Monte Carlo likelihood (Eq. 5); energy: Eq. 5 first, then the energy score "
+                               "of GTR's samples under 1 - IoU, see models/energy.py", ("nll", "energy"))
+    nll_first: float = setting(0.3, "share of the steps that Eq. 5 begins with before --loss energy takes over",
+                               within="[0, 1]")
+    nll_weight: float = setting(0.0, "weight of Eq. 5 per pixel beside the energy score", within="[0, inf)")
+    mc_samples: int = setting(20, "samples per image and step; of Eq. 5 M: 10 draws and their negatives",
                               within="[1, inf)")
     experts: str = setting("one", "one: a random expert per image and step (released); all: the likelihood "
                                   "under each, averaged", ("one", "all"))

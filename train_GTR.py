@@ -16,7 +16,7 @@ import fig
 from data import Loader, augmentations, load
 from metadata_manager import GTRConfig, LoopConfig, Metadata, RunConfig, parse
 from metrics import evaluate
-from models import GTR, Validation, describe, monte_carlo_nll, train_loop
+from models import GTR, Validation, describe, energy_score, monte_carlo_nll, train_loop
 from models.flow import one_expert
 from models.processes import INITIALIZATION, join, one_line_errors, seed_step
 
@@ -41,12 +41,22 @@ def main(argv: Sequence[str] | None = None) -> None:
         gtr = GTR.of(config, metadata.channels).to(device)
         optimizer = torch.optim.AdamW(gtr.parameters(), lr=config.lr, weight_decay=config.weight_decay)
 
-        # Loss: the Monte Carlo likelihood of an expert's mask under antithetic samples (Eq. 5).
-        def losses(image: Tensor, masks: Tensor) -> Iterator[dict[str, Tensor]]:
-            if config.experts == "one":
-                masks = one_expert(masks)
-            logits = gtr(image).rsample(config.mc_samples, antithetic=True)  # (b, m, h, w)
-            yield {"loss": monte_carlo_nll(logits, masks)}
+        # Loss: the Monte Carlo likelihood of an expert's mask under antithetic samples (Eq. 5), or from a share
+        # of the steps on the energy score of independent samples against all experts' masks.
+        def losses(done: float, image: Tensor, masks: Tensor) -> Iterator[dict[str, Tensor]]:
+            gaussian, terms = gtr(image), {}
+            by_likelihood = config.loss == "nll" or done < config.nll_first
+            if by_likelihood or config.nll_weight:
+                targets = one_expert(masks) if config.experts == "one" else masks
+                logits = gaussian.rsample(config.mc_samples, antithetic=True)  # (b, m, h, w)
+                terms["NLL"] = monte_carlo_nll(logits, targets)
+            if by_likelihood:
+                yield {"loss": terms["NLL"]}
+                return
+            samples = gaussian.rsample(config.mc_samples).sigmoid()
+            terms["ES"] = energy_score(samples, masks)
+            weight = config.nll_weight / samples[0, 0].numel()
+            yield {"loss": terms["ES"] + weight * terms.get("NLL", 0), **terms}
 
         # Validation: the samples themselves, without a flow, against all experts.
         def validate(model: GTR) -> Validation:

@@ -57,7 +57,7 @@ def train_system(run: RunConfig, metadata: Metadata, config: FlowConfig, loop: L
         return Validation(found.means(loop.val_samples, "GED", "HM-IoU", "Diversity"),
                           fig.validation_picture(sample, held_out, device))
 
-    train_loop(system.trainable, system.losses, optimizer, batches, validate,
+    train_loop(system.trainable, lambda done, *batch: system.losses(*batch), optimizer, batches, validate,
                folder=output / config.folder, epochs=config.num_epochs, config=loop, seed=run.seed,
                about=describe(config.method, metadata, config, run.seed, train, system.gtr),
                optimization=config, processes=processes)

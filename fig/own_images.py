@@ -28,7 +28,7 @@ def draw_own_images(systems: Sequence[Any], files: Sequence[str], n: int, seed: 
     names of a file and two folders about it seed its samples, whatever other images are drawn. Raises
     FileNotFoundError or ValueError, before anything is drawn, if one of them is not an image; ValueError for
     samples that are not finite."""
-    system = next((one for one in systems if one.evaluations > 0), systems[0])
+    system = next((one for one in systems if one.nfe > 0), systems[0])
     paths, side, channels = [Path(name) for name in files], system.trained_on.side, system.trained_on.channels
     if metadata is not None and metadata.reader in PADDED:
         return draw_like_cases(system, paths, n, seed, folder, device, metadata)

@@ -19,7 +19,7 @@ from metrics.report import bootstrap_interval, matching_n
 
 Report = dict[str, Any]
 PARTS = {"systems", "groups", "sampling", "metadata"}  # of a report
-FIELDS = {"method", "alpha", "solver", "steps", "evaluations", "scores"}  # of a system in it
+FIELDS = {"method", "alpha", "solver", "steps", "nfe", "scores"}  # of a system in it
 MARKERS = ("o", "s", "^", "D", "v", "P")  # one fewer than colours, so that pairs repeat after 42
 DRAWS = 2000  # of the bootstrap, per point: enough for an interval that is read off a picture
 
@@ -30,7 +30,7 @@ def results_curves(report: Report, folder: Path) -> list[str]:
     parts.png; tradeoff.png if systems of different cost were tested; sweep.png with several --alphas."""
     written = ["parts.png"]
     save(parts(report), folder / written[-1])
-    if len(_values(report, "evaluations")) > 1:
+    if len(_values(report, "nfe")) > 1:
         written.append("tradeoff.png")
         save(tradeoff(report), folder / written[-1])
     if len(_values(report, "alpha")) > 1:
@@ -52,8 +52,8 @@ def read_report(path: Path) -> Report:
 
 
 def tradeoff(report: Report) -> Figure:
-    """Scores against network evaluations per sample, a line per method, alpha and solver."""
-    return _curves(report, "evaluations", "network evaluations per sample", r", \d+ steps",
+    """Scores against network NFE per sample, a line per method, alpha and solver."""
+    return _curves(report, "nfe", "network NFE per sample", r", \d+ steps",
                    "flows of different cost; test with several --steps or --solver")
 
 
@@ -96,7 +96,7 @@ def parts(report: Report) -> Figure:
 
 def _values(report: Report, field: str) -> set[float]:
     """What the flows have for evaluations or alpha; act-gtr needs no evaluation of the network."""
-    return {one[field] for one in report["systems"].values() if one["evaluations"]} - {None}
+    return {one[field] for one in report["systems"].values() if one["nfe"]} - {None}
 
 
 def _curves(report: Report, field: str, axis: str, varying: str, needs: str) -> Figure:
@@ -110,7 +110,7 @@ def _curves(report: Report, field: str, axis: str, varying: str, needs: str) -> 
     lines: dict[str, list[dict[str, Any]]] = {}
     for name, one in sorted(systems.items(), key=lambda item: item[1][field]):
         lines.setdefault(re.sub(varying, "", name), []).append(one)
-    values, cost = sorted({one[field] for one in systems.values()}), field == "evaluations"
+    values, cost = sorted({one[field] for one in systems.values()}), field == "nfe"
     # Alphas are evenly spaced, so that 0 and powers of ten fit on one axis; the paper's is marked.
     places = {value: value if cost else i for i, value in enumerate(values)}
     what = report["metadata"]["what"]

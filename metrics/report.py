@@ -77,7 +77,7 @@ class System(Protocol):
 
     label: str
     method: str
-    evaluations: int
+    nfe: int
     parameters: int
     checkpoints: tuple[str, ...]
     alpha: float | None
@@ -149,11 +149,11 @@ def columns(samples: Sequence[int]) -> list[str]:
 def scores_table(what: str, rows: Sequence[Row], samples: Sequence[int]) -> str:
     """Markdown: ours, mean +- std over seeds, and below each method's rows what the paper reports for it."""
     names = columns(samples)
-    lines = [f"| system | evaluations | {' | '.join(names)} |", "|---" * (len(names) + 2) + "|"]
+    lines = [f"| system | NFE | {' | '.join(names)} |", "|---" * (len(names) + 2) + "|"]
     last = {row.system.method: row for row in rows}
     for row in rows:
         method = row.system.method
-        lines.append(_line(f"{row.system.label}, ours", str(row.system.evaluations),
+        lines.append(_line(f"{row.system.label}, ours", str(row.system.nfe),
                            row.evaluation.mean_std(), names))
         if row is last[method] and method in PAPER.get(what, {}):
             lines.append(_line(f"{method}, {OTHER_SOURCES.get(method, 'paper')}", "", PAPER[what][method],
@@ -167,18 +167,18 @@ def scores_table(what: str, rows: Sequence[Row], samples: Sequence[int]) -> str:
 def workload(systems: Sequence[System], images: int, config: EvaluationConfig) -> str:
     """What a test is about to do, a line per system."""
     drawn = f"{images} images x {len(config.seeds)} seeds x {max(config.samples)} samples"
-    return "\n".join(f"{one.label}: {drawn} x {one.evaluations} evaluations, {one.precision}"
+    return "\n".join(f"{one.label}: {drawn} x {one.nfe} NFE, {one.precision}"
                      for one in systems)
 
 
 def cost_table(what: str, rows: Sequence[Row]) -> str:
     """Markdown: what the samples of each system cost, drawn and scored, beside the paper's time for 100."""
-    lines = ["| cost | evaluations per sample | parameters | s per image of 100 samples | paper, RTX 3090 |",
+    lines = ["| cost | NFE per sample | parameters | s per image of 100 samples | paper, RTX 3090 |",
              "|---" * 5 + "|"]
     for row in rows:
         drawn = np.size(row.evaluation.scores["Empty"]) * row.samples
         paper = PAPER_SECONDS.get(what, {}).get(row.system.method, "-")
-        lines.append(f"| {row.system.label} | {row.system.evaluations} | {row.system.parameters:,} | "
+        lines.append(f"| {row.system.label} | {row.system.nfe} | {row.system.parameters:,} | "
                      f"{100 * row.seconds / drawn:.3g} | {paper} |")
     return "\n" + "\n".join(lines) + "\n"
 

@@ -15,6 +15,7 @@ tau    `temperature`, x_0 = sigmoid(logits / tau)
 from models import checkpoint
 from models.atfm import ATFM
 from models.baselines import baseline
+from models.energy import energy_score
 from models.gtr import GTR, LowRankGaussian, monte_carlo_nll
 from models.loading import describe, load_flow, load_gtr
 from models.released import load_released
@@ -23,4 +24,4 @@ from models.systems import load_systems
 from models.training import Validation, train_loop
 
 __all__ = ["ATFM", "GTR", "LowRankGaussian", "STNet", "Validation", "baseline", "checkpoint", "describe",
-           "load_flow", "load_gtr", "load_released", "load_systems", "monte_carlo_nll", "train_loop"]
+           "energy_score", "load_flow", "load_gtr", "load_released", "load_systems", "monte_carlo_nll", "train_loop"]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from metadata_manager import GREY, Objective
 from models.flow import (
-    EVALUATIONS_PER_STEP,
+    NFE_PER_STEP,
     SOLVERS,
     Velocity,
     bridge,
@@ -95,9 +95,9 @@ class ATFM(nn.Module):
         """Solver steps of a sample."""
         return self.objective.steps
 
-    def evaluations(self, steps: int | None = None, solver: str | None = None) -> int:
+    def nfe(self, steps: int | None = None, solver: str | None = None) -> int:
         """Of the net, per sample."""
-        each = EVALUATIONS_PER_STEP[solver or self.objective.solver]
+        each = NFE_PER_STEP[solver or self.objective.solver]
         return (steps or self.steps) * each * (1 if self.objective.guidance == 0 else 2)
 
     @torch.no_grad()

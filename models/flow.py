@@ -179,4 +179,4 @@ def ab2(velocity: Velocity, x_0: Tensor, steps: int) -> Tensor:
 SOLVERS: dict[str, Callable[[Velocity, Tensor, int], Tensor]] = {
     "euler": euler, "midpoint": midpoint, "heun": heun, "rk4": rk4, "ab2": ab2,
 }
-EVALUATIONS_PER_STEP = {"euler": 1, "midpoint": 2, "heun": 2, "rk4": 4, "ab2": 1}
+NFE_PER_STEP = {"euler": 1, "midpoint": 2, "heun": 2, "rk4": 4, "ab2": 1}

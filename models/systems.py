@@ -1,7 +1,7 @@
 """The trained systems that a test compares, ready to sample."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -35,13 +35,13 @@ Sampler = Callable[..., Tensor]
 class System:
     """A trained system with its way of sampling, a row of the test's table.
 
-    sample(image (b, c, h, w), n, generator=None) -> probabilities (b, n, h, w). evaluations: of the network
+    sample(image (b, c, h, w), n, generator=None) -> probabilities (b, n, h, w). nfe: evaluations of the network
     per sample. parameters: of all its networks. checkpoints: the files it is made of, the flow's last."""
 
     label: str
     method: str
     sample: Sampler
-    evaluations: int
+    nfe: int
     parameters: int
     checkpoints: tuple[str, ...]
     trained_on: TrainedOn
@@ -50,6 +50,8 @@ class System:
     solver: str | None = None
     steps: int | None = None
     precision: str = "float32"  # of its networks
+    preset: str = "paper"  # that it was trained under; custom: with other choices
+    training: dict[str, dict[str, Any]] = field(default_factory=dict)  # stage -> its whole configuration
 
 
 def load_systems(config: EvaluationConfig, metadata: Metadata, run: RunConfig, device: torch.device,
@@ -87,7 +89,7 @@ def load_systems(config: EvaluationConfig, metadata: Metadata, run: RunConfig, d
                 system = tested_flow(path, method, gtr, config, metadata, run.preset, test).to(device)
             files = (str(path),) if system.gtr is None else (str(gtr_path), str(path))
             weights = checkpoint.fingerprint(system)
-            found += [System(label(method, config, alpha, way), method, sample, system.evaluations(**way),
+            found += [System(label(method, config, alpha, way), method, sample, system.nfe(**way),
                              size(system), files, system.trained_on, weights, alpha, **way,
                              precision=precision_of(device, run, config.amp and method in FLOWS))
                       for way, sample in ways_to_sample(system, config)]

@@ -123,7 +123,7 @@ def train_loop(model: nn.Module, losses: Callable[..., Iterable[dict[str, Tensor
 
                     # Gradients, piece by piece, so that a piece's activations are freed before the next.
                     terms: dict[str, Tensor] = {}
-                    for piece in losses(*batch):
+                    for piece in losses(step / (epochs * len(batches)), *batch):
                         (weight * piece["loss"]).backward()
                         for name, value in piece.items():
                             terms[name] = terms.get(name, 0) + weight * value.detach()

@@ -233,7 +233,7 @@ def test_samples_are_probabilities_that_the_generator_decides(name):
     model, image = system(CLASSES[name], channels=3), batch(3)[0]
     samples = model.sample(image, 5, generator=seeded(5))
     assert samples.shape == (B, 5, SIZE, SIZE) and not samples.requires_grad
-    assert 0 <= samples.min() < samples.max() <= 1 and model.evaluations() == 1
+    assert 0 <= samples.min() < samples.max() <= 1 and model.nfe() == 1
     torch.manual_seed(9)
     assert torch.equal(model.sample(image, 5, steps=1, generator=seeded(5)), samples)
     assert not torch.equal(model.sample(image, 5, generator=seeded(6)), samples)

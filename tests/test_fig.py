@@ -198,7 +198,7 @@ def report(steps=(), solver=(), **systems):
     return {"groups": ["a", "b", "a", "b"], "metadata": {"what": "LIDC_demo", "reader": "lidc"},
             "sampling": {"samples": [2, 4], "steps": list(steps), "solver": list(solver)},
             "systems": {label.replace("__", ", ").replace("_", " "): {
-                "method": "atfm", "evaluations": cost, "alpha": alpha, "solver": "euler", "steps": cost,
+                "method": "atfm", "nfe": cost, "alpha": alpha, "solver": "euler", "steps": cost,
                 "scores": {name: (value - less + spread).tolist() for name, value in values.items()},
             } for label, (cost, alpha, less) in systems.items()}}
 

@@ -8,7 +8,7 @@ import torch
 
 from metadata_manager import SOLVERS as NAMES
 from models import flow
-from models.flow import EVALUATIONS_PER_STEP, SOLVERS, dice, semantic_loss
+from models.flow import NFE_PER_STEP, SOLVERS, dice, semantic_loss
 
 ORDERS = {"euler": 1, "midpoint": 2, "heun": 2, "rk4": 4, "ab2": 2}
 
@@ -116,7 +116,7 @@ def logistic_error(solver, steps):
 
 
 def test_every_solver_is_tested_counted_and_offered():
-    assert set(ORDERS) == set(SOLVERS) == set(EVALUATIONS_PER_STEP) == set(NAMES)
+    assert set(ORDERS) == set(SOLVERS) == set(NFE_PER_STEP) == set(NAMES)
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
@@ -138,7 +138,7 @@ def test_constant_velocity_is_integrated_exactly_at_the_stated_cost(solver, step
     found = SOLVERS[solver](velocity, x_0, steps)
     torch.testing.assert_close(found, source + u, rtol=1e-14, atol=1e-14)
     assert torch.equal(x_0, source)  # left as it was
-    assert len(times) == EVALUATIONS_PER_STEP[solver] * steps
+    assert len(times) == NFE_PER_STEP[solver] * steps
     assert all(type(t) is float and 0 <= t <= 1 for t in times)
 
 

@@ -48,7 +48,7 @@ def test_a_place_that_does_not_exist_is_named_as_it_was_given(tmp_path):
 
 def test_a_system_is_a_function_from_an_image_to_probabilities(run):
     found = systems(run, steps=(1, 2), solver=("euler", "heun"))
-    assert {system.label: system.evaluations for system in found} == {
+    assert {system.label: system.nfe for system in found} == {
         "act-gtr": 0, "atfm, euler, 1 steps": 1, "atfm, euler, 2 steps": 2, "atfm, heun, 1 steps": 2,
         "atfm, heun, 2 steps": 4}
     image, ends = torch.rand(1, 1, 8, 8), []
@@ -116,7 +116,7 @@ def test_a_flow_is_sampled_as_it_was_trained_unless_told(lidc, tmp_path, no_pict
     train_prior_LIDC.main([*tiny.PRIOR, *tiny.where(lidc, tmp_path), "--num_epochs", "1", "--steps", "3",
                            "--method", "cfm"])
     (cfm,) = systems(tmp_path, methods=("cfm",))  # without a GTR, which it does not need
-    assert (cfm.solver, cfm.steps, cfm.evaluations) == ("midpoint", 3, 12)
+    assert (cfm.solver, cfm.steps, cfm.nfe) == ("midpoint", 3, 12)
     assert cfm.checkpoints == (f"{tmp_path}/cfm/best.pt",)
 
 

@@ -122,7 +122,7 @@ def test_the_path_of_a_flag_goes_before_the_environment_before_the_file(monkeypa
 def test_every_method_and_preset_has_values_that_exist():
     for what, preset, method in product(EXPERIMENTS, PRESETS, METHODS):
         assert read(f"--preset {preset} --method {method}", what=what)[FlowConfig].method == method
-    assert set(SOLVERS) == set(flow.SOLVERS) == set(flow.EVALUATIONS_PER_STEP)
+    assert set(SOLVERS) == set(flow.SOLVERS) == set(flow.NFE_PER_STEP)
 
 
 def test_cfm_takes_its_100_000_steps_on_lidc():

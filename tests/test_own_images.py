@@ -83,7 +83,7 @@ def test_grey_goes_through_a_model_of_rgb_and_a_diverged_model_writes_nothing(tm
         sizes.append(tuple(image.shape))
         return torch.full((1, n, 8, 8), value)
 
-    system = SimpleNamespace(label="atfm", evaluations=1, trained_on=TrainedOn(8, 3),
+    system = SimpleNamespace(label="atfm", nfe=1, trained_on=TrainedOn(8, 3),
                              sample=partial(sample, torch.nan))
     with pytest.raises(ValueError, match="a.png: atfm gave probabilities that are not finite"):
         draw_own_images([system], [str(path)], 2, 0, tmp_path / "out")

@@ -31,7 +31,7 @@ def row(method, ged, label=None):
     """A system whose GED2 is `ged` (seeds, images), and all its other scores half of it."""
     scores = {name: np.array(ged) * (1 if name == "GED2" else 0.5) for name in (*columns((2,)), "Empty")}
     evaluation = Evaluation(tuple("abcdef"), tuple(range(len(ged))), scores)
-    system = SimpleNamespace(label=label or method, method=method, evaluations=25, parameters=3000,
+    system = SimpleNamespace(label=label or method, method=method, nfe=25, parameters=3000,
                              checkpoints=("gtr.pt",), alpha=None, solver="euler",
                              steps=25, precision="float32")
     return Row(system, evaluation, seconds=1.5, samples=2)
@@ -99,7 +99,7 @@ def test_cfm_s_numbers_are_those_of_its_own_paper_at_m_15():
 def test_scores_table_has_the_papers_row_below_each_methods_rows():
     rows = [ACT_GTR, row("atfm", [[0.25] * 6], "atfm, 5 steps"), ATFM, row("cfm", [[0.25] * 6])]
     lines = scores_table("LIDC", rows, (2,)).splitlines()
-    assert lines[0] == ("| system | evaluations | GED2 | HM-IoU2 | MDM2 | Diversity2 | S_NCC | Dice of means "
+    assert lines[0] == ("| system | NFE | GED2 | HM-IoU2 | MDM2 | Diversity2 | S_NCC | Dice of means "
                         "| ECE |")
     assert [line.split(" | ")[0] for line in lines[2:]] == [
         "| act-gtr, ours", "| act-gtr, paper", "| atfm, 5 steps, ours", "| atfm, ours", "| atfm, paper",
@@ -117,7 +117,7 @@ def test_a_system_that_cannot_be_trained_here_stands_below_those_that_are_compar
 def test_a_test_says_first_what_it_will_do():
     config = EvaluationConfig(samples=(16, 100), seeds=(0, 1))
     assert workload([ACT_GTR.system, ATFM.system], 7, config).splitlines() == [
-        f"{name}: 7 images x 2 seeds x 100 samples x 25 evaluations, float32" for name in ("act-gtr", "atfm")]
+        f"{name}: 7 images x 2 seeds x 100 samples x 25 NFE, float32" for name in ("act-gtr", "atfm")]
 
 
 def test_costs_are_of_100_samples_beside_the_papers():

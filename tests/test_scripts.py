@@ -82,7 +82,7 @@ def test_a_test_leaves_a_table_and_what_is_needed_to_repeat_it(run, tested):
     assert (found["metadata"]["what"], found["metadata"]["crop"]) == ("LIDC", 8)
     assert set(found["systems"]) == {"act-gtr", "atfm"}
     atfm = found["systems"]["atfm"]
-    assert (atfm["method"], atfm["evaluations"], atfm["seeds"]) == ("atfm", 1, [0, 1])
+    assert (atfm["method"], atfm["nfe"], atfm["seeds"]) == ("atfm", 1, [0, 1])
     assert atfm["checkpoints"] == [f"{run}/GTR/best.pt", f"{run}/atfm/best.pt"]
     assert len(atfm["ids"]) == len(found["groups"]) == 6
     assert {f"{name}{n}" for name in ("GED", "HM-IoU", "MDM", "Diversity") for n in (16, 32)} <= set(
@@ -135,7 +135,7 @@ def test_every_method_trains_and_tests(lidc, run_copy, no_pictures):
         assert checkpoint.load(run_copy / method / "best.pt")["stage"] == method
     test_prior_LIDC.main([*TEST, *where(lidc, run_copy), "--methods", "act-gtr", *CONTROLS, *methods])
     table = rows((run_copy / "test" / "table.md").read_text())
-    assert {name: row["evaluations"] for name, row in table.items()} == {
+    assert {name: row["nfe"] for name, row in table.items()} == {
         "act-gtr, ours": "0", "act-gtr, paper": "", "act-gtr-emptied, ours": "0",
         "act-gtr-smoothed, ours": "0", "refiner, ours": "1", "atfm, ours": "1", "atfm, paper": "",
         "atfm-no-sf, ours": "1", "atfm-no-sf, paper": "", "sfm, ours": "1", "sfm, paper": "",

@@ -72,7 +72,7 @@ def test_the_net_is_called_as_often_as_the_system_says(name):
     model, calls = system(name), []
     model.net.register_forward_pre_hook(lambda net, inputs: calls.append(len(inputs[0])))
     samples = model.sample(batch()[0], 3, generator=seeded(), batch_size=6)
-    assert model.evaluations() == T and calls == [6] * T
+    assert model.nfe() == T and calls == [6] * T
     assert torch.equal(model.sample(batch()[0], 3, T, seeded(), 6), samples)
     calls.clear()
     model.sample(batch()[0], 5, 1, seeded(), batch_size=4)

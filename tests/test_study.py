@@ -108,7 +108,7 @@ def test_the_gain_is_of_the_same_run_and_in_per_cent_of_the_control():
                   "act-gtr-emptied": {"GED16": [[0.3, 0.3]], "HM-IoU16": [[0.5, 0.5]], **empty},
                   "atfm": {"GED16": [[ged, ged]], "HM-IoU16": [[0.6, 0.6]], **empty}}
         return {"groups": ["a", "b"],
-                "systems": {name: {"evaluations": 2, "scores": of} for name, of in scores.items()}}
+                "systems": {name: {"nfe": 2, "scores": of} for name, of in scores.items()}}
 
     runs = {0: result(0.2), 1: result(0.3)}
     *_, gtr, emptied, best = gain.table({"best": runs}).splitlines()

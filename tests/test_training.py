@@ -49,7 +49,7 @@ class Pairs:
 def squares(model):
     """A loss with noise in it, so that a step repeats only if the loop seeds it."""
 
-    def losses(image, masks):
+    def losses(done, image, masks):
         error = model(image) + 0.1 * torch.randn_like(image) - masks
         return [{"loss": error.square().mean()}]
 
@@ -60,8 +60,8 @@ def at_call(number, action, losses):
     """`losses` that calls `action` while it computes call `number`, counted from 0."""
     calls = count()
 
-    def acting(image, masks):
-        terms = losses(image, masks)
+    def acting(done, image, masks):
+        terms = losses(done, image, masks)
         return action(terms) or terms if next(calls) == number else terms
 
     return acting
@@ -154,7 +154,7 @@ def test_a_run_ended_in_a_validation_goes_on_with_that_validation(tmp_path):
             yield value or 1 / 0
 
     def watched(losses):
-        return lambda image, masks: done.append("step") or losses(image, masks)
+        return lambda *batch: done.append("step") or losses(*batch)
 
     whole = train(tmp_path / "whole", scores=[3, 2, 1])
     with pytest.raises(ZeroDivisionError):
@@ -276,11 +276,11 @@ def test_the_log_holds_means_over_images(tmp_path):
 
 def test_pieces_of_a_loss_add_up_to_the_whole(tmp_path):
     def in_pieces(losses):
-        def pieces(image, masks):
+        def pieces(done, image, masks):
             state = torch.get_rng_state()
             for share in (0.25, 0.75):
                 torch.set_rng_state(state)
-                yield {"loss": share * losses(image, masks)[0]["loss"]}
+                yield {"loss": share * losses(done, image, masks)[0]["loss"]}
 
         return pieces
 

@@ -50,7 +50,7 @@ class Baseline(nn.Module):
         """The system over other weights, such as averaged ones."""
         return trained
 
-    def evaluations(self, steps: int | None = None) -> int:
+    def nfe(self, steps: int | None = None) -> int:
         """Of its network, per sample; a decoder counts as its network."""
         return steps or self.steps or 1
 

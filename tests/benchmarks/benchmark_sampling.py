@@ -23,7 +23,7 @@ import data
 from metadata_manager import experiment
 from metrics import evaluate, ged
 from models import ATFM, GTR, STNet, checkpoint, load_flow, load_gtr
-from models.flow import EVALUATIONS_PER_STEP
+from models.flow import NFE_PER_STEP
 from tests.benchmarks import straightforward
 from tests.benchmarks.measure import exponent, flops, machine, matmul_peak, medians, report
 
@@ -37,7 +37,7 @@ class Way:
     """A sampler of one image, its evaluations of ST-Net per sample, whether it must repeat the baseline."""
 
     sample: Callable[[], Tensor]  # probabilities (1, n, h, w)
-    evaluations: int
+    nfe: int
     exact: bool = False
     dtype: torch.dtype = torch.float32
 
@@ -74,7 +74,7 @@ def ways(atfm: ATFM, image: Tensor, n: int, steps: int, more: bool) -> dict[str,
         found["ours, bfloat16, channels_last"] = bfloat16(channels_last=True)
         found["ours, bfloat16, channels_last, compiled"] = bfloat16(channels_last=True, compiled=True)
     for solver, few in FEWER:
-        evaluations = few * EVALUATIONS_PER_STEP[solver]
+        evaluations = few * NFE_PER_STEP[solver]
         found[f"ours, {solver}, {few} steps"] = Way(ours(atfm, image, n, few, solver), evaluations)
     return found
 
@@ -91,8 +91,8 @@ def compared(found: dict[str, Way], masks: Tensor, repeats: int, device: torch.d
         difference = float(ged(drawn[name], masks) - expected)
         if way.exact and (agreement < 0.999 or abs(difference) > 0.001):
             raise SystemExit(f"{name}: masks agree on {agreement:.3%} of pixels, GED {difference:+.2g} off")
-        rate = flop * first.shape[1] * way.evaluations / times[name]
-        yield {"way": name, "evaluations": way.evaluations, "s": times[name],
+        rate = flop * first.shape[1] * way.nfe / times[name]
+        yield {"way": name, "nfe": way.nfe, "s": times[name],
                "times faster": times[BASELINE] / times[name], "TFLOP/s": rate / 1e12,
                "of peak": f"{rate / peaks[way.dtype]:.0%}", "masks agree": f"{agreement:.2%}",
                "GED differs": f"{difference:+.4f}"}

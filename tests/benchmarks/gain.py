@@ -87,7 +87,7 @@ def table(found: Found) -> str:
     """Markdown: a row per choice, and GTR's own scores above."""
     names = [f"{score} minus {name}" for name in CONTROLS.values() for score in SCORES]
     none = [""] * len(names)
-    lines = [f"| row | runs | evaluations | GED16 | HM-IoU16 | {' | '.join(names)} | empty, correlation |",
+    lines = [f"| row | runs | NFE | GED16 | HM-IoU16 | {' | '.join(names)} | empty, correlation |",
              "|---" * (6 + len(names)) + "|"]
     flows = {name: runs for name, runs in found.items() if name not in ALONE}
     if flows:
@@ -107,7 +107,7 @@ def _line(name: str, runs: Runs, system: str, differences: Sequence[str]) -> str
     means = [f"{scores(runs, system, score).mean():.3f}" for score in SCORES]
     shares = (f"{np.mean([one['Empty'].mean() for one in empty]):.2f}, "
               f"{np.mean([empty_correlation(one) for one in empty]):+.2f}")
-    cells = [name, str(len(runs)), str(flows[0]["evaluations"]), *means, *differences, shares]
+    cells = [name, str(len(runs)), str(flows[0]["nfe"]), *means, *differences, shares]
     return f"| {' | '.join(cells)} |"
 
 

@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from metadata_manager import experiment
 from models import GTR, STNet
-from models.flow import EVALUATIONS_PER_STEP
+from models.flow import NFE_PER_STEP
 from tests.benchmarks.measure import report
 
 # Images to train on and to test on: 64 % and 20 % of 15,096 slices; of 2,000 lesions, a guess at ISIC3's.
@@ -56,7 +56,7 @@ def stages(what: str, preset: str, method: str) -> dict[str, tuple[float, str]]:
         x = torch.empty(1, 1, side, side)
         net = operations(STNet(flow.dim, flow.dim_mults), x, torch.empty(1), x)
     paths = 1 if flow.experts == "one" else ours.metadata.annotators
-    evaluations = flow.steps * EVALUATIONS_PER_STEP[flow.solver] * (1 if flow.guidance == 0 else 2)
+    evaluations = flow.steps * NFE_PER_STEP[flow.solver] * (1 if flow.guidance == 0 else 2)
     samples = max(ours.evaluation.samples) * len(ours.evaluation.seeds)
     return {"GTR": (float(BACKWARD) * gtr * train * ours.gtr.epochs, "tf32"),
             "flow": (float(BACKWARD) * net * train * paths * flow.num_epochs, "tf32"),

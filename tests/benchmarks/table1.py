@@ -102,7 +102,7 @@ def table(runs: dict[int, dict[str, Any]], seconds: dict[str, float]) -> str:
     seconds: of training, by system."""
     patients = next(iter(runs.values()))["groups"]
     names = [*SCORES, "empty", *(f"{score} minus atfm" for score in SCORES)]
-    lines = [f"| system | runs | training, s | parameters | evaluations | {' | '.join(names)} |",
+    lines = [f"| system | runs | training, s | parameters | NFE | {' | '.join(names)} |",
              "|---" * (5 + len(names)) + "|"]
 
     def values(name: str, score: str) -> np.ndarray:
@@ -110,7 +110,7 @@ def table(runs: dict[int, dict[str, Any]], seconds: dict[str, float]) -> str:
 
     for name, one in next(iter(runs.values()))["systems"].items():
         cells = [name, str(len(runs)), f"{seconds[name]:.0f}", f"{one['parameters']:,}",
-                 str(one["evaluations"])]
+                 str(one["nfe"])]
         cells += [f"{values(name, score).mean():.3f}" for score in SCORES]
         cells.append(f"{values(name, 'Empty').mean():.2f}")
         for score in SCORES:
