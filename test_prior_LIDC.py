@@ -13,9 +13,10 @@ from pathlib import Path
 import fig
 import metrics
 from data import load
-from metadata_manager import EvaluationConfig, Metadata, RunConfig, parse
+from metadata_manager import EvaluationConfig, Metadata, RunConfig
 from models import load_systems
 from models.checkpoint import versions
+from models.flags import parse
 from models.processes import join, leave, one_line_errors, stop_signals
 
 CONTROL_IMAGES = 200
@@ -51,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         # file as they come, so that a test that was stopped goes on.
         folder = processes.in_turn(
             lambda: metrics.free_folder(output / "test", metadata=metadata, sampling=config))
-        part, parts = config.share
+        part, parts = config.part_of_images
         record = metrics.Record(folder, f"{part + 1}of{parts}.{processes.rank}")
         mine = range(processes.rank + part * processes.count, len(test), processes.count * parts)
         rows = []

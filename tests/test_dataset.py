@@ -268,7 +268,7 @@ def test_the_gradients_of_processes_add_up_to_those_of_one(square, choices, rank
     monkeypatch.setattr("models.atfm.one_expert", lambda masks: masks[:, expert])
 
     def gradient(*share):
-        loader = Loader(train, 2, 0, "cpu", (), *share, objective.apart)
+        loader = Loader(train, 2, 0, "cpu", (), *share, objective.per_annotator_loss)
         image, masks = loader(1)
         atfm.zero_grad()
         chosen = range(masks.shape[1]) if "experts" in choices else [0]
