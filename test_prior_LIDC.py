@@ -60,8 +60,6 @@ def main(argv: Sequence[str] | None = None) -> None:
             stop = partial(leave, signals, f": the same command goes on from what is in {folder}")
             for system in systems:
                 known = record.of(system.label, system.weights, test.fingerprint, device.type, run.tf32)
-                if config.merge:
-                    known.require(test.ids, config.seeds, system.label)
                 found = metrics.evaluate(system.sample, test, config.samples, config.seeds, device, mine,
                                          title=system.label if processes.first else None, memory=known,
                                          after_each=stop)

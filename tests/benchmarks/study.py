@@ -1,0 +1,228 @@
+"""What gains, and how ATFM compares: systems trained for the same time on the same patients of LIDC.
+
+A row is a system or one change of it. Each of its training runs is scored on validation and on test patients and
+leaves one small file, tests/benchmarks/results/<size>/<row>-<seed>.json.gz: scores of every image, configuration,
+commit, hardware and seconds. A run that has its file is not repeated; weights may be lost, results not. The same
+command in a second terminal works beside the first: a run is claimed by one process. About 9 minutes a run and
+seed on one core:
+
+    python -m tests.benchmarks.study run --data_path <lidc .h5 file> --size 32 --seeds 0 1 2
+    python -m tests.benchmarks.study tables --output docs/results.md
+
+`tables` writes every table between its markers in a document, from the files alone.
+"""
+
+import argparse
+import fcntl
+import gzip
+import json
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import train_GTR
+import train_prior_LIDC
+from data import load
+from metadata_manager import EvaluationConfig, Metadata, RunConfig
+from metrics import control, evaluate
+from models import load_systems
+from models.flags import parse
+from models.processes import one_line_errors
+from tests.benchmarks import measure
+
+RESULTS = Path(__file__).parent / "results"
+IMAGES = {"validation": 200, "test": 240}  # evenly spaced over the split, so of all its patients
+SAMPLES = 16
+KEPT = ("GED16", "HM-IoU16", "Diversity16", "Empty", "Experts empty", "Experts' diversity", "Size")
+CPU = torch.device("cpu")
+# The same optimizer for all; sizes for a CPU.
+OPTIMIZER = "--lr 1e-3 --schedule cosine --val_images 8"
+GTR = f"{OPTIMIZER} --ema 0.99 --batchsize 8 --num_filters 16 32 64"
+FLOW = f"{OPTIMIZER} --ema 0.999 --clip 1 --dim 16 --val_steps 1"
+SYSTEM = f"{FLOW} --batch_size 8 --dim_mults 1 2 4 --weight_decay 0"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A training step of a row: its script, its flags, and its share of the row's time."""
+
+    script: Any
+    flags: str
+    share: float = 1.0
+
+    @property
+    def epochs_flag(self) -> str:
+        return "--epochs" if self.script is train_GTR else "--num_epochs"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A system: how it is trained, which of a test's --methods it is, and what it is shown for.
+
+    like: the row whose training it shares, with other flags of sampling, `temperature`."""
+
+    title: str
+    stages: tuple[Stage, ...]
+    method: str = "act-gtr"
+    preset: str = "paper"
+    steps: int | None = None
+    like: str | None = None
+    temperature: float | None = None
+
+
+def _gtr(flags: str, share: float = 1.0) -> Stage:
+    return Stage(train_GTR, f"{GTR} {flags}", share)
+
+
+def _atfm(flags: str) -> Stage:
+    return Stage(train_prior_LIDC, f"{FLOW} {flags}", 2 / 3)
+
+
+def _rival(method: str, flags: str = "") -> Row:
+    return Row(method, (Stage(train_prior_LIDC, f"--method {method} {SYSTEM} {flags}"),), method)
+
+
+FLIPS = "--dihedral True"
+ROWS = {
+    "nll": Row("Act. GTR, Eq. 5", (_gtr(""),)),
+    "nll-flips": Row("Act. GTR, Eq. 5, images flipped and turned", (_gtr(FLIPS),)),
+    "best": Row("Act. GTR (best)", (_gtr("--preset best"),), preset="best"),
+    "best-flips": Row("best, images flipped and turned", (_gtr(f"--preset best {FLIPS}"),), preset="best"),
+    "best-temperature-1": Row("best without temperature", (), preset="best", like="best", temperature=1.0),
+    "best-m-8": Row("best with m = 8", (_gtr("--preset best --mc_samples 8"),), preset="best"),
+    "best-nll-all": Row("best without the energy score", (_gtr("--preset best --loss nll --mc_samples 20"),),
+                        preset="best"),
+    "best-no-nll": Row("best without Eq. 5 at first", (_gtr("--preset best --nll_first 0"),), preset="best"),
+    "best-wide": Row("best, twice as wide", (_gtr("--preset best --num_filters 32 64 128"),), preset="best"),
+    "atfm": Row("ATFM, paper", (_gtr("", 1 / 3), _atfm("--batch_size 2")), "atfm", steps=25),
+    "atfm-best": Row("ATFM (best), 2 NFE", (_gtr("--preset best", 1 / 3), _atfm("--preset best --batch_size 8")),
+                     "atfm", preset="best", steps=2),
+    "mose": _rival("mose"),
+    "ssn": _rival("ssn"),
+    "prob-unet": _rival("prob-unet"),
+    "phiseg": _rival("phiseg"),
+    "flow-ssn": _rival("flow-ssn"),
+}
+
+
+@contextmanager
+def claimed(folder: Path):
+    """Whether this process may work in a folder: nobody else does while the block runs."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "claim", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        yield True
+
+
+def cpu_seconds(call: Callable[[], Any]) -> float:
+    """Of this process's CPU, which other processes on the machine hardly alter."""
+    start = time.process_time()
+    call()
+    return time.process_time() - start
+
+
+def seconds_per_epoch(stage: Stage, common: Sequence[str], images: int, folder: Path, gtr: Sequence[str]) -> float:
+    """CPU seconds of an epoch, from runs of one and of three epochs on 320 images."""
+    def run(epochs: int) -> None:
+        shutil.rmtree(folder, ignore_errors=True)
+        stage.script.main([*common, *stage.flags.split(), *gtr, stage.epochs_flag, str(epochs), "--limit", "320",
+                           "--validate_every", "9", "--output_path", str(folder)])
+
+    short, long = cpu_seconds(lambda: run(1)), cpu_seconds(lambda: run(3))
+    return (long - short) / 2 * images / 320
+
+
+def train(row: Row, seed: int, minutes: float, common: Sequence[str], folder: Path) -> dict[str, Any]:
+    """Trains a row's stages for `minutes` of CPU time together; what each took and has as configuration."""
+    done: dict[str, Any] = {}
+    images = len(load(parse(common, "LIDC", __doc__, Metadata)[0], "train"))
+    for stage in row.stages:
+        gtr = [] if stage.script is train_GTR or len(row.stages) == 1 else ["--gtr", str(folder)]
+        plan = folder / f"{stage.script.__name__}.json"
+        if not plan.exists():
+            each = seconds_per_epoch(stage, common, images, folder / "speed", gtr)
+            plan.write_text(json.dumps(max(1, round(60 * minutes * stage.share / each))))
+        epochs = str(json.loads(plan.read_text()))
+        flags = [*common, *stage.flags.split(), *gtr, "--seed", str(seed), stage.epochs_flag, epochs,
+                 "--validate_every", epochs, "--output_path", str(folder)]
+        seconds = cpu_seconds(partial(stage.script.main, flags))
+        done[stage.script.__name__] = {"flags": flags[len(common):], "epochs": int(epochs), "cpu_seconds": seconds}
+    return done
+
+
+def score(row: Row, metadata: Metadata, folder: Path) -> dict[str, Any]:
+    """Scores of the trained system, by split: what each image has, and what samples cost."""
+    config = EvaluationConfig(methods=(row.method,), steps=() if row.steps is None else (row.steps,))
+    found: dict[str, Any] = {}
+    for split, count in IMAGES.items():
+        images = load(metadata, "val" if split == "validation" else "test").spread(count)
+        system, = load_systems(config, metadata, RunConfig(output_path=str(folder), preset=row.preset), CPU,
+                               partial(control, validation=lambda: load(metadata, "val").spread(200), device=CPU),
+                               images)
+        sample = system.sample
+        if row.temperature is not None:
+            sample.__self__.temperature = row.temperature
+        start = time.process_time()
+        result = evaluate(sample, images, (SAMPLES,), device=CPU)
+        seconds = time.process_time() - start
+        found[split] = {
+            "ids": list(result.ids), "groups": [str(patient) for patient in images.patients],
+            "scores": {name: np.round(result.scores[name][0], 5).tolist() for name in KEPT},
+            "seconds_per_100": 100 * seconds / SAMPLES / len(images)}
+        found |= {"nfe": system.nfe, "parameters": system.parameters, "training": system.training}
+    return found
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Every row and seed that has no file yet."""
+    common = ["--data_path", arguments.data_path, "--crop", str(arguments.size), "--device", "cpu"]
+    metadata, = parse(common, "LIDC", __doc__, Metadata)
+    for seed in arguments.seeds:
+        for name in arguments.rows:
+            row = ROWS[name]
+            output = RESULTS / str(arguments.size) / f"{name}-{seed}.json.gz"
+            folder = arguments.output_path / str(arguments.size) / f"{row.like or name}-{seed}"
+            with claimed(folder) as mine:
+                if output.exists() or not mine:
+                    continue
+                trained = train(ROWS[row.like] if row.like else row, seed, arguments.minutes, common, folder)
+                content = {"row": name, "seed": seed, "size": arguments.size, "minutes": arguments.minutes,
+                           "commit": measure.commit(), "machine": measure.machine(CPU), "stages": trained,
+                           **score(row, metadata, folder)}
+                output.parent.mkdir(parents=True, exist_ok=True)
+                temporary = output.with_suffix(".part")
+                temporary.write_bytes(gzip.compress(json.dumps(content).encode(), mtime=0))
+                temporary.rename(output)
+                print(f"{output}: written", flush=True)
+
+
+def main(flags: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    train_and_test = commands.add_parser("run", help="train and score what has no file yet")
+    train_and_test.add_argument("--data_path", required=True, help="LIDC: an .h5 file or the folder of pickles")
+    train_and_test.add_argument("--size", type=int, default=32, help="centre crop, pixels per side")
+    train_and_test.add_argument("--minutes", type=float, default=6.5, help="of a core, of each row's training")
+    train_and_test.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of training")
+    train_and_test.add_argument("--rows", nargs="+", default=list(ROWS), choices=ROWS, metavar="ROW",
+                                help=f"which of {', '.join(ROWS)}")
+    train_and_test.add_argument("--output_path", type=Path, default=Path("runs/study"), help="for weights")
+    arguments = parser.parse_args(flags)
+    run(arguments)
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        main()
