@@ -166,7 +166,8 @@ class GTRConfig(OptimizerConfig):
     backbone: str = setting("unet", "network that gives GTR's features, see models/gtr.py")
     num_filters: tuple[int, ...] = setting((32, 64, 128, 192), "filters per U-Net level (paper, App. 6)",
                                            within="[1, inf)", size=True)
-    rank: int = setting(10, "columns of the covariance factor D, r (paper, App. 6)", within="[1, inf)")
+    rank: int = setting(10, "columns of the covariance factor D, r (paper, App. 6)", within="[1, inf)",
+                        size=True)
     convs: int = setting(2, "convolutions per block (paper: 2; released: 3)", within="[1, inf)")
     pool: str = setting("max", "paper: max; released: avg", ("max", "avg"))
     up: str = setting("transposed", "paper: transposed convolution; released: bilinear",

@@ -86,7 +86,7 @@ def test_the_paper_s_tables_have_columns_of_ours_in_which_atfm_is_best():
             assert column in columns((16, 32, 100))
     assert PAPER["LIDC"]["prob-unet"]["GED16"] == (0.31, 0.01)
     assert PAPER["LIDC"]["phiseg"]["GED32"] == (0.247, None) and "GED16" not in PAPER["LIDC"]["cimd"]
-    assert {*METHODS, "act-gtr"} - {*PAPER["LIDC"], *PAPER["isic3_style_concat"]} == {"refiner"}
+    assert {*METHODS, "act-gtr"} - {*PAPER["LIDC"], *PAPER["isic3_style_concat"]} == {"cfm-mmis"}
 
 
 def test_cfm_s_numbers_are_those_of_its_own_paper_at_m_15():
