@@ -20,7 +20,7 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,10 +31,9 @@ import torch
 import train_GTR
 import train_prior_LIDC
 from data import load
-from metadata_manager import EvaluationConfig, Metadata, RunConfig
+from metadata_manager import EvaluationConfig, Metadata, RunConfig, experiment
 from metrics import control, evaluate
 from models import load_systems
-from models.flags import parse
 from models.processes import one_line_errors
 from tests.benchmarks import measure
 
@@ -144,10 +143,10 @@ def seconds_per_epoch(stage: Stage, common: Sequence[str], images: int, folder: 
     return (long - short) / 2 * images / 320
 
 
-def train(row: Row, seed: int, minutes: float, common: Sequence[str], folder: Path) -> dict[str, Any]:
-    """Trains a row's stages for `minutes` of CPU time together; what each took and has as configuration."""
+def train(row: Row, seed: int, minutes: float, common: Sequence[str], folder: Path, images: int
+          ) -> dict[str, Any]:
+    """Trains a row's stages on `images` images for `minutes` of CPU time together; what each took."""
     done: dict[str, Any] = {}
-    images = len(load(parse(common, "LIDC", __doc__, Metadata)[0], "train"))
     for stage in row.stages:
         gtr = [] if stage.script is train_GTR or len(row.stages) == 1 else ["--gtr", str(folder)]
         plan = folder / f"{stage.script.__name__}.json"
@@ -185,10 +184,15 @@ def score(row: Row, metadata: Metadata, folder: Path) -> dict[str, Any]:
     return found
 
 
+def metadata_of(arguments: argparse.Namespace) -> Metadata:
+    """LIDC at the size of the command line."""
+    return replace(experiment("LIDC").metadata, data_path=arguments.data_path, crop=arguments.size)
+
+
 def run(arguments: argparse.Namespace) -> None:
     """Every row and seed that has no file yet."""
     common = ["--data_path", arguments.data_path, "--crop", str(arguments.size), "--device", "cpu"]
-    metadata, = parse(common, "LIDC", __doc__, Metadata)
+    metadata = metadata_of(arguments)
     for seed in arguments.seeds:
         for name in arguments.rows:
             row = ROWS[name]
@@ -197,7 +201,8 @@ def run(arguments: argparse.Namespace) -> None:
             with claimed(folder) as mine:
                 if output.exists() or not mine:
                     continue
-                trained = train(ROWS[row.like] if row.like else row, seed, arguments.minutes, common, folder)
+                trained = train(ROWS[row.like] if row.like else row, seed, arguments.minutes, common, folder,
+                                len(load(metadata, "train")))
                 content = {"row": name, "seed": seed, "size": arguments.size, "minutes": arguments.minutes,
                            "commit": measure.commit(), "machine": measure.machine(CPU), "stages": trained,
                            **score(row, metadata, folder)}
