@@ -4,18 +4,16 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
-import h5py
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from data import isic3, lidc, mmis, phiseg, splits
+from data import splits
 from data.convert import converted
-from data.store import Store, open_store
+from data.readers import reader_called, reader_of
+from data.store import Store, is_hdf5, open_store
 from metadata_manager import Metadata, experiment
-
-READERS = {"lidc": lidc, "isic3": isic3, "mmis": mmis}  # of originals, by Metadata.reader
 
 
 def load(what: str | Metadata, split: str) -> "ExpertDataset":
@@ -49,38 +47,37 @@ def load(what: str | Metadata, split: str) -> "ExpertDataset":
 
 
 def _store_of(metadata: Metadata) -> Store:
+    """The store of a data set, its original converted on first use. Errors as of `load`."""
     path = Path(metadata.data_path).expanduser()
+    reader = reader_called(metadata.reader)
     if not metadata.data_path or not path.exists():
         raise FileNotFoundError(
             f"{metadata.what}: data_path '{metadata.data_path}' does not exist; edit PATHS in "
             f"metadata_manager.py, set ATFM_{metadata.what.upper()}_PATH or pass --data_path")
-    if path.suffix.lower() in (".h5", ".hdf5") or path.is_file() and h5py.is_hdf5(path):
-        store = converted(path, [path], phiseg.convert) if phiseg.is_phiseg(path) else open_store(path)
+    original = reader_of(path) if is_hdf5(path) else reader
+    if original is None:
+        store = open_store(path)
+    elif original.convert is None:
+        raise ValueError(f"{path}: not an .h5 file; make one of your cases with python -m data.prepare")
     else:
-        if metadata.reader not in READERS:
-            raise ValueError(f"{path}: not an .h5 file; make one of your cases with python -m data.prepare")
-        reader = READERS[metadata.reader]
-        store = converted(path, reader.files_of(path), reader.convert)
-    for name, found, expected in (("annotators", store.annotators, metadata.annotators),
+        store = converted(path, original.files_of(path), original.convert)
+    for name, value, expected in (("annotators", store.annotators, metadata.annotators),
                                   ("image channels", store.shape[3], metadata.channels),
                                   ("pixels per side", store.shape[1:3], (metadata.size, metadata.size))):
-        if found != expected:
-            raise ValueError(f"{path}: {found} {name}, expected {expected} for {metadata.what}; "
+        if value != expected:
+            raise ValueError(f"{path}: {value} {name}, expected {expected} for {metadata.what}; "
                              "is it the right file?")
     return store
 
 
 def _split_rows(metadata: Metadata, store: Store) -> dict[str, np.ndarray]:
+    """The rows of each split of SPLITS. Raises ValueError where the store cannot be split so."""
     split, _, tested = metadata.split.partition("-")
-    if split != "released":
-        rows = (splits.by_patient(store.patient, metadata.split_seed) if split == "group"
-                else splits.by_fold(store.ids, store.patient, metadata.split_seed))
-        return rows | {"test": rows["val"]} if tested == "val" else rows
-    if metadata.reader != "isic3":  # from here on: released
-        return splits.released(len(store))
-    if store.style is None:
-        raise ValueError("has no style; --split released needs it, use --split group")
-    return splits.released_isic(store.style)
+    if split == "released":
+        return reader_called(metadata.reader).released(store)
+    rows = (splits.by_patient(store.patient, metadata.split_seed) if split == "group"
+            else splits.by_fold(store.ids, store.patient, metadata.split_seed))
+    return rows | {"test": rows["val"]} if tested == "val" else rows
 
 
 class ExpertDataset(Dataset):

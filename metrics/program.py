@@ -1,4 +1,4 @@
-"""How every command begins and ends: paths with a tilde, any terminal, and one line for what a user can mend."""
+"""How every command begins and ends: paths with a tilde, any terminal, one line for what a user can mend."""
 
 import argparse
 import io

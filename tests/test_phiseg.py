@@ -85,6 +85,20 @@ def test_a_bad_array_is_named_and_nothing_is_written(tmp_path, name, value, mess
     assert [path.name for path in tmp_path.iterdir()] == ["lidc.hdf5"]
 
 
+@pytest.mark.parametrize("k, message", [(4, ""), (10**9, r"labels .2, 6, 8, 1000000000.*, k up to 64")])
+def test_labels_that_were_never_written_are_empty_masks_of_a_number_that_can_be(tmp_path, k, message):
+    write_file(tmp_path / "lidc.hdf5")
+    with h5py.File(tmp_path / "lidc.hdf5", "a") as file:
+        del file["val/labels"]
+        file.create_dataset("val/labels", (2, 6, 8, k), np.uint8, chunks=True)
+    if message:
+        with pytest.raises(ValueError, match=f"lidc.hdf5, val: .*{message}"):
+            convert(tmp_path / "lidc.hdf5")
+    else:
+        store = convert(tmp_path / "lidc.hdf5")
+        assert store.marked().tolist() == [True] * 5 + [False] * 2 + [True] * 3
+
+
 def test_links_to_other_files_are_refused(tmp_path):
     path = tmp_path / "lidc.hdf5"
     write_file(path)

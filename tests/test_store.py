@@ -1,8 +1,10 @@
 """The on-disk layout: written, opened, refused when wrong, never left half-written."""
 
+import fcntl
 import multiprocessing
 import os
 import resource
+import tracemalloc
 
 import h5py
 import numpy as np
@@ -126,13 +128,68 @@ def test_other_formats_are_refused(tmp_path):
 
 def test_writer_leaves_nothing_when_it_fails(tmp_path):
     path = tmp_path / "set.h5"
-    path.write_text("old")
+    write(path)
+    before = path.read_bytes()
     with pytest.raises(KeyboardInterrupt), Writer(path, "a test") as writer:
         writer.append(ZEROS, np.zeros((3, 6, 4)), patient=1)
         raise KeyboardInterrupt
     with pytest.raises(ValueError, match="set.h5: nothing was written"), Writer(path, "a test"):
         pass
-    assert os.listdir(tmp_path) == ["set.h5"] and path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["set.h5"] and path.read_bytes() == before
+
+
+@pytest.mark.parametrize("make, message", [
+    (lambda path: path.write_text("a user's"), "exists and was not made by this program"),
+    (lambda path: path.mkdir(), "exists and was not made by this program"),
+    (lambda path: by_hand(path), "exists and was not made by this program"),
+    (lambda path: write(path), "exists and was a test; it is not replaced"),
+])
+def test_a_writer_replaces_only_what_its_own_command_made(tmp_path, make, message):
+    path = tmp_path / "set.h5"
+    make(path)
+    before = path.read_bytes() if path.is_file() else b""
+    with pytest.raises(ValueError, match=f"set.h5: {message}"):
+        Writer(path, "another test")
+    assert os.listdir(tmp_path) == ["set.h5"] and (path.is_dir() or path.read_bytes() == before)
+
+
+def test_two_rows_have_two_ids_whatever_their_unicode_form(tmp_path):
+    twice = pytest.raises(ValueError, match="set.h5: two rows with the id 'é' .a.png and b.png.; expected one")
+    with twice, Writer(tmp_path / "set.h5", "a test") as writer:
+        writer.append(ZEROS, np.zeros((3, 6, 4)), patient=0, id="e\u0301", file="a.png")
+        writer.append(ZEROS, np.zeros((3, 6, 4)), patient=0, id="\u00e9", file="b.png")
+    with pytest.raises(ValueError, match="foreign.h5: rows 1 and 3 have the same id 'b'; expected one"):
+        open_store(by_hand(tmp_path / "foreign.h5", id=["a", "b", "c", "b", "e"]))
+    patients = ["e\u0301", "\u00e9", "f", "f", "g"]  # the first two are one
+    assert open_store(by_hand(tmp_path / "p.h5", patient=patients)).patient.tolist() == ["é", "é", "f", "f", "g"]
+
+
+def test_rows_without_ids_have_names_of_their_own(tmp_path):
+    store = open_store(by_hand(tmp_path / "a.h5", patient=np.zeros(5, int), slice=np.array([0, 1, 1, 2, 3])))
+    assert store.ids[1:3] == ["patient 0, slice 1, row 1", "patient 0, slice 1, row 2"]
+
+
+def test_a_file_that_a_writer_has_open_is_in_use_and_not_damaged(tmp_path):
+    path = by_hand(tmp_path / "set.h5")
+    whole = path.read_bytes()
+    path.write_bytes(whole[:len(whole) // 2])  # as a writer leaves it between two of its writes
+    with open(path, "rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # as HDF5 does
+        with pytest.raises(ValueError, match="set.h5: in use by a program that has it open for writing"):
+            open_store(path)
+    with pytest.raises(ValueError, match="set.h5: not a readable HDF5 file"):
+        open_store(path)
+
+
+def test_a_store_is_written_in_little_memory(tmp_path):
+    image, masks = np.zeros((256, 256), np.uint16), np.zeros((4, 256, 256))
+    tracemalloc.start()
+    with Writer(tmp_path / "set.h5", "a test") as writer:
+        for row in range(1000):  # 131 MB of images, of which a block of 34 MB is in memory
+            writer.append(image, masks, patient=row)
+        peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 100e6
 
 
 @pytest.mark.parametrize(("image", "masks", "fields", "message"), [
