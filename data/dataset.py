@@ -1,7 +1,7 @@
 """What training, validation and testing draw from: the images of one split."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 from data import splits
 from data.convert import converted
 from data.readers import reader_called, reader_of
-from data.store import Store, is_hdf5, open_store
+from data.store import BLOCK, Store, is_hdf5, open_store
 from metadata_manager import Metadata, experiment
 
 
@@ -168,25 +168,40 @@ class ExpertDataset(Dataset):
 
     @property
     def fingerprint(self) -> str:
-        """16 hex digits that change with the rows, the crop or any pixel of them, not with the path."""
-        images, masks = self._pixels()
-        digest = hashlib.blake2b(digest_size=8)
-        layout = (tuple(images.shape), str(images.dtype), self.store.annotators, self.crop)
-        digest.update(repr(layout).encode())
-        arrays = [self.rows.astype("<i8"), images.cpu().numpy(), masks.cpu().numpy()]
+        """16 hex digits that change with the rows, the crop or any pixel of them, not with the path.
+
+        Pixels that are not in memory are read block by block."""
+        rows = np.unique(self.rows)
+        first = next(self._blocks(rows))[0]
+        layout = ((len(rows), *first.shape[1:]), str(first.dtype), self.store.annotators, self.crop)
+        digest = hashlib.blake2b(repr(layout).encode(), digest_size=8)
+        digest.update(self.rows.astype("<i8").data)
+        for part in (0, 1):  # all images, then all masks
+            for pixels in self._blocks(rows):
+                digest.update(np.ascontiguousarray(pixels[part].cpu().numpy()).data)
         if self.store.experts is not None:
-            arrays.append(self.store.experts[self.rows].astype("<i8"))
-        for array in arrays:
-            digest.update(np.ascontiguousarray(array).data)
+            digest.update(self.store.experts[self.rows].astype("<i8").data)
         return digest.hexdigest()
+
+    def _blocks(self, rows: np.ndarray) -> Iterator[tuple[Tensor, Tensor]]:
+        """All pixels at once where they are in memory, else those of BLOCK rows at a time."""
+        if self._images is not None and self._masks is not None:
+            yield self._images, self._masks
+            return
+        for start in range(0, len(rows), BLOCK):
+            yield self._as_tensors(rows[start:start + BLOCK])
 
     def _pixels(self) -> tuple[Tensor, Tensor]:
         if self._images is None or self._masks is None:
-            images, masks = self.store.read(np.unique(self.rows))
-            if images.dtype == np.uint16:
-                images = images.view(np.int16)  # torch indexes int16 on every device, uint16 not
-            self._images, self._masks = torch.from_numpy(images), torch.from_numpy(masks)
+            self._images, self._masks = self._as_tensors(np.unique(self.rows))
         return self._images, self._masks
+
+    def _as_tensors(self, rows: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Images (m, h, w, c) uint8 or int16 and masks (m, bytes) uint8 of ascending, distinct rows."""
+        images, masks = self.store.read(rows)
+        if images.dtype == np.uint16:
+            images = images.view(np.int16)  # torch indexes int16 on every device, uint16 not
+        return torch.from_numpy(images), torch.from_numpy(masks)
 
     def _window(self, pixels: Tensor) -> Tensor:
         if self.crop is None:

@@ -18,7 +18,7 @@ import json
 import shlex
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +31,7 @@ from data.dataset import ExpertDataset
 from data.images import Fit
 from data.readers import reader_of
 from data.splits import FOLDS, VALIDATED
-from data.store import SUFFIXES, Store, Writer, open_store, refuse_foreign
+from data.store import BLOCK, SUFFIXES, Store, Writer, open_store, refuse_foreign
 from data.volumes import AXES, axis_of, limits_of
 from fig.canvas import evenly_spaced
 from metadata_manager import came_split
@@ -40,7 +40,7 @@ from metrics.program import one_line_errors, path
 
 FACTOR = 8  # both networks halve an image's sides up to three times
 LARGEST = 256  # pixels per side, unless --size says otherwise
-SIZES = (FACTOR, 4096)  # that --size may have
+SIZES = (FACTOR, 2048)  # that --size may have
 SCRIPTS = ("train_GTR.py", "train_prior_LIDC.py", "test_prior_LIDC.py")  # what comes next
 MEMORY = "smaller volumes, or fewer experts: one case is in memory at a time"
 PAPER_FILE = (15_096, 875)  # slices and CT series of the paper's LIDC
@@ -192,10 +192,8 @@ def opened(place: Path, flags: argparse.Namespace, folder: Path) -> tuple[str, S
 
 def summary(store: Store) -> str:
     """What a store holds: images, patients, sizes, experts, empty masks, agreement, and its fingerprint."""
-    images = ExpertDataset(store, np.arange(len(store)))
     experts, empty, agreement = Counter[int](), [], []
-    for index in range(len(images)):
-        masks = images[index][1]
+    for masks in masks_of_rows(store):
         k = len(masks)
         experts[k] += 1
         empty += (masks.sum((1, 2)) == 0).tolist()
@@ -213,7 +211,14 @@ def summary(store: Store) -> str:
     lines.append(f"empty masks, that mark nothing: {np.mean(empty):.1%}; mean pairwise Dice of experts: "
                  + (f"{np.mean(agreement):.3f}, over {len(agreement):,} images that an expert marked"
                     if agreement else "-"))
-    return "\n".join([*lines, f"fingerprint: {images.fingerprint}"])
+    return "\n".join([*lines, f"fingerprint: {ExpertDataset(store, np.arange(len(store))).fingerprint}"])
+
+
+def masks_of_rows(store: Store) -> Iterator[torch.Tensor]:
+    """The masks (k_i, h, w) of each row, of which a block is in memory at a time."""
+    for start in range(0, len(store), BLOCK):
+        rows = ExpertDataset(store, np.arange(start, min(start + BLOCK, len(store))))
+        yield from (rows[index][1] for index in range(len(rows)))
 
 
 def split_of(store: Store) -> str:
@@ -240,13 +245,15 @@ def like_the_paper(store: Store) -> str:
 
 def draw(store: Store, file: Path) -> None:
     """Draws a PNG file: of four patients the image that experts marked most of, and with their outlines."""
-    images = ExpertDataset(store, np.flatnonzero(store.marked()))
-    largest: dict = {}  # by patient: pixels marked, and the item
-    for index, patient in enumerate(images.patients):
-        pixels = float(images[index][1].mean(0).sum())
-        largest[patient] = max(largest.get(patient, (0.0, index)), (pixels, index))
-    chosen = [largest[patient][1] for patient in sorted(largest)]
-    fig.save(fig.case_sheet([images[chosen[i]] for i in evenly_spaced(len(chosen), SHOWN)]), file)
+    areas = store.areas() / (store.annotators if store.experts is None else store.experts)  # of a mean mask
+    largest: dict = {}  # by patient: the row
+    for row in np.flatnonzero(areas):
+        best = largest.setdefault(store.patient[row], row)
+        if areas[row] >= areas[best]:
+            largest[store.patient[row]] = row
+    rows = [largest[patient] for patient in sorted(largest)]
+    images = ExpertDataset(store, np.array([rows[i] for i in evenly_spaced(len(rows), SHOWN)]))
+    fig.save(fig.case_sheet([images[i] for i in range(len(images))]), file)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

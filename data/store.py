@@ -33,6 +33,7 @@ NAMES = ("patient", "id", "series")  # equal if they differ by Unicode form alon
 SUFFIXES = (".h5", ".hdf5")
 CHANNELS = 16  # at most; more is taken for (N, c, h, w)
 BLOCK = 256  # rows read at once: bounds memory, and one request per block is fast
+BITS = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).sum(1)  # that are set in each byte
 DEFLATE_LIMIT = 1032  # gzip cannot shrink data further than this; more is a forged size
 
 
@@ -62,10 +63,17 @@ class Store:
         """How many masks each image has, (N,), where not all have k."""
         return self.fields.get("experts")
 
-    def marked(self) -> np.ndarray:
-        """Whether any expert marked anything on each image, (N,) bool. Raises ValueError as `read`."""
+    def areas(self) -> np.ndarray:
+        """Pixels that experts marked on each image, of all masks together, (N,) int. Errors as of `read`."""
+        areas = np.zeros(len(self), np.int64)
         with reading(self.path) as file:
-            return np.any(_read_rows(file["masks_packed"], np.arange(len(self))) > 0, axis=1)
+            for start in range(0, len(self), BLOCK):
+                areas[start:start + BLOCK] = BITS[file["masks_packed"][start:start + BLOCK]].sum(1)
+        return areas
+
+    def marked(self) -> np.ndarray:
+        """Whether any expert marked anything on each image, (N,) bool. Errors as of `read`."""
+        return self.areas() > 0
 
     def __len__(self) -> int:
         return self.shape[0]

@@ -121,9 +121,11 @@ def test_items_are_spread_evenly(dataset, count, chosen):
     assert dataset.spread(count).rows.tolist() == list(chosen)  # 4.5 is rounded to the even number
 
 
-def test_fingerprint_follows_content_and_rows_not_the_path(store, tmp_path):
-    other = write(tmp_path / "other.h5")
+def test_fingerprint_follows_content_and_rows_not_the_path(store, tmp_path, monkeypatch):
+    other, loaded = write(tmp_path / "other.h5"), ExpertDataset(store, ROWS)
     expected = ExpertDataset(store, ROWS).fingerprint
+    monkeypatch.setattr("data.dataset.BLOCK", 2)
+    assert ExpertDataset(store, ROWS).fingerprint == expected == loaded.to("cpu").fingerprint
     assert ExpertDataset(other, ROWS).fingerprint == expected
     assert ExpertDataset(store, ROWS[::-1]).fingerprint != expected
     assert ExpertDataset(store, ROWS, crop=2).fingerprint != expected

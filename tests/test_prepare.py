@@ -160,7 +160,7 @@ def test_the_split_of_folders_is_kept_and_said(folder, tmp_path, capsys, undrawn
 
 
 @pytest.mark.parametrize("damage, flags, message", [
-    (lambda folder: None, ["--size", "20"], "--size 20: expected a multiple of 8, 8 to 4096"),
+    (lambda folder: None, ["--size", "20"], "--size 20: expected a multiple of 8, 8 to 2048"),
     (lambda folder: None, ["--size", "0"], "--size 0: expected"),
     (lambda folder: None, ["--size", "800000"], "--size 800000: expected"),
     (lambda folder: None, ["--label", str(2**64)], f"--label {2**64}: expected"),

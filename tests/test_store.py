@@ -53,6 +53,17 @@ def test_what_is_written_is_read_back(tmp_path, monkeypatch, dtype, channels, sm
     assert os.listdir(tmp_path) == ["set.h5"]
 
 
+def test_areas_are_the_marked_pixels_of_each_row(tmp_path, monkeypatch):
+    monkeypatch.setattr("data.store.BLOCK", 4)
+    _, masks = write(tmp_path / "set.h5", 11)
+    masks[3] = 0
+    with h5py.File(tmp_path / "set.h5", "a") as file:
+        file["masks_packed"][3] = 0
+    store = open_store(tmp_path / "set.h5")
+    assert store.areas().tolist() == masks.sum((1, 2, 3)).tolist()
+    assert store.marked().tolist() == [row != 3 for row in range(11)]
+
+
 def test_names_of_rows_without_ids(tmp_path):
     numbered = by_hand(tmp_path / "a.h5", nodule=np.full(5, 2), slice=np.arange(5))
     assert open_store(numbered).ids[1] == "patient 1, nodule 2, slice 1"
