@@ -18,12 +18,12 @@ checkpoints                                 models.checkpoint.load, fill
 images or patients that were trained on     models.loading.refuse_overlap
 masks and probabilities to be scored        metrics.overlap, metrics.maps
 files that are written                      metrics.files.whole_file; over what exists:
-                                            data.store.refuse_foreign
+                                            data.writer.refuse_foreign
 paths of flags, errors, terminals           metrics.program
 """
 
 from data.dataset import ExpertDataset, load
 from data.loader import Loader, augment, augmentations, dihedral
-from data.store import Writer
+from data.writer import Writer
 
 __all__ = ["ExpertDataset", "Loader", "Writer", "augment", "augmentations", "dihedral", "load"]

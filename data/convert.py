@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from data import splits
-from data.store import Store, Writer, open_store
+from data.store import Store, open_store
+from data.writer import Writer
 
 VERSION = 3  # raise it when a reader of originals changes: all are converted again
 Convert = Callable[[Sequence[Path], Writer], None]

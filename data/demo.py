@@ -26,7 +26,7 @@ from scipy.ndimage import gaussian_filter, map_coordinates
 from tqdm import tqdm
 
 from data import prepare_lidc
-from data.store import Writer
+from data.writer import Writer
 from metrics.program import one_line_errors, path
 
 SEED = 0

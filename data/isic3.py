@@ -12,7 +12,8 @@ from tqdm import tqdm
 from data.convert import Reader, files_in
 from data.images import decoded
 from data.splits import released_isic
-from data.store import Store, Writer, normal
+from data.store import Store, normal
+from data.writer import Writer
 
 ANNOTATORS = 3
 STYLES = ("f", "m", "p")

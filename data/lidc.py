@@ -13,7 +13,8 @@ from tqdm import tqdm
 
 from data.convert import Reader, files_in
 from data.safe_pickle import PickledArray, describe, read_pickle
-from data.store import Writer, is_hdf5, normal
+from data.store import is_hdf5, normal
+from data.writer import Writer
 
 ANNOTATORS = 4
 NAME_LENGTH = 1000

@@ -16,8 +16,9 @@ from tqdm import tqdm
 from data.convert import Reader, files_in
 from data.images import Fit
 from data.splits import FOLDS, fold_of
-from data.store import SUFFIXES, LayoutError, Writer, reading, stored_dataset
+from data.store import SUFFIXES, LayoutError, reading, stored_dataset
 from data.volumes import unit_range
+from data.writer import Writer
 
 MODALITIES = ("t1", "t1c", "t2")
 LABELS = ("label_a1", "label_a2", "label_a3", "label_a4")

@@ -13,7 +13,8 @@ from tqdm import tqdm
 
 from data.convert import Reader
 from data.splits import FOLDS
-from data.store import BLOCK, LayoutError, Writer, reading, stored_dataset
+from data.store import BLOCK, LayoutError, reading, stored_dataset
+from data.writer import Writer
 
 EXPERTS = 64  # at most: labels that were never written take no space, so that any number could be claimed
 

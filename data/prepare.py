@@ -26,13 +26,14 @@ import torch
 from tqdm import tqdm
 
 import fig
-from data import cases
+from data import cases, patients
 from data.dataset import ExpertDataset
 from data.images import Fit
 from data.readers import reader_of
 from data.splits import FOLDS, VALIDATED
-from data.store import BLOCK, SUFFIXES, Store, Writer, open_store, refuse_foreign
+from data.store import BLOCK, SUFFIXES, Store, open_store
 from data.volumes import AXES, axis_of, limits_of
+from data.writer import Writer, refuse_foreign
 from fig.canvas import evenly_spaced
 from metadata_manager import came_split
 from metrics.overlap import dice_matrix
@@ -110,8 +111,8 @@ def cases_below(folder: Path, flags: argparse.Namespace) -> list[cases.Case]:
         raise FileNotFoundError(f"{folder}: no such folder; expected one with images and masks in it")
     all_cases = cases.find(folder, flags.image, flags.masks)
     if flags.patients is not None:
-        all_cases = cases.with_patients(all_cases, flags.patients, flags.column)
-    cases.refuse_divided(all_cases)
+        all_cases = patients.with_patients(all_cases, flags.patients, flags.column)
+    patients.refuse_divided(all_cases)
     return all_cases
 
 
@@ -191,15 +192,15 @@ def opened(place: Path, flags: argparse.Namespace, folder: Path) -> tuple[str, S
 
 
 def summary(store: Store) -> str:
-    """What a store holds: images, patients, sizes, experts, empty masks, agreement, and its fingerprint."""
-    experts, empty, agreement = Counter[int](), [], []
+    """What a store holds, in lines: images, patients, sizes, experts, empty masks, Dice, fingerprint."""
+    experts, empty, dice = Counter[int](), [], []
     for masks in masks_of_rows(store):
         k = len(masks)
         experts[k] += 1
         empty += (masks.sum((1, 2)) == 0).tolist()
         if k > 1 and masks.any():
             pairs = dice_matrix(masks[None].bool(), masks[None].bool())[0]
-            agreement.append(float((pairs.sum() - k) / (k * (k - 1))))
+            dice.append(float((pairs.sum() - k) / (k * (k - 1))))
     count, h, w, c = store.shape
     lines = [f"{count:,} images of {h} x {w}, {c} channel{'s' * (c > 1)}",
              f"{len(set(store.patient))} patients, such as {store.patient[0]}", split_of(store)]
@@ -209,8 +210,8 @@ def summary(store: Store) -> str:
                      + (f" and {len(sizes) - 5} other sizes" if len(sizes) > 5 else ""))
     lines.append("experts per image: " + ", ".join(f"{k} ({n:,} images)" for k, n in sorted(experts.items())))
     lines.append(f"empty masks, that mark nothing: {np.mean(empty):.1%}; mean pairwise Dice of experts: "
-                 + (f"{np.mean(agreement):.3f}, over {len(agreement):,} images that an expert marked"
-                    if agreement else "-"))
+                 + (f"{np.mean(dice):.3f}, over {len(dice):,} images that an expert marked"
+                    if dice else "-"))
     return "\n".join([*lines, f"fingerprint: {ExpertDataset(store, np.arange(len(store))).fingerprint}"])
 
 

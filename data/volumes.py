@@ -100,7 +100,7 @@ def _mask_of_picture(path: Path) -> np.ndarray:
     grey = not np.ptp(colours[..., :3].astype(int), axis=-1).any()
     if image.mode == "P" and not grey:
         labels = np.asarray(image)
-        if image.getpalette()[:3] != [0, 0, 0] or (colours[labels > 0, :3] == 0).all(-1).any():
+        if (image.getpalette() or [])[:3] != [0, 0, 0] or (colours[labels > 0, :3] == 0).all(-1).any():
             raise ValueError(f"{path}: a palette of colours in which black is not number 0 alone, so that "
                              "its numbers need not be labels; save the mask in grey, 0 for what is unmarked")
         return labels
@@ -158,17 +158,21 @@ def labels_of(scan: Scan) -> np.ndarray:
         return (values >= 128).astype(np.uint8)
     if values.dtype.kind != "f":
         return values.astype(np.uint8) if values.dtype.kind == "b" else values
-    labels = np.rint(values)
-    off = np.abs(values - labels)
-    furthest = values.flat[np.argmax(off)]
+    labels = np.empty(values.shape, np.int64)
+    furthest, off = 0.0, 0.0  # the value that is furthest from an integer, and how far
+    for plane, rounded in zip(values, labels):  # one at a time, since a volume may fill much of the memory
+        rounded[...] = np.rint(plane)
+        difference = np.abs(plane - rounded)
+        if difference.max() > off:
+            furthest, off = float(plane.flat[difference.argmax()]), float(difference.max())
     # Half a step is what rounding to the file's integers costs; above 1/4 a value has no nearest label.
-    if off.max() > max(ROUNDING, min(0.501 * scan.step, 0.25)):
+    if off > max(ROUNDING, min(0.501 * scan.step, 0.25)):
         raise ValueError(f"{scan.path}: a mask with values such as {furthest:.4g}, expected whole numbers, "
                          "such as 0 and 1")
-    if off.max() > ROUNDING:
+    if off > ROUNDING:
         print(f"{scan.path}: labels such as {furthest:.4g}, as its header scales integers, are rounded",
               flush=True)
-    return labels.astype(np.int64)
+    return labels
 
 
 def check_same_place(scans: Sequence[Scan]) -> None:

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data import cases
+from data import cases, patients
 from data.cases import Case, find
 
 SIDE = 8
@@ -150,12 +150,12 @@ def test_patients_of_a_table(tmp_path):
     found = [Case(name, "folder", tmp_path, ()) for name in ("a/1", "a/2")]
     table = tmp_path / "p.csv"
     table.write_text("\ufeffcase,who,patient\na/1,x,p7\na/2,y,p8\nb,z,p9\n", encoding="utf-8")
-    assert [case.patient for case in cases.with_patients(found, table)] == ["p7", "p8"]
-    assert [case.patient for case in cases.with_patients(found, table, "who")] == ["x", "y"]
+    assert [case.patient for case in patients.with_patients(found, table)] == ["p7", "p8"]
+    assert [case.patient for case in patients.with_patients(found, table, "who")] == ["x", "y"]
     with pytest.raises(ValueError, match="p.csv: columns case, who, patient; .* another 'id', once, see"):
-        cases.with_patients(found, table, "id")
+        patients.with_patients(found, table, "id")
     with pytest.raises(ValueError, match="p.csv: no patient of 1 of 3 cases, such as c"):
-        cases.with_patients([*found, Case("c", "", tmp_path, ())], table)
+        patients.with_patients([*found, Case("c", "", tmp_path, ())], table)
 
 
 def table_of(folder, text, encoding="utf-8"):
@@ -170,7 +170,7 @@ def test_a_table_is_read_as_programs_save_it(tmp_path, encoding, name):
     if encoding == "cp1252":
         name = "F\u00e4lle"  # which has no other form of it
     table = table_of(tmp_path, f"case,patient\r\n{name},M\u00fcller\r\n", encoding)
-    (case,) = cases.with_patients([Case("F\u00e4lle", "", tmp_path, ())], table)
+    (case,) = patients.with_patients([Case("F\u00e4lle", "", tmp_path, ())], table)
     assert case.patient == "M\u00fcller"
 
 
@@ -185,9 +185,9 @@ def test_a_table_is_read_as_programs_save_it(tmp_path, encoding, name):
 ])
 def test_a_table_that_says_no_one_patient_is_named(tmp_path, text, encoding, message):
     with pytest.raises(ValueError, match=f"--patients .*p.csv: .*{message}"):
-        cases.with_patients([Case("a", "", tmp_path, ())], table_of(tmp_path, text, encoding))
+        patients.with_patients([Case("a", "", tmp_path, ())], table_of(tmp_path, text, encoding))
     same = table_of(tmp_path, "case,patient\na,b\na,b\n")
-    assert cases.with_patients([Case("a", "", tmp_path, ())], same)[0].patient == "b"
+    assert patients.with_patients([Case("a", "", tmp_path, ())], same)[0].patient == "b"
 
 
 def test_names_that_contain_one_another_are_two(tmp_path):
@@ -218,8 +218,8 @@ def test_names_in_two_unicode_forms_are_one(tmp_path):
 def test_a_patient_in_two_folds_is_refused(tmp_path):
     found = [Case("train/a", "p1", tmp_path / "a.png", ()), Case("test/b", "p1", tmp_path / "b.png", ())]
     with pytest.raises(ValueError, match="b.png: patient p1 is in test and in train"):
-        cases.refuse_divided(found)
-    cases.refuse_divided([found[0], Case("test/b", "p2", tmp_path / "b.png", ())])
+        patients.refuse_divided(found)
+    patients.refuse_divided([found[0], Case("test/b", "p2", tmp_path / "b.png", ())])
 
 
 def case_of(folder, **files):

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from data.convert import _places, converted, files_in
-from data.store import Writer, open_store
+from data.store import open_store
+from data.writer import Writer
 from tests import tiny
 
 

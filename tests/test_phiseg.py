@@ -8,7 +8,8 @@ import pytest
 
 import data
 from data import phiseg, splits
-from data.store import Writer, open_store
+from data.store import open_store
+from data.writer import Writer
 from metadata_manager import Metadata
 
 ROWS = {"train": 5, "val": 2, "test": 3}

@@ -207,7 +207,7 @@ def test_what_another_command_made_is_kept(folder, undrawn):
     for _ in range(2):  # the same command
         run(folder)
     before = output.read_bytes()
-    with pytest.raises(SystemExit, match="^error: --output .*mine.h5: exists and was prepared from .*cases"):
+    with pytest.raises(SystemExit, match="^error: --output .*mine.h5: exists and is of another origin, '"):
         run(folder, "--window", 0, 9)
     assert output.read_bytes() == before
     output.unlink()
@@ -242,7 +242,8 @@ def test_what_the_machine_lacks_ends_the_command_in_one_line(folder, monkeypatch
 def test_memory_is_of_one_volume_at_a_time(tmp_path, undrawn):
     for number in range(4):  # of 8 MB each, with three masks
         volume = np.random.RandomState(number).randint(0, 2000, (16, 512, 512)).astype(np.int16)
-        write_case(tmp_path / "cases" / f"c{number}", volume, np.repeat(volume[None] > 1990, 3, axis=0), "npy")
+        masks = np.repeat(volume[None] > 1990, 3, axis=0)
+        write_case(tmp_path / "cases" / f"c{number}", volume, masks, "npy")
     tracemalloc.start()
     run(tmp_path / "cases", "--size", 64)
     peak = tracemalloc.get_traced_memory()[1]

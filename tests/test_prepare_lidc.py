@@ -95,7 +95,8 @@ def test_annotations_of_one_nodule_are_grouped():
     assert prepare_lidc.centre(scan, [0, 1]).tolist() == [27, 27]
     # A group of more than four is divided: gaps of 1 mm, but the last of 0.5 mm. Or left out.
     beyond_four = [ring(10, column, 4) for column in (10, 16, 22, 28, 33)]
-    assert prepare_lidc.nodules(scan_of(*([one(0.0, each)] for each in beyond_four))) == [[0], [1], [2], [3, 4]]
+    five = scan_of(*([one(0.0, each)] for each in beyond_four))
+    assert prepare_lidc.nodules(five) == [[0], [1], [2], [3, 4]]
     assert prepare_lidc.nodules(scan_of(*([one(0.0, near)] for _ in range(5)))) == []
 
 
@@ -245,7 +246,7 @@ def test_series_that_are_not_there_are_left_out(database, download, tmp_path, ca
         path.unlink()
     for _ in range(2):  # the same command replaces its file
         assert prepare_lidc.prepare(download, database, tmp_path / "lidc.h5") == 3
-    with pytest.raises(ValueError, match="--output .*lidc.h5: exists and was LIDC-IDRI"):
+    with pytest.raises(ValueError, match="--output .*lidc.h5: exists and is of another origin, 'LIDC-IDRI"):
         prepare_lidc.prepare(tmp_path, database, tmp_path / "lidc.h5")
     assert "1 of 2 annotated series are here" in capsys.readouterr().out
 

@@ -10,7 +10,8 @@ import h5py
 import numpy as np
 import pytest
 
-from data.store import Writer, open_store
+from data.store import open_store
+from data.writer import Writer
 
 ZEROS = np.zeros((6, 4), np.uint8)
 
@@ -42,6 +43,7 @@ def by_hand(path, **changes):
                                                           (np.uint8, 3, False), (np.uint16, 5, False)])
 def test_what_is_written_is_read_back(tmp_path, monkeypatch, dtype, channels, small):
     monkeypatch.setattr("data.store.BLOCK", 4)
+    monkeypatch.setattr("data.writer.BLOCK", 4)
     images, masks = write(tmp_path / "set.h5", 11, dtype, channels, small)
     store = open_store(tmp_path / "set.h5")
     assert (store.shape, store.annotators) == ((11, 6, 4, channels), 3)
@@ -153,7 +155,7 @@ def test_writer_leaves_nothing_when_it_fails(tmp_path):
     (lambda path: path.write_text("a user's"), "exists and was not made by this program"),
     (lambda path: path.mkdir(), "exists and was not made by this program"),
     (lambda path: by_hand(path), "exists and was not made by this program"),
-    (lambda path: write(path), "exists and was a test; it is not replaced"),
+    (lambda path: write(path), "exists and is of another origin, 'a test'; it is"),
 ])
 def test_a_writer_replaces_only_what_its_own_command_made(tmp_path, make, message):
     path = tmp_path / "set.h5"
@@ -165,14 +167,14 @@ def test_a_writer_replaces_only_what_its_own_command_made(tmp_path, make, messag
 
 
 def test_two_rows_have_two_ids_whatever_their_unicode_form(tmp_path):
-    twice = pytest.raises(ValueError, match="set.h5: two rows with the id 'é' .a.png and b.png.; expected one")
+    twice = pytest.raises(ValueError, match="set.h5: two rows with the id 'é' .a.png and b.png.")
     with twice, Writer(tmp_path / "set.h5", "a test") as writer:
         writer.append(ZEROS, np.zeros((3, 6, 4)), patient=0, id="e\u0301", file="a.png")
         writer.append(ZEROS, np.zeros((3, 6, 4)), patient=0, id="\u00e9", file="b.png")
     with pytest.raises(ValueError, match="foreign.h5: rows 1 and 3 have the same id 'b'; expected one"):
         open_store(by_hand(tmp_path / "foreign.h5", id=["a", "b", "c", "b", "e"]))
-    patients = ["e\u0301", "\u00e9", "f", "f", "g"]  # the first two are one
-    assert open_store(by_hand(tmp_path / "p.h5", patient=patients)).patient.tolist() == ["é", "é", "f", "f", "g"]
+    store = open_store(by_hand(tmp_path / "p.h5", patient=["e\u0301", "\u00e9", "f", "f", "g"]))
+    assert store.patient.tolist() == ["é", "é", "f", "f", "g"]  # the first two are one
 
 
 def test_rows_without_ids_have_names_of_their_own(tmp_path):
