@@ -55,7 +55,7 @@ def convert(files: Sequence[Path], writer: Writer) -> None:
     if not complete:
         raise ValueError(f"{folder}: no image has {ANNOTATORS} masks; expected masks named "
                          "Segmentations/<image id>_*_<style>.png")
-    size = None
+    size = None  # of the first image, which the others must have: a batch needs one size
     for path, mask_paths in tqdm(complete.items(), desc=folder.name, unit="image", disable=None):
         image = _pixels(path, ("RGB",), size)
         size = image.shape[:2]

@@ -28,7 +28,7 @@ def by_patient(patient: np.ndarray, seed: int) -> dict[str, np.ndarray]:
                          "name them: python -m data.prepare ... --patients")
     test, val = max(1, round(0.20 * count)), max(1, round(0.16 * count))
     random = np.random.RandomState(seed)
-    order = random.permutation(count)
+    order = random.permutation(count)  # of patients, so that all images of one lie on one side
     parts = dict(zip(("test", "val", "train"), np.split(order, (test, test + val))))
     rows = {name: random.permutation(np.flatnonzero(np.isin(number, members)))
             for name, members in parts.items()}

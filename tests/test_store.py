@@ -222,17 +222,18 @@ def test_writer_refuses_a_row_that_does_not_fit(tmp_path, image, masks, fields, 
     assert not os.listdir(tmp_path)
 
 
-def write_to_a_full_disk(path):
+def write_to_a_full_disk(path, size):
     """A limit on the file size stands in for the full disk."""
-    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
     with pytest.raises(OSError, match="set.h5: cannot be written"), Writer(path, "a test") as writer:
-        for i in range(100):
-            writer.append(np.ones((64, 64), np.uint16), np.ones((4, 64, 64)), patient=i)
+        for i in range(300):  # about 200 kB: a block, and the rest when it closes
+            writer.append(np.ones((16, 16), np.uint16), np.ones((4, 16, 16)), patient=i, id=str(i))
 
 
-def test_a_full_disk_leaves_nothing(tmp_path):
+@pytest.mark.parametrize("size", [0, 3_000, 51_100, 58_800, 150_000, 190_000, 195_000])
+def test_a_full_disk_leaves_nothing(tmp_path, size):
     process = multiprocessing.get_context("fork").Process(
-        target=write_to_a_full_disk, args=(tmp_path / "set.h5",), daemon=True)
+        target=write_to_a_full_disk, args=(tmp_path / "set.h5", size), daemon=True)
     process.start()
     process.join(60)
     assert process.exitcode == 0 and not os.listdir(tmp_path)
