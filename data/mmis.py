@@ -54,7 +54,7 @@ def convert(files: Sequence[Path], writer: Writer) -> None:
     for path in tqdm(files, desc="MMIS", unit="file", disable=None):
         image, masks = _arrays(path)
         fold, content = fold_of(path.parent.name), hashlib.sha256(image.tobytes()).digest()
-        # A patient's number begins anew in each fold, so that a copy in two folds is known by its content only.
+        # Numbers of patients begin anew in each fold: only by its content is a copy in two folds known.
         twin = fold_of_content.setdefault(content, path)
         if np.ptp(image) and fold_of(twin.parent.name) != fold:
             raise LayoutError(f"{path}: the same image as {twin}, in another fold; a patient belongs to one")
