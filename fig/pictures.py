@@ -166,8 +166,8 @@ def comparison(images: Array, masks: Array, drawn: Mapping[str, Array]) -> Figur
     """The experts of each image, and below them as many samples of each system (paper, Fig. 4).
 
     drawn: samples (m, n, h, w) by the system's label, of which the first are shown, as many as there are
-    experts, but at least 3 and at most NARROW_EXPERTS. Two images stand side by side, the next two below. The panels show the
-    part of an image, framed on the left, that holds every mask shown."""
+    experts, but at least 3 and at most NARROW_EXPERTS. Two images stand side by side, the next two below. The
+    panels show the part of an image, framed on the left, that holds every mask shown."""
     images, masks = checked(images=(images, "m c h w"), masks=(masks, "m k h w"))
     m, count, h, w = masks.shape
     masks = masks[:, :NARROW_EXPERTS]
