@@ -1,7 +1,14 @@
 """Pictures: from arrays, or from a system and a data set that are given, to figures and files."""
 
+import os
+import sys
 from importlib import import_module
 from typing import Any
+
+# A notebook leaves its backend to the shell, where it may not be installed. This stands here, as TensorBoard
+# imports matplotlib too, which looks for the backend at once.
+if "IPython" not in sys.modules:
+    os.environ.pop("MPLBACKEND", None)
 
 PLACES = {
     "fig.canvas": ("save",),

@@ -3,16 +3,11 @@
 Figures are made without pyplot, which keeps a global state and chooses a backend.
 """
 
-import os
-import sys
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-
-if "IPython" not in sys.modules:  # a notebook's backend, left to its shell, may not be installed here
-    os.environ.pop("MPLBACKEND", None)
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure

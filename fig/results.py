@@ -136,7 +136,7 @@ def _curves(report: Report, field: str, axis: str, varying: str, needs: str) -> 
             ax.axvline(places[paper], color="0.4", linestyle="--", linewidth=1.5, zorder=1.5,
                        label="paper's default")
         if cost:
-            ax.set_xscale("symlog", linthresh=1, linscale=0.3)  # has a place for 0, GTR's own samples
+            ax.set_xscale("symlog", linthresh=1, linscale=0.3)  # has a place for 0, the samples of GTR
         ax.set_xticks(list(places.values()), [f"{value:g}" for value in places])
         ax.set_xticks([], minor=True)
     figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False,

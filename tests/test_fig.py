@@ -1,6 +1,10 @@
 """Pictures show what was given, where it was given. No pixel of a figure is compared exactly."""
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -292,6 +296,11 @@ def test_a_file_that_is_no_report_is_named(tmp_path, text):
     (tmp_path / "a.json").write_text(text)
     with pytest.raises(ValueError, match="a.json: not the results.json of a test .*; run the test again"):
         results.read_report(tmp_path / "a.json")
+
+
+def test_the_backend_of_a_notebook_does_not_stop_whoever_imports_matplotlib_after_fig():
+    subprocess.run([sys.executable, "-c", "import fig; import matplotlib"], cwd=Path(__file__).parents[1],
+                   env=os.environ | {"MPLBACKEND": "module://matplotlib_inline.backend_inline"}, check=True)
 
 
 COSTS = {"atfm": {"nfe": 25, "training_seconds": 9000.0, "GED": [0.21, 0.22, 0.20]},
