@@ -262,7 +262,7 @@ def write_volume(path: Path, maps: np.ndarray, like: Path) -> None:
         values = orientations.apply_orientation(values, turn)
         header.set_data_dtype(values.dtype)
         header.set_slope_inter(1, 0)
-        header["cal_min"] = header["cal_max"] = 0  # a display range, of the input's intensities
+        header["cal_min"] = header["cal_max"] = 0  # no display range: a viewer's would be that of intensities
     image = nibabel.Nifti1Image(values, affine, header)
     with whole_file(path) as file:
         file.write(zlib.compress(image.to_bytes(), wbits=31))  # gzip without a time stamp
