@@ -16,6 +16,7 @@ import argparse
 import fcntl
 import gzip
 import json
+import re
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -32,12 +33,14 @@ import train_GTR
 import train_prior_LIDC
 from data import load
 from metadata_manager import EvaluationConfig, Metadata, RunConfig, experiment
-from metrics import control, evaluate
+from metrics import bootstrap_interval, control, evaluate, two_level_interval, write_text
+from metrics.floor import floor
 from models import load_systems
 from models.processes import one_line_errors
 from tests.benchmarks import measure
 
 RESULTS = Path(__file__).parent / "results"
+EXPERTS = 4  # of LIDC
 IMAGES = {"validation": 200, "test": 240}  # evenly spaced over the split, so of all its patients
 SAMPLES = 16
 KEPT = ("GED16", "HM-IoU16", "Diversity16", "Empty", "Experts empty", "Experts' diversity", "Size")
@@ -213,6 +216,102 @@ def run(arguments: argparse.Namespace) -> None:
                 print(f"{output}: written", flush=True)
 
 
+Results = dict[int, dict[str, Any]]  # seed -> content of a run's file
+TABLES = {  # name of a table -> its size and rows, the first of which is what the others are compared with
+    "gains-32": (32, ("nll", "nll-flips", "best-nll-all", "best", "best-temperature-1", "best-m-8", "best-no-nll",
+                      "best-flips", "best-wide")),
+    "systems-32": (32, ("nll", "ssn", "prob-unet", "phiseg", "flow-ssn", "mose", "atfm", "atfm-best", "best")),
+    "gains-48": (48, ("nll", "best", "mose", "atfm")),
+}
+SHOWN = ("GED16", "HM-IoU16")
+
+
+def read_results(size: int) -> dict[str, Results]:
+    """The runs of each row that have a file at a size."""
+    runs: dict[str, Results] = {}
+    for path in sorted((RESULTS / str(size)).glob("*.json.gz")):
+        content = json.loads(gzip.decompress(path.read_bytes()))
+        runs.setdefault(content["row"], {})[content["seed"]] = content
+    return runs
+
+
+def scores_of(results: Results, seeds: Sequence[int], split: str, score: str) -> np.ndarray:
+    """A score of every image, (seeds, images)."""
+    return np.array([results[seed][split]["scores"][score] for seed in seeds])
+
+
+def table(size: int, rows: Sequence[str]) -> str:
+    """Markdown: means over runs and images, and the difference from the first row, over runs and patients.
+
+    Differences are of the seeds that both rows have, with 95 % intervals; a row without a file is "not run"."""
+    results = read_results(size)
+    against = rows[0]
+    head = ["system", "runs", "CPU min", "NFE", "GED16", "HM-IoU16", "empty",
+            *(f"{score} minus {ROWS[against].title}" for score in SHOWN), "validation GED16", "HM-IoU16"]
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    for name in rows:
+        if name not in results:
+            lines.append(f"| {ROWS[name].title} | not run |{' |' * (len(head) - 2)}")
+            continue
+        runs = results[name]
+        seeds = sorted(runs)
+        first = runs[seeds[0]]
+        minutes = np.mean([sum(stage["cpu_seconds"] for stage in run["stages"].values()) for run in runs.values()]) / 60
+        cells = [ROWS[name].title, str(len(seeds)), f"{minutes:.1f}", str(first["nfe"])]
+        cells += [f"{scores_of(runs, seeds, 'test', score).mean():.3f}" for score in SHOWN]
+        cells.append(f"{scores_of(runs, seeds, 'test', 'Empty').mean():.2f}")
+        both = [seed for seed in seeds if seed in results.get(against, {})]
+        for score in SHOWN:
+            if name == against or not both:
+                cells.append("")
+                continue
+            difference = (scores_of(runs, both, "test", score)
+                          - scores_of(results[against], both, "test", score))
+            mean, low, high = two_level_interval(difference, first["test"]["groups"])
+            cells.append(f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]")
+        cells += [f"{scores_of(runs, seeds, 'validation', score).mean():.3f}" for score in SHOWN]
+        lines.append(f"| {' | '.join(cells)} |")
+    known = next((run for runs in results.values() for run in runs.values()), None)
+    if known is not None:
+        least = {split: floor(np.array(known[split]["scores"]["Experts' diversity"]), np.array(EXPERTS), SAMPLES).mean()
+                 for split in IMAGES}
+        lines.append(f"| perfect sampler (independent readers) | | | | {least['test']:.3f} | | "
+                     f"{np.mean(known['test']['scores']['Experts empty']):.2f} | | | {least['validation']:.3f} | |")
+    return "\n".join(lines) + "\n"
+
+
+def each_run(size: int, row: str, against: str) -> str:
+    """Markdown: a row minus another in each training run, with 95 % intervals over patients."""
+    results = read_results(size)
+    lines = [f"| seed | {' | '.join(f'{score}, {split}' for split in IMAGES for score in SHOWN)} |",
+             "|---" * (1 + 2 * len(IMAGES)) + "|"]
+    for seed in sorted(results.get(row, {}).keys() & results.get(against, {}).keys()):
+        cells = [str(seed)]
+        for split in IMAGES:
+            for score in SHOWN:
+                difference = (scores_of(results[row], [seed], split, score)
+                              - scores_of(results[against], [seed], split, score))
+                mean, low, high = bootstrap_interval(difference, results[row][seed][split]["groups"])
+                cells.append(f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]")
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def write_tables(document: Path) -> None:
+    """Replaces what stands between `<!-- table: NAME -->` and `<!-- end -->` in a document."""
+    made = {name: table(size, rows) for name, (size, rows) in TABLES.items()}
+    made |= {f"each-run-{size}": each_run(size, "best", "nll") for size in (32, 48)}
+
+    def replaced(match: re.Match) -> str:
+        if match[1] not in made:
+            raise ValueError(f"{document}: table {match[1]}: unknown; expected one of {', '.join(made)}")
+        return f"<!-- table: {match[1]} -->\n{made[match[1]]}<!-- end -->"
+
+    text = re.sub(r"<!-- table: ([\w-]+) -->\n.*?<!-- end -->", replaced, document.read_text(), flags=re.S)
+    write_text(document, text)
+    print(f"{document}: tables written")
+
+
 def main(flags: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     commands = parser.add_subparsers(dest="command", required=True)
@@ -224,8 +323,13 @@ def main(flags: Sequence[str] | None = None) -> None:
     train_and_test.add_argument("--rows", nargs="+", default=list(ROWS), choices=ROWS, metavar="ROW",
                                 help=f"which of {', '.join(ROWS)}")
     train_and_test.add_argument("--output_path", type=Path, default=Path("runs/study"), help="for weights")
+    tables = commands.add_parser("tables", help="write the tables of a document from the files")
+    tables.add_argument("--output", type=Path, default=Path("docs/results.md"), help="the document")
     arguments = parser.parse_args(flags)
-    run(arguments)
+    if arguments.command == "run":
+        run(arguments)
+    else:
+        write_tables(arguments.output)
 
 
 if __name__ == "__main__":
