@@ -61,7 +61,7 @@ BASELINES: dict[str, dict[str, Any]] = {
     "c-prob-unet": {**_UNET, "lr": 1e-4, "batch_size": 6, "weight_decay": 1e-4},
 }
 METHODS = FLOWS | BASELINES
-CONTROLS = ("act-gtr-emptied", "act-gtr-smoothed")  # GTR's samples, simply post-processed
+CONTROLS = ("act-gtr-emptied",)  # GTR's samples, simply post-processed
 
 
 def setting(default: Any, why: str, choices: tuple[str, ...] = (), flags: tuple[str, ...] = (),
@@ -310,7 +310,7 @@ class EvaluationConfig(Config):
     gtr: str | None = setting(None, "run folder or checkpoint of step 1 (default: <output_path>/GTR)")
     prior: str | None = setting(None, "run folder or checkpoint of step 2 (default: <output_path>/<method>)")
     methods: tuple[str, ...] = setting(("act-gtr", "atfm"), "systems; act-gtr: GTR's samples, no flow; "
-                                       "-emptied, -smoothed: controls, see metrics/controls.py",
+                                       "act-gtr-emptied: a control, see metrics/controls.py",
                                        ("act-gtr", *CONTROLS, *METHODS), ("--methods", "--method"))
     solver: tuple[str, ...] = setting((), "solvers of the flow's ODE, a row each (default: the checkpoint's)",
                                       SOLVERS)
@@ -330,7 +330,6 @@ class EvaluationConfig(Config):
     released_checkpoint: bool = setting(False, "--gtr and --prior are files of weights of the authors' code")
     part: str = setting("1/1", "i/m: test every m-th image from the i-th; when all m parts are done, the "
                                "same command without --part makes the table")
-    merge: bool = setting(False, "make the table of what parts have found; refuse if an image is missing")
     report_images: int = setting(100, "images to look through in report.html, evenly spaced over the last "
                                       "system's GED; on each the first seed's samples are drawn again",
                                  within="[0, inf)")
@@ -340,6 +339,10 @@ class EvaluationConfig(Config):
     def __post_init__(self) -> None:
         super().__post_init__()
         _ = self.share  # checked at once
+        for name in ("methods", "solver", "steps", "alphas", "samples", "seeds"):
+            values = getattr(self, name)
+            if len(set(values)) < len(values):
+                raise ValueError(f"--{name} {' '.join(map(str, values))}: a value twice; expected each once")
 
     @property
     def share(self) -> tuple[int, int]:

@@ -35,9 +35,9 @@ BETTER = {"GED": "lower", "ECE": "lower", "HM-IoU": "higher", "MDM": "higher", "
           "Dice of means": "higher"}  # of the others neither
 CAPTIONS = {  # of a table, by the first word of its first cell
     "system": "Scores: mean, and standard deviation over seeds",
-    "minus": "Differences with 95 % intervals over patients",
-    "share": "Masks that mark nothing",
-    "by": "Where GED comes from: twice the distance of samples from experts, minus the diversity of both"}
+    "difference": "Differences, ours minus the other, with 95 % intervals over patients",
+    "empty": "Empty masks",
+    "parts": "Where GED comes from: twice the distance of samples from experts, minus the diversity of both"}
 
 
 @torch.no_grad()
@@ -160,9 +160,12 @@ def page(report: Report, table: str, items: Sequence[str], tested: int) -> str:
 
 
 def html_tables(markdown: str) -> str:
-    """Tables of markdown, with an empty line between, as HTML."""
+    """Tables and lines of markdown, with an empty line between, as HTML."""
     found = []
     for table in markdown.strip().split("\n\n"):
+        if not table.startswith("|"):
+            found.append(f"<p>{html.escape(table)}</p>")
+            continue
         head, _, *rows = ([html.escape(cell.strip()) for cell in line.strip("|").split("|")]
                           for line in table.splitlines())
         caption = CAPTIONS.get(head[0].split()[0], head[0])
