@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         # Scores of each on every test image (App. 7), by each process of every m-th. They are appended to a
         # file as they come, so that a test that was stopped goes on.
         folder = processes.in_turn(lambda: metrics.free_folder(
-            output / "test", metadata=metadata, sampling=config, test_images=test.fingerprint,
+            output / "test", metadata=metadata, sampling=config, test_images=metrics.identity_of(test),
             weights={f"weights of {system.label}": system.weights for system in systems},
             device=device.type, tf32=run.tf32))
         with stop_signals() as signals:

@@ -23,14 +23,14 @@ from metrics.scores import (
     mdm,
     mdm_from,
 )
-from metrics.systems import Row, evaluate_systems
+from metrics.systems import Row, evaluate_systems, identity_of
 
 __all__ = [
     "FEWEST_PATIENTS", "SCORES", "Evaluation", "Overlaps", "Record", "Row", "SystemRecord",
-    "bootstrap_interval", "calibration_error", "columns", "commit", "control", "cost_table", "count_patients",
-    "d_max", "dice_matrix", "dice_of_means", "differences_table", "diversity", "diversity_from",
-    "entropy_map", "evaluate", "evaluate_systems", "free_folder", "ged", "ged_from", "hm_iou", "hm_iou_from",
-    "image_names", "image_seed", "interleaved", "iou_matrix", "mdm", "mdm_from", "report_tables", "results",
-    "s_ncc", "score", "scores_table", "training_section", "two_level_interval", "variance_map", "workload",
-    "write_text",
+    "bootstrap_interval", "calibration_error", "columns", "commit", "control", "cost_table",
+    "count_patients", "d_max", "dice_matrix", "dice_of_means", "differences_table", "diversity",
+    "diversity_from", "entropy_map", "evaluate", "evaluate_systems", "free_folder", "ged", "ged_from",
+    "hm_iou", "hm_iou_from", "identity_of", "image_names", "image_seed", "interleaved", "iou_matrix", "mdm",
+    "mdm_from", "report_tables", "results", "s_ncc", "score", "scores_table", "training_section",
+    "two_level_interval", "variance_map", "workload", "write_text",
 ]

@@ -9,10 +9,13 @@ count: see PROTOCOL.md.
 """
 
 import argparse
+import json
 import os
 import unicodedata
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -136,6 +139,9 @@ def main(flags: Sequence[str] | None = None) -> None:
             raise ValueError(f"{len(alone)} cases are in one folder only, such as {alone[0]}")
         counts = checked_counts(arguments.counts, {case: number_of_masks(files, arguments.samples)
                                                    for case, files in samples.items()})
+        content = {"samples": str(arguments.samples), "masks": str(arguments.masks), "counts": counts}
+        if arguments.output:
+            refuse_other_content(arguments.output, content)
         scores = {case: score_case(masks_of(files, arguments.samples, max(counts)),
                                    masks_of(masks[case], arguments.masks, number_of_masks(
                                        masks[case], arguments.masks)), counts)
@@ -145,7 +151,18 @@ def main(flags: Sequence[str] | None = None) -> None:
         print(f"| cases | {' | '.join(names)} |\n" + "|---" * (len(names) + 1) + "|")
         print(f"| {len(scores)} | " + " | ".join(f"{means[name]:.4f}" for name in names) + " |")
         if arguments.output:
-            write_text(arguments.output, {"mean": means, "cases": scores})
+            write_text(arguments.output, {**content, "mean": means, "cases": scores})
+
+
+def refuse_other_content(output: Path, content: dict[str, Any]) -> None:
+    """Raises ValueError if there is a file that is not of scores of the same folders and counts."""
+    if not output.exists():
+        return
+    with suppress(ValueError, AttributeError):  # neither JSON nor text, or JSON of another kind
+        if content.items() <= json.loads(output.read_bytes()).items():
+            return
+    raise ValueError(f"--output {output}: exists, and is not what this command wrote before; choose another "
+                     "name or move it away")
 
 
 def path_of(text: str) -> Path:

@@ -34,7 +34,8 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
         raise OSError(f"{path}: cannot be written ({error}); what was there before is intact. Free some "
                       "space and run the same command again, or choose another place") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # it was renamed, or never made
+            temporary.unlink()
 
 
 def write_text(path: Path, content: str | dict[str, Any]) -> None:

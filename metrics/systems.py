@@ -1,11 +1,14 @@
 """A whole test: every system on every test image, by several processes, in parts, from where it stopped."""
 
+import hashlib
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 
 from metadata_manager import EvaluationConfig
@@ -33,10 +36,13 @@ class System(Protocol):
 
 
 class TestImages(Images, Protocol):
-    """A dataset whose fingerprint changes with any of its pixels."""
+    """A dataset whose fingerprint changes with any of its pixels, with the patient of each image."""
 
     @property
     def fingerprint(self) -> str: ...
+
+    @property
+    def patients(self) -> np.ndarray: ...
 
 
 class Processes(Protocol):
@@ -58,6 +64,13 @@ class Row:
     evaluation: Evaluation
     seconds: float
     samples: int
+
+
+def identity_of(dataset: TestImages) -> str:
+    """16 hex digits that change with any pixel, name or patient of the images, not with the path."""
+    names = zip(image_names(dataset), map(str, dataset.patients))
+    content = json.dumps([dataset.fingerprint, *names])
+    return hashlib.blake2b(content.encode(), digest_size=8).hexdigest()
 
 
 def evaluate_systems(systems: Sequence[System], dataset: TestImages, config: EvaluationConfig, folder: Path,

@@ -93,6 +93,37 @@ def test_mean_and_standard_deviation_are_over_seeds_of_means_over_images():
         "mean_std": {"GED16": list(two.mean_std()["GED16"])}}
 
 
+def sizes(found):
+    return [round(size) for size in found.scores["Size"][0].tolist()]
+
+
+def blocks(*numbers):
+    """Images whose masks have so many pixels."""
+    return [(torch.full((1, 4, 4), number / 16),
+             (torch.arange(16) < number).float().view(1, 4, 4).repeat(2, 1, 1)) for number in numbers]
+
+
+def test_images_that_share_an_id_have_their_own_scores(tmp_path):
+    images = ImageList(["P0", "P0", "P0 (2)", "P0", "P1"], blocks(3, 5, 7, 9, 11))
+    found = evaluate(noisy, images, samples=(2,))
+    assert found.ids == ("P0", "P0 (3)", "P0 (2)", "P0 (4)", "P1") and sizes(found) == [3, 5, 7, 9, 11]
+    halves = [evaluate(noisy, images, samples=(2,), indices=range(5)[rank::2]) for rank in (0, 1)]
+    assert interleaved(halves).as_dict() == found.as_dict()
+
+
+def test_an_image_that_is_listed_twice_is_one_image():
+    images = ImageList(["a", "b", "a"], blocks(3, 5, 3))
+    found = evaluate(noisy, images, samples=(2,))
+    assert found.ids == ("a", "b", "a") and sizes(found) == [3, 5, 3]
+    assert found.scores["GED2"][0, 0] == found.scores["GED2"][0, 2]
+
+
+def test_ids_that_differ_in_unicode_form_only_are_the_same():
+    found = evaluate(noisy, ImageList(["\u00e9", "e\u0301"], blocks(3, 5)), samples=(2,))
+    assert found.ids == ("\u00e9", "\u00e9 (2)") and sizes(found) == [3, 5]
+    assert image_seed(0, "\u00e9") == image_seed(0, "e\u0301")
+
+
 def diverging(image, n, generator):
     probabilities = noisy(image, n, generator)
     if torch.equal(image[0], dataset()[1][0]):
@@ -111,6 +142,7 @@ IMAGE, MASKS = dataset(1)[0]
     (dataset(1), {"samples": ()}, "expected counts >= 1, and a seed"),
     (dataset(1), {"samples": (0, 2)}, "expected counts >= 1, and a seed"),
     (dataset(1), {"seeds": ()}, "expected counts >= 1, and a seed"),
+    (dataset(1), {"seeds": (3, 1, 3)}, "seeds 3 1 3: the same seed twice is the same run twice"),
     (dataset(1), {"sample": lambda image, n, generator: noisy(image, n + 1, generator)},
      r"image 0: shape \(1, 3, 8, 8\), expected .* \(1, 2, 8, 8\)"),
     (dataset(), {"sample": diverging}, "image 1, seed 0: 2 of 128 probabilities are not finite"),

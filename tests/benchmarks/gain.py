@@ -24,7 +24,7 @@ GTR = ("--epochs 20 --batchsize 8 --lr 1e-3 --schedule cosine --ema 0.99 --num_f
        "--validate_every 20").split()
 FLOW = ("--batch_size 8 --lr 1e-3 --dim 16 --experts one --num_epochs 4 --validate_every 4 --val_images 8 "
         "--val_steps 1").split()
-TEST = ("--methods act-gtr act-gtr-emptied act-gtr-smoothed atfm --samples 16 --seeds 0 --batch_size 8 "
+TEST = ("--methods act-gtr act-gtr-emptied atfm --samples 16 --seeds 0 --batch_size 8 "
         "--limit 120").split()
 LEARNING = "--schedule cosine --clip 1 --ema 0.999 --weight_standardization none --time_scale 10"
 ENDPOINT, COUPLED, SOFT = "--objective endpoint", "--coupling assigned", "--temperature 4"
