@@ -10,6 +10,8 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from metrics.files import write_text
+
 # Settings that may differ without making it another test: the images and weights themselves are compared.
 WITHOUT_EFFECT = ("data_path", "part", "report_images")
 SETTINGS = "settings.json"
@@ -52,9 +54,21 @@ def _claimed(place: Path, ours: dict[str, Any]) -> Any:
                 return ours
         finally:
             temporary.unlink(missing_ok=True)
-    with suppress(ValueError, FileNotFoundError):  # damaged, or of an older version
-        return json.loads((place / SETTINGS).read_text())
-    return None
+    try:
+        theirs = json.loads((place / SETTINGS).read_text())
+    except (ValueError, FileNotFoundError):  # damaged, or of an older version
+        return None
+    # A test of an earlier version, which kept fewer settings, goes on unless there are results to keep.
+    if not (place / "results.json").exists() and _continues(ours, theirs):
+        write_text(place / SETTINGS, ours)
+        return ours
+    return theirs
+
+
+def _continues(ours: Mapping[str, Any], theirs: Any) -> bool:
+    """Whether these are settings of an earlier version, in which all that it kept is as in ours."""
+    return isinstance(theirs, dict) and 0 < len(theirs) < len(ours) and all(
+        ours.get(name) == value for name, value in theirs.items())
 
 
 def _plain(value: Any) -> Any:

@@ -44,6 +44,16 @@ def test_what_is_unknown_or_damaged_is_kept(name, content, tmp_path):
     assert (tmp_path / "test" / name).read_text() == content
 
 
+def test_a_test_of_an_earlier_version_goes_on_unless_it_is_done(tmp_path):
+    place, older, newer = tmp_path / "test", {"steps": 2}, {"steps": 2, "weights": "a"}
+    assert [free_folder(place, **settings).name for settings in (older, newer)] == ["test", "test"]
+    assert [free_folder(place, **{**newer, "weights": "b"}).name, free_folder(place, **newer).name] == [
+        "test_2", "test"]
+    done = free_folder(tmp_path / "done", **older)
+    write_text(done / "results.json", {})
+    assert free_folder(tmp_path / "done", **newer).name == "done_2"
+
+
 def test_an_empty_folder_is_taken_and_nothing_but_settings_is_in_it(tmp_path):
     (tmp_path / "test").mkdir()
     assert free_folder(tmp_path / "test", number=1) == tmp_path / "test"
