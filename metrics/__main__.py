@@ -76,13 +76,26 @@ def masks_of(files: Sequence[Path], folder: Path, number: int) -> Iterator[Scan]
                              "<case>.npy (n, h, w)")
         arrays = scan.values[:number] if several and scan.values.ndim == 3 else [scan.values]
         for values in arrays:
-            labels = labels_of(Scan(path, values))
-            marked = labels != 0
-            if marked.any() and (labels[marked] != labels[marked][0]).any():
-                others = np.unique(labels)
-                raise ValueError(f"{path}: the values {', '.join(map(str, others[:5]))}"
-                                 f"{', ...' if len(others) > 5 else ''}; expected 0 and one other")
-            yield Scan(path, marked, scan.affine)
+            yield Scan(path, foreground(path, values), scan.affine)
+
+
+def foreground(path: Path, values: np.ndarray) -> np.ndarray:
+    """The pixels of a mask (h, w) or (z, h, w) that are not background, bool of its shape.
+
+    Labels take 8 bytes a pixel: only those of one slice are in memory. Raises ValueError, naming the file,
+    for several labels, and as `labels_of`."""
+    mask, labels_inside = np.empty(values.shape, bool), set()
+    for plane, plane_mask in zip(*((array if array.ndim == 3 else array[None]) for array in (values, mask))):
+        labels = labels_of(Scan(path, plane))
+        np.not_equal(labels, 0, out=plane_mask)
+        if plane_mask.any():
+            inside = labels[plane_mask]
+            labels_inside |= {int(inside.min()), int(inside.max())}
+    if len(labels_inside) > 1:
+        others = np.unique(values)
+        raise ValueError(f"{path}: the values {', '.join(map(str, others[:5]))}"
+                         f"{', ...' if len(others) > 5 else ''}; expected 0 and one other")
+    return mask
 
 
 def score_case(samples: Iterator[Scan], masks: Iterator[Scan], counts: Sequence[int]) -> dict[str, float]:

@@ -116,6 +116,8 @@ def picture(mode, size):
     (array(np.zeros((6, 8, 9, 2))), r"b.npy: \(6, 8, 9, 2\), expected a mask"),
     (array(np.zeros((6, 8, 8), int)), r"masks/b/0.png: \(8, 9\) pixels, expected \(8, 8\) .*b.npy"),
     (array(np.zeros((2, 8, 9), int)), "case b: 2 samples, expected 6"),
+    (lambda root: np.save(root / "masks" / "a" / "1.npy", np.repeat(np.arange(3), 72).reshape(3, 8, 9)),
+     r"a/1.npy: the values 0, 1, 2; expected 0 and one other"),  # each slice has one label
     (array(np.arange(432).reshape(6, 8, 9)), r"b.npy: the values 0, 1, 2, 3, 4, \.\.\.; expected 0"),
     (lambda root: (root / "masks" / "a" / "0.png").write_text("no image"), "a/0.png: not an image"),
     (picture("L", (3, 3)), r"a/1.png: \(3, 3\) pixels"),
