@@ -1,20 +1,14 @@
-"""Where the data lies, and every number the scripts use, each with its reason or source; and their flags.
+"""Where the data lies, and every number that the scripts use, each with its reason or source.
 
-Edit PATHS first. Everything else is a default that a flag of the same name overrides (`--lr 1e-3`).
-"Paper" is ATFM, arXiv 2511.06857; "released" is its authors' code of November 2025.
+Edit PATHS first. Everything else is a default that a flag of the same name overrides (`--lr 1e-3`), see
+models/flags.py. "Paper" is ATFM, arXiv 2511.06857; "released" is its authors' code of November 2025.
 """
 
-import argparse
-import json
 import os
 import re
-import typing
-from collections.abc import Sequence
-from dataclasses import Field, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
-
-import h5py
 
 # Edit these paths, or `export ATFM_LIDC_PATH=...` (ATFM_ISIC3_STYLE_CONCAT_PATH), or pass `--data_path ...`.
 PATHS = {
@@ -27,23 +21,18 @@ PATHS = {
 
 PRESETS = ("paper", "released", "best")
 GREY = (0.299, 0.587, 0.114)  # weights of R, G and B in the grey image that ST-Net sees (released code)
-SOLVERS = ("euler", "midpoint", "heun", "rk4", "ab2")
 # The flows of the papers' tables, as what they change in FlowConfig (Table 4; CFM: arXiv 2507.22418).
-_NO_GTR = {"source": "normal", "condition": "image", "residual": False}
 FLOWS: dict[str, dict[str, Any]] = {
     "atfm": {},
     "atfm-no-sf": {"alpha": 0.0},
-    "refiner": {"times": "zero", "steps": 1},
-    "sfm": _NO_GTR,
-    "sfm-no-sf": _NO_GTR | {"alpha": 0.0},
-    "cfm": _NO_GTR | {
-        "alpha": 0.0, "objective": "velocity", "coupling": "independent", "path_noise": 0.0,
-        "experts": "one", "signed": True, "condition_dropout": 0.5, "guidance": 0.3,
-        "batch_size": 64, "images_per_pass": 2, "solver": "midpoint", "steps": 100},
+    "sfm": {"source": "normal"},
+    "sfm-no-sf": {"source": "normal", "alpha": 0.0},
+    "cfm": {"source": "normal", "alpha": 0.0, "experts": "one", "signed": True, "condition_dropout": 0.5,
+            "guidance": 0.3, "batch_size": 64, "images_per_pass": 2, "solver": "midpoint", "steps": 100},
 }
-# CFM by its own recipe for MMIS and at its own network's width; that network's dropout of 0.1 is left out.
-FLOWS["cfm-own"] = FLOWS["cfm"] | {"dim": 64, "dim_mults": (1, 2, 4, 4), "batch_size": 24,
-                                   "num_epochs": 500, "lr": 1e-4, "ema": 0.9999, "images_per_pass": 8}
+# CFM by its recipe for MMIS and at its network's width; that network's dropout of 0.1 is left out.
+FLOWS["cfm-mmis"] = FLOWS["cfm"] | {"dim": 64, "dim_mults": (1, 2, 4, 4), "batch_size": 24,
+                                    "num_epochs": 500, "lr": 1e-4, "ema": 0.9999, "images_per_pass": 8}
 # The other systems that they compare with, one file each in models/baselines; with the training that their
 # papers describe, at full size.
 _UNET = {"experts": "one", "dim": 32, "dim_mults": (1, 2, 4, 6)}
@@ -65,12 +54,14 @@ CONTROLS = ("act-gtr-emptied",)  # GTR's samples, simply post-processed
 
 
 def setting(default: Any, why: str, choices: tuple[str, ...] = (), flags: tuple[str, ...] = (),
-            within: str = "(-inf, inf)") -> Any:
+            within: str = "(-inf, inf)", path: bool = False, size: bool = False) -> Any:
     """A dataclass field that is also a flag: its default, the reason for it, and the values it may take.
 
     flags: how it is spelt on the command line, if not as the field. within: the interval of a number; a round
-    bracket leaves the end out."""
-    return field(default=default, metadata={"why": why, "choices": choices, "flags": flags, "within": within})
+    bracket leaves the end out. path: a leading ~ is the home folder. size: of an experiment, such as its number
+    of epochs; another value is still the same method, see `models.flags`."""
+    return field(default=default, metadata={"why": why, "choices": choices, "flags": flags, "within": within,
+                                            "path": path, "size": size})
 
 
 class Config:
@@ -78,18 +69,20 @@ class Config:
 
     def __post_init__(self) -> None:
         """Raises ValueError, naming the flag, for another value."""
-        for one in fields(self):  # type: ignore[arg-type]  # every subclass is a dataclass
-            value, choices = getattr(self, one.name), one.metadata.get("choices")
-            for each in value if isinstance(value, tuple) else (value,):
-                if choices and each not in choices:
-                    raise ValueError(f"{one.name}={each!r}: expected one of {', '.join(choices)}")
-                interval = one.metadata.get("within")
-                if interval and isinstance(each, int | float) and not _within(each, interval):
-                    raise ValueError(f"--{one.name} {each}: expected a number in {interval}")
+        for setting_ in fields(self):  # type: ignore[arg-type]  # every subclass is a dataclass
+            value, choices = getattr(self, setting_.name), setting_.metadata.get("choices")
+            interval = setting_.metadata.get("within")
+            for item in value if isinstance(value, tuple) else (value,):
+                if choices and item not in choices:
+                    raise ValueError(f"{setting_.name}={item!r}: expected one of {', '.join(choices)}")
+                if interval and isinstance(item, int | float) and not _within(item, interval):
+                    raise ValueError(f"--{setting_.name} {item}: expected a number in {interval}")
 
 
 def _within(value: float, interval: str) -> bool:
-    low, high = (float(end) for end in interval[1:-1].split(","))
+    """Whether a number is in an interval such as "[0, inf)". Ends stay integers, which compare exactly."""
+    low, high = (float(end) if end.strip().lstrip("-") == "inf" or "." in end else int(end)
+                 for end in interval[1:-1].split(","))
     return (low < value or interval[0] == "[" and value == low) and (
         value < high or interval[-1] == "]" and value == high)
 
@@ -98,10 +91,11 @@ def _within(value: float, interval: str) -> bool:
 class RunConfig(Config):
     """What all scripts share."""
 
-    output_path: str | None = setting(None, "folder of this experiment (default: runs/<what>)")
-    preset: str = setting("paper", "paper; released: what the authors' code does; best: what did better than "
-                                   "paper in a small study", PRESETS)
-    seed: int = setting(0, "seed of initialization and of every step's randomness")
+    output_path: str | None = setting(None, "folder of this experiment (default: runs/<what>)", path=True)
+    preset: str = setting("paper", "paper; released: what the authors' code does; best: ours, what did better on "
+                                   "real images at small size, see docs/results.md", PRESETS)
+    trained_as: str = "custom"  # the preset that a training step's settings are those of, see `models.flags`
+    seed: int = setting(0, "seed of initialization and of every step's randomness", within="[0, 4294967295]")
     device: str = setting("auto", "auto, cpu, cuda, cuda:1, ...; auto takes CUDA when there is one")
     tf32: bool = setting(True, "on CUDA, round the factors of products to 10 bits: much faster than float32")
     deterministic: bool = setting(False, "repeat runs bit for bit on CUDA too, slower")
@@ -118,7 +112,7 @@ class Metadata(Config):
     size: int = 128  # pixels per side in the files, before `crop`
     axis: str = "fewest"  # that volumes are cut across, and
     window: tuple[float, ...] = ()  # intensities from black to white, as `data.prepare` was told
-    data_path: str = setting("", "folder or file of the dataset")
+    data_path: str = setting("", "folder or file of the dataset", path=True)
     split: str = setting("group", "group: 64/16/20 with no patient (LIDC) or image (ISIC3) on two sides; "
                                   "released: the authors' overlapping lists, for comparison; "
                                   "file: as in a file of PHiSeg or CCDM, the folders of MMIS, or yours; "
@@ -126,16 +120,16 @@ class Metadata(Config):
                                   "choices, or as CFM is on MMIS",
                        ("group", "released", "file", "group-val", "file-val"))
     split_seed: int = setting(0, "seed of the 64/16/20 split; not --seed, so that runs share their test set",
-                              within="[0, 4294967295]")
-    marked: bool = setting(False, "leave out images that no expert marked, and say how many")
-    limit: int | None = setting(None, "use the first N images of each split", within="[1, inf)")
-    crop: int | None = setting(None, "centre crop to S x S pixels", within="[1, inf)")
+                              within="[0, 4294967295]", size=True)
+    marked: bool = setting(False, "leave out images that no expert marked, and say how many", size=True)
+    limit: int | None = setting(None, "use the first N images of each split", within="[1, inf)", size=True)
+    crop: int | None = setting(None, "centre crop to S x S pixels", within="[1, inf)", size=True)
     augment: bool = setting(False, "flip, rotate, scale and shear training images together with their masks")
     dihedral: bool = setting(False, "flip and turn them by quarter turns, which makes up no pixels")
     grey: bool = setting(True, "ST-Net sees RGB in grey, as in the released code; False: every channel")
 
     @property
-    def seen_channels(self) -> int:
+    def flow_channels(self) -> int:
         """Channels of the image that ST-Net sees."""
         return 1 if self.grey else self.channels
 
@@ -149,7 +143,7 @@ class Metadata(Config):
 class OptimizerConfig(Config):
     """How weights are updated, in both steps."""
 
-    lr: float = setting(1e-4, "learning rate of Adam (paper, App. 6)", within="(0, inf)")
+    lr: float = setting(1e-4, "learning rate of Adam (paper, App. 6)", within="(0, inf)", size=True)
     weight_decay: float = setting(0.0, "of AdamW; at 0 (paper) it is Adam; released, GTR: 1e-4",
                                   within="[0, inf)")
     schedule: str = setting("constant", "of the learning rate: constant (paper), or cosine: falling to 0 at "
@@ -165,13 +159,15 @@ class GTRConfig(OptimizerConfig):
     """Step 1: training the Gaussian Truncation Representation, Eq. 3-5."""
 
     epochs: int = setting(1000, "passes over the training images (paper, LIDC: 1000; ISIC3: 400)",
-                          within="[1, inf)")
+                          within="[1, inf)", size=True)
     batchsize: int = setting(256, "images per step (paper, LIDC: 256; ISIC3: 8)",
                              flags=("--batchsize", "--betchsize"),  # as the authors spell it
-                             within="[1, inf)")
+                             within="[1, inf)", size=True)
+    backbone: str = setting("unet", "network that gives GTR's features, see models/gtr.py")
     num_filters: tuple[int, ...] = setting((32, 64, 128, 192), "filters per U-Net level (paper, App. 6)",
-                                           within="[1, inf)")
-    rank: int = setting(10, "columns of the covariance factor D, r (paper, App. 6)", within="[1, inf)")
+                                           within="[1, inf)", size=True)
+    rank: int = setting(10, "columns of the covariance factor D, r (paper, App. 6)", within="[1, inf)",
+                        size=True)
     convs: int = setting(2, "convolutions per block (paper: 2; released: 3)", within="[1, inf)")
     pool: str = setting("max", "paper: max; released: avg", ("max", "avg"))
     up: str = setting("transposed", "paper: transposed convolution; released: bilinear",
@@ -181,6 +177,8 @@ class GTRConfig(OptimizerConfig):
     nll_first: float = setting(0.3, "share of the steps that Eq. 5 begins with before --loss energy takes over",
                                within="[0, 1]")
     nll_weight: float = setting(0.0, "weight of Eq. 5 per pixel beside the energy score", within="[0, inf)")
+    temperature: float = setting(1.0, "of samples: deviations from the mean are multiplied by it (Eq. 3: 1)",
+                                 within="(0, inf)")
     mc_samples: int = setting(20, "samples per image and step; of Eq. 5 M: 10 draws and their negatives",
                               within="[1, inf)")
     experts: str = setting("one", "one: a random expert per image and step (released); all: the likelihood "
@@ -191,25 +189,7 @@ class GTRConfig(OptimizerConfig):
 class Objective(Config):
     """What the flow learns (Algorithm 1), from which x_0 and by which loss, and how it samples."""
 
-    source: str = setting("gtr", "x_0: a sample of GTR, or standard normal noise", ("gtr", "normal"))
-    temperature: float = setting(1.0, "tau of x_0 = sigmoid(GTR's logits / tau); paper: 1; above, x_0 is "
-                                      "less binary and keeps more of what GTR knows", within="(0, inf)")
-    coupling: str = setting("independent", "independent: x_0 and the expert are drawn on their own (paper); "
-                                           "assigned: draws of x_0 go to an image's experts by optimal "
-                                           "transport (arXiv 2302.00482)", ("independent", "assigned"))
-    draws: int = setting(1, "draws of x_0 per expert in the coupling `assigned`", within="[1, inf)")
-    path_noise: float = setting(0.0, "sigma: x_t has noise of deviation sigma sqrt(t (1 - t)) in training, "
-                                     "sampling is a Brownian bridge (paper: 0)", within="[0, inf)")
-    times: str = setting("uniform", "t in training: uniform in [0, 1) (Algorithm 1); zero: 0 only, a refiner "
-                                    "in one step", ("uniform", "zero"))
-    objective: str = setting("velocity", "velocity: the net gives v, squared error (Algorithm 1); endpoint: "
-                                         "logits of the mask, cross-entropy, v follows (arXiv 2406.04843)",
-                             ("velocity", "endpoint"))
-    condition: str = setting("image", "image: ST-Net sees the image (paper); gtr: and two maps of the frozen "
-                                      "GTR's Gaussian, the mean and the deviation of each pixel's logit",
-                             ("image", "gtr"))
-    residual: bool = setting(False, "the net gives the difference of the mask's logits from GTR's mean over "
-                                    "tau; with --objective endpoint --condition gtr")
+    source: str = setting("gtr", "x_0: a sample of GTR, or standard normal noise, see models/sources.py")
     experts: str = setting("all", "all annotators of an image per step, or one at random", ("all", "one"))
     signed: bool = setting(False, "the flow's masks are -1 / 1 rather than 0 / 1 (CFM)")
     condition_dropout: float = setting(0.0, "share of training images replaced by zeros (CFM: 0.5)",
@@ -223,23 +203,20 @@ class Objective(Config):
                                       "of several processes takes its own part", ("image", "batch"))
     semantic_target: str = setting("own", "compare x_1^t on the path to an annotator with that one's mask, "
                                           "or with all", ("own", "all"))
-    solver: str = setting("euler", "of the ODE in testing (paper: euler; CFM: midpoint)", SOLVERS)
+    solver: str = setting("euler", "of the ODE in testing (paper: euler; CFM: midpoint)", size=True)
     steps: int = setting(25, "solver steps in testing (paper: 25; released ISIC3 test script: 50; CFM: 100)",
-                         within="[1, inf)")
+                         within="[1, inf)", size=True)
 
     @property
-    def apart(self) -> bool:
-        """Whether the loss on the way to an annotator's mask does not depend on the others' masks."""
-        return self.coupling == "independent" and self.semantic_target == "own"
-
-    def condition_channels(self, channels: int) -> int:
-        """Channels of ST-Net's condition: those of the image that it sees, and GTR's maps."""
-        return channels + (2 if self.condition == "gtr" else 0)
+    def per_annotator_loss(self) -> bool:
+        """Whether the loss on the path to an annotator's mask does not depend on the others' masks."""
+        return self.semantic_target == "own"
 
 
-def flow_folder(method: str, alpha: float | None) -> str:
-    """Name of the folder that a flow is trained into; alpha: its own, if it is one of several."""
-    return method if alpha is None else f"{method}_alpha_{alpha:g}"
+def stage_folder(stage: str, preset: str, alpha: float | None = None) -> str:
+    """Name of the folder of a step, GTR or a method; presets share none. alpha: its own, if it is one of several."""
+    name = stage if preset == "paper" else f"{stage}-{preset}"
+    return name if alpha is None else f"{name}_alpha_{alpha:g}"
 
 
 @dataclass(frozen=True)
@@ -247,39 +224,37 @@ class FlowConfig(Objective, OptimizerConfig):
     """Step 2: training the flow, whose velocity is ST-Net, from the frozen GTR, Algorithm 1."""
 
     method: str = setting("atfm", "the system to train; it sets other settings", tuple(METHODS))
-    gtr: str | None = setting(None, "run folder or checkpoint of step 1 (default: <output_path>/GTR)")
+    gtr: str | None = setting(None, "run folder or checkpoint of step 1 (default: <output_path>/GTR)", path=True)
     num_epochs: int = setting(200, "passes over the training images (paper, LIDC: 200; ISIC3: 120)",
-                              within="[1, inf)")
+                              within="[1, inf)", size=True)
     batch_size: int = setting(6, "images per step, each with all its annotators (paper, LIDC: 6; ISIC3: 1)",
-                              within="[1, inf)")
+                              within="[1, inf)", size=True)
     alphas: tuple[float, ...] = setting((), "train one flow per alpha, each into its own folder",
-                                        within="[0, inf)")
-    dim: int = setting(128, "width of ST-Net (LIDC: 128; released ISIC3 script: 256)", within="[1, inf)")
-    dim_mults: tuple[int, ...] = setting((1, 2, 4), "width multipliers per level (App. 6)", within="[1, inf)")
+                                        within="[0, inf)", size=True)
+    network: str = setting("st-net", "network of the flow, see models/st_net.py")
+    dim: int = setting(128, "width of ST-Net (LIDC: 128; released ISIC3 script: 256)", within="[1, inf)", size=True)
+    dim_mults: tuple[int, ...] = setting((1, 2, 4), "width multipliers per level (App. 6)", within="[1, inf)", size=True)
     weight_standardization: str = setting(
         "standard",
         "standard: divide by the standard deviation (arXiv 1903.10520); released: multiply by it; none",
         ("standard", "released", "none"))
     time_scale: float = setting(1000.0, "t times this goes into the sinusoidal embedding (released: 1)",
                                 within="(0, inf)")
-    groups: int = setting(1, "groups of GroupNorm in ST-Net's residual blocks (released: 1)",
-                          within="[1, inf)")
     annotators_per_pass: int = setting(1, "annotators per forward and backward pass: the gradients add up to "
                                           "those of all k at once, the memory is that of one pass",
-                                          within="[1, inf)")
+                                          within="[1, inf)", size=True)
     images_per_pass: int | None = setting(None, "images per forward and backward pass; as "
-                                                "annotators_per_pass (default: all)", within="[1, inf)")
+                                                "annotators_per_pass (default: all)", within="[1, inf)", size=True)
     recompute: bool = setting(False, "gradient checkpointing in ST-Net: recompute activations, keep none",
-                              flags=("--checkpoint",))
-    amp: bool = setting(False, "run ST-Net in bfloat16; losses and GTR stay in float32")
+                              flags=("--checkpoint",), size=True)
+    amp: bool = setting(False, "run ST-Net in bfloat16; losses and GTR stay in float32", size=True)
     channels_last: bool = setting(False, "train ST-Net in the layout that CUDA's convolutions are fastest "
-                                         "in; with --compile only")
-    compile: bool = setting(False, "torch.compile ST-Net: minutes at the start, faster from then on")
+                                         "in; with --compile only", size=True)
+    compile: bool = setting(False, "torch.compile ST-Net: minutes at the start, faster from then on", size=True)
 
-    @property
-    def folder(self) -> str:
-        """Name of the folder that this flow is trained into: its method, and its alpha if one of several."""
-        return flow_folder(self.method, self.alpha if self.alphas else None)
+    def folder(self, preset: str) -> str:
+        """Name of the folder that this flow is trained into, with its alpha if it is one of several."""
+        return stage_folder(self.method, preset, self.alpha if self.alphas else None)
 
     def per_alpha(self) -> "list[FlowConfig]":
         """The flows to train: this one, or one for each of `alphas`."""
@@ -307,13 +282,13 @@ class LoopConfig(Config):
 class EvaluationConfig(Config):
     """Testing: sampling and scoring held-out images with the models of both steps."""
 
-    gtr: str | None = setting(None, "run folder or checkpoint of step 1 (default: <output_path>/GTR)")
-    prior: str | None = setting(None, "run folder or checkpoint of step 2 (default: <output_path>/<method>)")
+    gtr: str | None = setting(None, "run folder or checkpoint of step 1 (default: <output_path>/GTR)", path=True)
+    prior: str | None = setting(None, "run folder or checkpoint of step 2 (default: <output_path>/<method>)", path=True)
     methods: tuple[str, ...] = setting(("act-gtr", "atfm"), "systems; act-gtr: GTR's samples, no flow; "
-                                       "act-gtr-emptied: a control, see metrics/controls.py",
-                                       ("act-gtr", *CONTROLS, *METHODS), ("--methods", "--method"))
-    solver: tuple[str, ...] = setting((), "solvers of the flow's ODE, a row each (default: the checkpoint's)",
-                                      SOLVERS)
+                                       "-emptied: a control, see metrics/controls.py; others: docs/results.md; "
+                                       "with -best or -released at the end: trained under that preset",
+                                       flags=("--methods", "--method"))
+    solver: tuple[str, ...] = setting((), "solvers of the flow's ODE, a row each (default: the checkpoint's)")
     steps: tuple[int, ...] = setting((), "numbers of solver steps, a row each (default: the checkpoint's)",
                                      within="[1, inf)")
     alphas: tuple[float, ...] = setting((), "flows trained with --alphas, a row each", within="[0, inf)")
@@ -333,24 +308,25 @@ class EvaluationConfig(Config):
     report_images: int = setting(100, "images to look through in report.html, evenly spaced over the last "
                                       "system's GED; on each the first seed's samples are drawn again",
                                  within="[0, inf)")
-    images: tuple[str, ...] = setting((), "draw samples for these image files of yours instead of testing")
+    images: tuple[str, ...] = setting((), "draw samples for these image files of yours instead of testing", path=True)
     allow_overlap: bool = setting(False, "test even if test images were trained on (as in split released)")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _ = self.share  # checked at once
+        _ = self.part_of_images  # checked at once
         for name in ("methods", "solver", "steps", "alphas", "samples", "seeds"):
             values = getattr(self, name)
             if len(set(values)) < len(values):
-                raise ValueError(f"--{name} {' '.join(map(str, values))}: a value twice; expected each once")
+                raise ValueError(f"--{name} {' '.join(map(str, values))}: a value comes twice, which would give "
+                                 "the same again; expected different ones")
 
     @property
-    def share(self) -> tuple[int, int]:
+    def part_of_images(self) -> tuple[int, int]:
         """i - 1 and m of `part`. Raises ValueError for what is not i/m."""
-        found = re.fullmatch(r"(\d{1,9})/(\d{1,9})", self.part)
-        if not found or not 1 <= int(found[1]) <= int(found[2]):
+        match = re.fullmatch(r"(\d{1,9})/(\d{1,9})", self.part)
+        if not match or not 1 <= int(match[1]) <= int(match[2]):
             raise ValueError(f"--part {self.part}: expected i/m, such as 1/4, with i from 1 to m")
-        return int(found[1]) - 1, int(found[2])
+        return int(match[1]) - 1, int(match[2])
 
 
 @dataclass(frozen=True)
@@ -388,7 +364,6 @@ EXPERIMENTS = {
         flow=FlowConfig(num_epochs=5, batch_size=8, experts="one", lr=2e-3, ema=0.99, dim=8, steps=4),
         loop=LoopConfig(validate_every=5, val_samples=8, val_steps=4),
         evaluation=EvaluationConfig(samples=(16,), seeds=(0,), report_images=24),
-        run=RunConfig(preset="best"),
         small=True,
     ),
     "isic3_demo": Experiment(
@@ -398,7 +373,6 @@ EXPERIMENTS = {
                         steps=4),
         loop=LoopConfig(validate_every=6, val_samples=8, val_steps=4),
         evaluation=EvaluationConfig(samples=(16,), seeds=(0,), report_images=24),
-        run=RunConfig(preset="best"),
         small=True,
     ),
 }
@@ -418,19 +392,17 @@ def released(ours: Experiment) -> Experiment:
 
 
 def best(ours: Experiment) -> Experiment:
-    """What did best on held-out patients, at small scale: tests/benchmarks/README.md.
+    """Ours, what did best on validation patients at small size: docs/results.md.
 
-    The net gives the mask's logits, added to GTR's mean, which it sees; from a softer x_0 that is coupled to
-    the experts, along a noisy path; the semantic term has weight; few solver steps. In both steps: averages
-    of weights, a falling learning rate.
-    One expert per step, and as many more steps as there are experts, at the same cost; weights not
-    standardized; slower embedding of time."""
-    flow = replace(ours.flow, objective="endpoint", condition="gtr", residual=True, temperature=4.0,
-                   coupling="assigned", path_noise=0.5, alpha=0.2, steps=2, schedule="cosine", clip=1.0,
-                   weight_standardization="none", time_scale=10.0)
+    GTR is trained by the energy score of its samples under 1 - IoU, of which GED is made, and its samples are a
+    little narrower than its Gaussian. In both steps: averages of weights, a falling learning rate. The flow: one
+    expert per step and as many more steps as there are experts, at the same cost; weights not standardized; slower
+    embedding of time; few solver steps."""
+    gtr = replace(ours.gtr, loss="energy", mc_samples=16, ema=0.99, schedule="cosine", temperature=0.8)
+    flow = replace(ours.flow, steps=2, schedule="cosine", clip=1.0, weight_standardization="none", time_scale=10.0)
     if flow.experts == "all":
         flow = replace(flow, experts="one", num_epochs=flow.num_epochs * ours.metadata.annotators, ema=0.999)
-    return replace(ours, gtr=replace(ours.gtr, ema=0.99, schedule="cosine"), flow=flow)
+    return replace(ours, gtr=gtr, flow=flow)
 
 
 def came_split(folds: set[str]) -> bool:
@@ -438,118 +410,39 @@ def came_split(folds: set[str]) -> bool:
     return {"train", "test"} <= folds <= {"train", "val", "test"}
 
 
-def own(path: Path) -> Experiment:
-    """The settings for a file of `data.prepare`: what it holds is read from it.
+def prepared(metadata: Metadata, output_path: str) -> Experiment:
+    """The settings for a file of `data.prepare`.
 
-    Up to 128 x 128 pixels the rest is as for LIDC, above as for ISIC3, but without augmentation and at LIDC's
-    width of ST-Net; the preset is `best`, as there is no paper's number to repeat. Images that came split
-    stay so.
-    Raises ValueError, naming --what, for a file that is not one."""
-    try:
-        with h5py.File(path, "r", locking=False) as file:
-            _, h, w, c = (*file["images"].shape, 1)[:4]
-            k = 8 * file["masks_packed"].shape[1] // (h * w)
-            folds = {name.partition("/")[0] for name in file["id"].asstr()} if "id" in file else set()
-            prepared = json.loads(file.attrs.get("prepared", "{}"))
-    except (OSError, LookupError, TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
-        raise ValueError(f"--what {path}: not a file of images and masks_packed ({error}); make it with "
-                         "python -m data.prepare, or name its data set and pass --data_path") from error
-    if h != w:
-        raise ValueError(f"--what {path}: images of {h} x {w} pixels, expected square ones; python -m "
-                         "data.prepare pads them")
-    like = EXPERIMENTS["LIDC" if h <= 128 else "isic3_style_concat"]
-    metadata = Metadata(path.name, "cases", c, k, h, prepared.get("axis", "fewest"),
-                        tuple(prepared.get("window", ())), str(path), grey=False,
-                        split="file" if came_split(folds) else "group")
-    return replace(like, metadata=metadata, flow=replace(like.flow, dim=128),
-                   run=RunConfig(output_path=f"runs/{path.stem}", preset="best"))
+    Up to 128 x 128 pixels they are LIDC's, above ISIC3's, but without augmentation and at LIDC's width of
+    ST-Net."""
+    like = EXPERIMENTS["LIDC" if metadata.size <= 128 else "isic3_style_concat"]
+    return replace(like, metadata=metadata, flow=replace(like.flow, dim=128), run=RunConfig(output_path=output_path))
 
 
-def experiment(what: str, preset: str | None = None, method: str | None = None) -> Experiment:
-    """The settings of dataset `what` under a preset, or under its own; its path from environment or PATHS.
+def experiment(what: str | Experiment, preset: str = "paper", method: str | None = None) -> Experiment:
+    """The settings of a data set under a preset; its path is from the environment or PATHS.
 
-    what: a name in EXPERIMENTS, or the path of an .h5 or .hdf5 file of one's own, see `own`.
-    method: one of METHODS, whose changes come last; a baseline has its own paper's settings at full size, and
-    the sizes of the flow in what is `small`. Act. GTR and its controls change nothing.
+    what: a name in EXPERIMENTS, or settings under the preset `paper`; for files see `models.flags.experiment`.
+    method: one of METHODS, whose changes come last; a baseline has its paper's settings at full size, and the
+    sizes of the flow in what is `small`. Act. GTR and its control change nothing.
     Raises ValueError for another name, or a preset that is not in PRESETS."""
-    if what in EXPERIMENTS:
+    if isinstance(what, str):
+        if what not in EXPERIMENTS:
+            raise ValueError(f"--what {what}: unknown dataset; expected one of {', '.join(EXPERIMENTS)}, or an "
+                             ".h5 file of your own cases, by data.prepare")
         path = os.environ.get(f"ATFM_{what.upper()}_PATH") or PATHS[what]
-        paper = EXPERIMENTS[what]
-        paper = replace(paper, metadata=replace(paper.metadata, data_path=path),
-                        run=replace(paper.run, output_path=f"runs/{what}"))
-    elif what.lower().endswith((".h5", ".hdf5")):
-        paper = own(Path(what).expanduser())
+        base = EXPERIMENTS[what]
+        base = replace(base, metadata=replace(base.metadata, data_path=os.path.expanduser(path)),
+                       run=replace(base.run, output_path=f"runs/{what}"))
     else:
-        raise ValueError(f"--what {what}: unknown dataset; expected one of {', '.join(EXPERIMENTS)}, or an "
-                         ".h5 file of your own cases, by data.prepare")
-    preset = preset or paper.run.preset
+        base = what
     if preset not in PRESETS:
         raise ValueError(f"--preset {preset}: unknown; expected one of {', '.join(PRESETS)}")
-    paper = replace(paper, run=replace(paper.run, preset=preset))
-    ours = {"paper": lambda ours: ours, "released": released, "best": best}[preset](paper)
+    chosen = {"paper": lambda ours: ours, "released": released, "best": best}[preset](base)
+    chosen = replace(chosen, run=replace(chosen.run, preset=preset))
     if method in BASELINES:  # which have nothing of ATFM's flow but its sizes in what is `small`
-        recipe = ({name: getattr(paper.flow, name) for name in ("batch_size", "lr", "ema", "dim")}
-                  | {"experts": BASELINES[method].get("experts", "all")} if ours.small else BASELINES[method])
-        return replace(ours, flow=FlowConfig(method=method, num_epochs=paper.flow.num_epochs, **recipe))
-    changes = FLOWS.get(method or "", {}) | ours.methods.get(method or "", {})
-    return replace(ours, flow=replace(ours.flow, **changes))
-
-
-def parse(argv: Sequence[str] | None, what: str, description: str, *kinds: type[Config]) -> list[Any]:
-    """The settings of each of `kinds` that a command line asks for: defaults < preset < method < flags.
-
-    what: the dataset without --what. Exits with a usage message for a flag that is misspelt or whose value is
-    not of its kind, as argparse does; raises ValueError for one that is out of range or needs another."""
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--what", default=what)
-    first.add_argument("--preset", default=None)
-    first.add_argument("--method", default=None)
-    chosen, _ = first.parse_known_args(argv)
-
-    parser = argparse.ArgumentParser(description=description.split("\n\n")[0], allow_abbrev=False,
-                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    try:
-        base = experiment(chosen.what, chosen.preset, chosen.method)
-    except ValueError as error:
-        parser.error(str(error))
-    parser.add_argument("--what", default=what, help=f"name of the dataset: {', '.join(EXPERIMENTS)}; or an "
-                                                      ".h5 file of your own, see data/prepare.py")
-    # A kind's settings are those in the field of Experiment that is annotated with this very class.
-    defaults = [getattr(base, one.name) for kind in kinds for one in fields(Experiment) if one.type is kind]
-    for config in defaults:
-        group = parser.add_argument_group(type(config).__name__)
-        for one in _flags(config):
-            _add_flag(group, one, getattr(config, one.name))
-    given = parser.parse_args(argv)
-    found = [replace(config, **{one.name: getattr(given, one.name) for one in _flags(config)})
-             for config in defaults]
-    if getattr(given, "channels_last", False) and not given.compile:  # not in Config: older runs have it
-        raise ValueError("--channels_last True needs --compile True: uncompiled, each GroupNorm on CUDA "
-                         "changes the layout back and each convolution forth; pass both, or neither")
-    return found
-
-
-def _flags(config: Any) -> list[Field]:
-    """The fields that are flags: those made by `setting`."""
-    return [one for one in fields(config) if one.metadata]
-
-
-def _add_flag(group: argparse._ArgumentGroup, one: Field, default: Any) -> None:
-    kind = (*typing.get_args(one.type), one.type)[0]  # int of int, int | None and tuple[int, ...]
-    several: dict[str, Any] = {"nargs": "+", "action": _Tuple} if typing.get_origin(one.type) is tuple else {}
-    group.add_argument(*(one.metadata["flags"] or (f"--{one.name}",)), dest=one.name, default=default,
-                       type=_boolean if kind is bool else kind, choices=one.metadata["choices"] or None,
-                       help=one.metadata["why"].replace("%", "%%"), **several)
-
-
-class _Tuple(argparse.Action):
-    """Stores the values of a flag as a tuple, like the default."""
-
-    def __call__(self, parser, namespace, values, option_string=None) -> None:
-        setattr(namespace, self.dest, tuple(values))
-
-
-def _boolean(text: str) -> bool:
-    if text.lower() not in ("true", "false", "1", "0"):
-        raise argparse.ArgumentTypeError(f"{text!r}: expected True or False")
-    return text.lower() in ("true", "1")
+        recipe = ({name: getattr(base.flow, name) for name in ("batch_size", "lr", "ema", "dim")}
+                  | {"experts": BASELINES[method].get("experts", "all")} if base.small else BASELINES[method])
+        return replace(chosen, flow=FlowConfig(method=method, num_epochs=base.flow.num_epochs, **recipe))
+    changes = FLOWS.get(method or "", {}) | chosen.methods.get(method or "", {})
+    return replace(chosen, flow=replace(chosen.flow, **changes))

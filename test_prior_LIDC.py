@@ -13,9 +13,10 @@ from pathlib import Path
 import fig
 import metrics
 from data import load
-from metadata_manager import EvaluationConfig, Metadata, RunConfig, parse
+from metadata_manager import EvaluationConfig, Metadata, RunConfig
 from models import load_systems
 from models.checkpoint import versions
+from models.flags import parse
 from models.processes import join, leave, one_line_errors, stop_signals
 
 CONTROL_IMAGES = 200

@@ -14,9 +14,10 @@ from torch import Tensor
 
 import fig
 from data import Loader, augmentations, load
-from metadata_manager import GTRConfig, LoopConfig, Metadata, RunConfig, parse
+from metadata_manager import GTRConfig, LoopConfig, Metadata, RunConfig, stage_folder
 from metrics import evaluate
 from models import GTR, Validation, describe, energy_score, monte_carlo_nll, train_loop
+from models.flags import parse
 from models.flow import one_expert
 from models.processes import INITIALIZATION, join, one_line_errors, seed_step
 
@@ -50,23 +51,27 @@ def main(argv: Sequence[str] | None = None) -> None:
                 targets = one_expert(masks) if config.experts == "one" else masks
                 logits = gaussian.rsample(config.mc_samples, antithetic=True)  # (b, m, h, w)
                 terms["NLL"] = monte_carlo_nll(logits, targets)
-            if by_likelihood:
+            if config.loss == "nll":
                 yield {"loss": terms["NLL"]}
                 return
-            samples = gaussian.rsample(config.mc_samples).sigmoid()
-            terms["ES"] = energy_score(samples, masks)
-            weight = config.nll_weight / samples[0, 0].numel()
-            yield {"loss": terms["ES"] + weight * terms.get("NLL", 0), **terms}
+            # Per pixel: Adam divides by the size of past gradients, and Eq. 5's, which sum over all pixels, would
+            # make its steps hundreds of times too small for thousands of steps after the change.
+            per_pixel = terms["NLL"] / image[0, 0].numel() if terms else 0
+            if by_likelihood:
+                yield {"loss": per_pixel, **terms}
+                return
+            terms["ES"] = energy_score(gaussian.rsample(config.mc_samples).sigmoid(), masks)
+            yield {"loss": terms["ES"] + config.nll_weight * per_pixel, **terms}
 
         # Validation: the samples themselves, without a flow, against all experts.
         def validate(model: GTR) -> Validation:
-            found = evaluate(model.sample, held_out, (loop.val_samples,), device=device)
-            return Validation(found.means(loop.val_samples, "GED", "HM-IoU", "Diversity"),
+            scores = evaluate(model.sample, held_out, (loop.val_samples,), device=device)
+            return Validation(scores.means(loop.val_samples, "GED", "HM-IoU", "Diversity"),
                               fig.validation_picture(model.sample, held_out, device))
 
         train_loop(gtr, losses, optimizer, batches, validate,
-                   folder=Path(run.output_path) / "GTR", epochs=config.epochs, config=loop, seed=run.seed,
-                   about=describe("GTR", metadata, config, run.seed, train), optimization=config,
+                   folder=Path(run.output_path) / stage_folder("GTR", run.preset), epochs=config.epochs, config=loop, seed=run.seed,
+                   about=describe("GTR", metadata, config, run, train), optimization=config,
                    processes=processes)
 
 

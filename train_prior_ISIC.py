@@ -13,9 +13,10 @@ import torch
 
 import fig
 from data import Loader, augmentations, load
-from metadata_manager import BASELINES, FlowConfig, LoopConfig, Metadata, RunConfig, parse
+from metadata_manager import BASELINES, FlowConfig, LoopConfig, Metadata, RunConfig, stage_folder
 from metrics import evaluate
-from models import ATFM, STNet, Validation, baseline, checkpoint, describe, load_gtr, train_loop
+from models import ATFM, GTR, Validation, baseline, checkpoint, describe, flow_of, load_gtr, train_loop
+from models.flags import parse
 from models.processes import FLOW_MEMORY, INITIALIZATION, Processes, join, one_line_errors, seed_step
 
 
@@ -33,53 +34,50 @@ def train_system(run: RunConfig, metadata: Metadata, config: FlowConfig, loop: L
                  processes: Processes) -> None:
     """Trains one flow, or a system that the paper compares it with, into <output_path>/<method>."""
     # Data: the images that GTR was trained on, moved at random with their masks; 16 % to validate on.
-    output, device = Path(run.output_path), processes.device
+    device = processes.device
     # "train_prior" are the rows of "train", except under --split released.
     train = processes.in_turn(lambda: load(metadata, "train_prior"))
     held_out = load(metadata, "val").spread(loop.val_images)
 
     # System: what is trained of it is `trainable`.
+    seed_step(run.seed, INITIALIZATION)
     if config.method in BASELINES:
-        seed_step(run.seed, INITIALIZATION)
         system = baseline(config.method, metadata.channels, config).to(device)
     else:
-        system = atfm(run, metadata, config, device)
+        system = atfm(run, metadata, config).to(device)
     optimizer = torch.optim.AdamW(system.trainable.parameters(), lr=config.lr,
                                   weight_decay=config.weight_decay)
     batches = Loader(train, config.batch_size, run.seed, device, augmentations(metadata),
-                     processes.rank, processes.count, system.apart, system.needs_style)
+                     processes.rank, processes.count, system.per_annotator_loss, system.needs_style)
 
     # Validation: samples of few steps, where it takes any, on held-out images, against all experts.
     def validate(net: torch.nn.Module) -> Validation:
         sample = partial(system.for_validation(net).sample, steps=system.steps and loop.val_steps,
                          batch_size=loop.val_samples)
-        found = evaluate(sample, held_out, (loop.val_samples,), device=device)
-        return Validation(found.means(loop.val_samples, "GED", "HM-IoU", "Diversity"),
+        scores = evaluate(sample, held_out, (loop.val_samples,), device=device)
+        return Validation(scores.means(loop.val_samples, "GED", "HM-IoU", "Diversity"),
                           fig.validation_picture(sample, held_out, device))
 
     train_loop(system.trainable, lambda done, *batch: system.losses(*batch), optimizer, batches, validate,
-               folder=output / config.folder, epochs=config.num_epochs, config=loop, seed=run.seed,
-               about=describe(config.method, metadata, config, run.seed, train, system.gtr),
+               folder=Path(run.output_path) / config.folder(run.preset), epochs=config.num_epochs, config=loop, seed=run.seed,
+               about=describe(config.method, metadata, config, run, train, system.gtr),
                optimization=config, processes=processes)
 
 
-def atfm(run: RunConfig, metadata: Metadata, config: FlowConfig, device: torch.device) -> ATFM:
-    """The flow of Algorithm 1, or one of its ablations."""
-    # Networks: x_0 = sigmoid of a sample of the frozen GTR, which sees RGB (Eq. 3); v(x_t, t, image) is
-    # ST-Net, which sees the grey image (App. 6).
-    gtr = None
-    if config.source == "gtr":
-        gtr = load_gtr(checkpoint.find(config.gtr or Path(run.output_path) / "GTR", "GTR"), metadata)
-    seed_step(run.seed, INITIALIZATION)
-    net = STNet.of(config, config.condition_channels(metadata.seen_channels)).to(device)
-    if config.channels_last:
-        net.to(memory_format=torch.channels_last)
-    if config.compile:
-        net.compile()
+def atfm(run: RunConfig, metadata: Metadata, config: FlowConfig) -> ATFM:
+    """The flow of Algorithm 1, L = L_FM + alpha L_SF, or one of its ablations.
 
-    # Objective: L = L_FM + alpha L_SF on the paths from x_0 to the experts' masks (Algorithm 1).
-    return ATFM(gtr, net, config, annotators_per_pass=config.annotators_per_pass,
-                images_per_pass=config.images_per_pass, amp=config.amp).to(device)
+    x_0 = sigmoid of a sample of the frozen GTR, which sees RGB (Eq. 3); v(x_t, t, image) is ST-Net, which sees the grey image (App. 6)."""
+    def gtr() -> GTR:
+        stage = stage_folder("GTR", run.preset)
+        return load_gtr(checkpoint.find(config.gtr or Path(run.output_path) / stage, stage), metadata)
+
+    system = flow_of(config, gtr, metadata)
+    if config.channels_last:
+        system.net.to(memory_format=torch.channels_last)
+    if config.compile:
+        system.net.compile()
+    return system
 
 
 if __name__ == "__main__":

@@ -23,9 +23,10 @@ from fig import results
 from fig.canvas import evenly_spaced
 from fig.method import STATES
 from fig.pictures import to_draw
-from metadata_manager import EXPERIMENTS, FLOWS, Metadata, experiment
+from metadata_manager import EXPERIMENTS, FLOWS, Metadata
 from metrics import diversity
 from models import ATFM, checkpoint, load_flow, load_gtr
+from models.flags import experiment
 from models.processes import device_of, one_line_errors
 
 SAMPLES = 16  # drawn per image
@@ -93,7 +94,7 @@ def load_run(flags: argparse.Namespace, count: int) -> tuple[ATFM, Tensor, Tenso
     known = metadata.what in EXPERIMENTS  # else a file of the user's own
     path_now = experiment(metadata.what).metadata.data_path if known else metadata.data_path
     metadata = replace(metadata, data_path=flags.data_path or path_now)
-    gtr = load_gtr(flags.run / "GTR" / "best.pt", metadata) if trained["source"] == "gtr" else None
+    gtr = partial(load_gtr, flags.run / "GTR" / "best.pt", metadata)
     atfm = load_flow(path, flags.method, gtr, metadata).to(device)
     test = load(metadata, "test")
     for index in flags.image:

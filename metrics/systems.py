@@ -83,7 +83,7 @@ def evaluate_systems(systems: Sequence[System], dataset: TestImages, config: Eva
     time a line says how long the test takes. tf32: of `RunConfig`, which changes scores. after_each: as in
     `evaluate`. Raises ValueError where the test was run in parts and some are missing, and as `evaluate` and
     `Record`."""
-    part, parts = config.share
+    part, parts = config.part_of_images
     indices = range(part + parts * processes.rank, len(dataset), parts * processes.count)
     names, first, rows = image_names(dataset), processes.rank == 0, []
     with Record(folder, part + 1, parts, processes.rank) as record:

@@ -4,12 +4,11 @@ b batch, n samples per image, k annotators (experts) per image, r rank, h w imag
 t      time in [0, 1]
 x_0    a sample of the truncation distribution, the source of the flow (t = 0)
 x_1    an annotator's mask, its target (t = 1)
-x_t    (1 - t) x_0 + t x_1, the state at time t; with `path_noise` sigma a Brownian bridge about it
-u      (x_1 - x_t) / (1 - t), which is x_1 - x_0 without noise, the target velocity;  v: the predicted one
+x_t    (1 - t) x_0 + t x_1, the state at time t
+u      x_1 - x_0, the target velocity;  v: the predicted one
 x_1^t  x_t + (1 - t) v, the mask predicted from time t (`endpoint`)
 mu, D, L   mean, covariance factor and covariance diagonal of the truncation distribution
 alpha  weight of the semantic term L_SF
-tau    `temperature`, x_0 = sigmoid(logits / tau)
 """
 
 from models import checkpoint
@@ -17,11 +16,11 @@ from models.atfm import ATFM
 from models.baselines import baseline
 from models.energy import energy_score
 from models.gtr import GTR, LowRankGaussian, monte_carlo_nll
-from models.loading import describe, load_flow, load_gtr
+from models.loading import describe, flow_of, load_flow, load_gtr
 from models.released import load_released
 from models.st_net import STNet
 from models.systems import load_systems
 from models.training import Validation, train_loop
 
 __all__ = ["ATFM", "GTR", "LowRankGaussian", "STNet", "Validation", "baseline", "checkpoint", "describe",
-           "energy_score", "load_flow", "load_gtr", "load_released", "load_systems", "monte_carlo_nll", "train_loop"]
+           "energy_score", "flow_of", "load_flow", "load_gtr", "load_released", "load_systems", "monte_carlo_nll", "train_loop"]

@@ -2,68 +2,60 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metadata_manager import GREY, Objective
+from models.chunks import STATES_ON_CPU, Chunks
 from models.flow import (
     NFE_PER_STEP,
     SOLVERS,
     Velocity,
-    bridge,
     check_masks,
-    couple,
     draw_time,
     endpoint,
     linear_path,
     one_expert,
-    semantic_loss,
 )
 from models.gtr import GTR, TrainedOn
-from models.st_net import STNet
-from models.states import STATES_ON_CPU, InParts
+from models.losses import TERMS, Prediction
+from models.sources import SOURCES
 
 
 class ATFM(nn.Module):
     """The flow's losses and its sampler, over a frozen `gtr` and the velocity field `net`.
 
-    gtr: may be None when the objective's source is "normal", which draws x_0 ~ N(0, I) instead.
+    gtr: may be None where the objective's source needs none, such as x_0 ~ N(0, I).
     net: net(x_t (b, 1, h, w), t (b,), image (b, image_channels, h, w)) -> v (b, 1, h, w).
     objective: see `metadata_manager.Objective`.
     annotators_per_pass, images_per_pass: how many go through the net at once in training; None: all.
     amp: the net runs under bfloat16 autocast; GTR, losses and the ODE's state stay in float32.
-    Raises ValueError for source "gtr" without a GTR, or with masks of -1 / 1; for source "normal" with the
-    condition "gtr"; for a residual where the net gives no logits or does not always see GTR's mean.
+    Raises ValueError for an unknown source, one over GTR without a GTR, or a source in [0, 1] with masks of -1 / 1.
     """
 
     needs_style = False  # of its experts, see `models.baselines.Baseline`
     trained_on: TrainedOn  # set where a checkpoint is loaded
 
-    def __init__(self, gtr: GTR | None, net: STNet, objective: Objective | None = None, *,
+    def __init__(self, gtr: GTR | None, net: nn.Module, objective: Objective | None = None, *,
                  annotators_per_pass: int | None = None, images_per_pass: int | None = None,
                  amp: bool = False) -> None:
         super().__init__()
         self.objective = choice = objective or Objective()
-        if choice.source == "gtr" and gtr is None:
-            raise ValueError("source='gtr' needs a GTR; train one first or take source='normal'")
-        if choice.source == "gtr" and choice.signed:
-            raise ValueError("--signed True: x_0 of GTR is in [0, 1], the masks would be -1 / 1; leave it "
-                             "out, or take --source normal")
-        if choice.source == "normal" and choice.condition == "gtr":
-            raise ValueError("--condition gtr: --source normal has no GTR; pass --condition image and "
-                             "--residual False, or leave --source out")
-        if choice.residual and (choice.objective != "endpoint" or choice.condition != "gtr"
-                                or choice.condition_dropout or choice.guidance):
-            raise ValueError("--residual True: expected --objective endpoint, --condition gtr, and neither "
-                             "--condition_dropout nor --guidance; pass these, or --residual False")
-        self.gtr = gtr.requires_grad_(False) if gtr is not None and choice.source == "gtr" else None
+        if choice.source not in SOURCES:
+            raise ValueError(f"--source {choice.source}: unknown; expected one of {', '.join(SOURCES)}")
+        self.source = source = SOURCES[choice.source]
+        if source.over_gtr and gtr is None:
+            raise ValueError(f"--source {choice.source} needs a GTR; train one first, or take one of "
+                             f"{', '.join(name for name, other in SOURCES.items() if not other.over_gtr)}")
+        if source.unit_range and choice.signed:
+            raise ValueError(f"--signed True: x_0 of --source {choice.source} is in [0, 1], the masks would be "
+                             "-1 / 1; leave it out, or take another source")
+        self.gtr = gtr.requires_grad_(False) if gtr is not None and source.over_gtr else None
         self.net = net
         self.annotators_per_pass, self.images_per_pass, self.amp = annotators_per_pass, images_per_pass, amp
         self._at_once: dict[tuple, int] = {}  # by shape and device, see `states_at_once`
-        self.in_parts = InParts()
+        self.in_chunks = Chunks()
 
     def for_sampling(self, amp: bool, channels_last: bool = False, compiled: bool = False) -> "ATFM":
         """A copy whose net has fixed weights, in the precision and memory layout to sample in.
@@ -76,19 +68,19 @@ class ATFM(nn.Module):
             net.compile()
         return ATFM(self.gtr, net, self.objective, amp=amp).eval()
 
-    def for_validation(self, net: STNet) -> "ATFM":
+    def for_validation(self, net: nn.Module) -> "ATFM":
         """The same flow over other weights of the net, such as averaged ones, in Euler steps."""
         return ATFM(self.gtr, net, replace(self.objective, solver="euler")).for_sampling(self.amp)
 
     @property
-    def trainable(self) -> STNet:
+    def trainable(self) -> nn.Module:
         """What is trained and kept; GTR is frozen."""
         return self.net
 
     @property
-    def apart(self) -> bool:
+    def per_annotator_loss(self) -> bool:
         """Whether the loss on the way to an annotator's mask does not depend on the others' masks."""
-        return self.objective.apart
+        return self.objective.per_annotator_loss
 
     @property
     def steps(self) -> int:
@@ -101,65 +93,50 @@ class ATFM(nn.Module):
         return (steps or self.steps) * each * (1 if self.objective.guidance == 0 else 2)
 
     @torch.no_grad()
-    def start(self, image: Tensor, n: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
-        """Where the paths of images (b, c, h, w) begin, and what the net sees all along.
+    def sample_source(self, image: Tensor, n: int, generator: torch.Generator | None = None) -> Tensor:
+        """x_0, where the paths of images (b, c, h, w) begin: n draws of the source per image, (b, n, h, w)."""
+        gaussian = None if self.gtr is None else self.gtr.truncation(image)
+        return self.source.sample(image, gaussian, n, generator)
 
-        x_0, n draws per image, (b, n, h, w): sigmoid of GTR's logits, or standard normal. The condition,
-        (b, image_channels, h, w): all of the image's channels, or its grey where the net takes one; then
-        GTR's maps, if the objective says so."""
-        as_it_is = self.objective.condition_channels(image.shape[1]) == self.net.image_channels
-        condition = image if as_it_is else grey(image)
-        if self.gtr is None:
-            b, _, h, w = image.shape
-            return torch.randn(b, n, h, w, device=image.device, generator=generator), condition
-        gaussian, tau = self.gtr(image), self.objective.temperature
-        if self.objective.condition == "gtr":
-            condition = torch.cat([condition, gaussian.maps(tau)], dim=1)
-        return (gaussian.sample(n, generator) / tau).sigmoid(), condition
+    def condition(self, image: Tensor) -> Tensor:
+        """What the net sees of images (b, c, h, w): all channels, or their grey where the net takes one."""
+        return image if image.shape[1] == self.net.image_channels else grey(image)
 
     def losses(self, image: Tensor, masks: Tensor) -> Iterator[dict[str, Tensor]]:
         """L = L_FM + alpha L_SF of a batch (Algorithm 1): the sum over passes of their shares of it.
 
-        image (b, c, h, w) in [0, 1], masks (b, k, h, w) of 0/1. Yields the scalars loss, L_FM, L_SF of
-        `images_per_pass` images and `annotators_per_pass` annotators at a time, weighted so that their sums
-        are the batch's means. Calling backward() on one loss before taking the next frees its activations;
-        the gradients add up. Raises ValueError for masks of another shape.
+        image (b, c, h, w) in [0, 1], masks (b, k, h, w) of 0/1. Yields the scalars loss and every entry of
+        `models.losses.TERMS` of `images_per_pass` images and `annotators_per_pass` annotators at a time, weighted
+        so that their sums are the batch's means. Calling backward() on one loss before taking the next frees its
+        activations; the gradients add up. Raises ValueError for masks of another shape.
         """
         check_masks(image, masks)
         choice = self.objective
-        independent = choice.coupling == "independent"
-        x_0, condition = self.start(image, 1 if independent else choice.draws * masks.shape[1])
-        # Independent of the experts, x_0 is shared by all of them, as is t.
-        x_0 = x_0.expand_as(masks) if independent else couple(x_0, masks)
-        t = draw_time(len(image), image.device, choice.times)
-        condition = self._drop_condition(condition)
+        # x_0 and t are shared by all experts of an image.
+        x_0 = self.sample_source(image, 1).expand_as(masks)
+        t = draw_time(len(image), image.device)
+        condition = self._drop_condition(self.condition(image))
         targets = masks
         if choice.experts == "one":
             x_0, targets = one_expert(torch.stack((x_0, masks), dim=2)).unbind(2)  # (b, 1, h, w)
-        path = linear_path(x_0, self._signed(targets), t, choice.path_noise)
+        path = linear_path(x_0, self._signed(targets), t)
         images, experts = self.images_per_pass or len(targets), self.annotators_per_pass or targets.shape[1]
         batch = (targets, path.x_t, path.u, masks, t, condition)
-        for *on_paths, all_masks, t_own, seen in zip(*(one.split(images) for one in batch)):
-            for y, x_t, u in zip(*(one.split(experts, dim=1) for one in on_paths)):
+        for *paths, all_masks, t_of_part, condition_of_part in zip(*(part.split(images) for part in batch)):
+            for y, x_t, u in zip(*(part.split(experts, dim=1) for part in paths)):
+                prediction = self._predict(y, x_t, u, all_masks, t_of_part, condition_of_part)
                 weight = y.numel() / targets.numel()
-                l_fm, l_sf = (weight * term for term in self._terms(y, x_t, u, all_masks, t_own, seen))
-                yield {"loss": l_fm + choice.alpha * l_sf, "L_FM": l_fm.detach(), "L_SF": l_sf.detach()}
+                terms = {name: weight * term.loss(prediction, choice) for name, term in TERMS.items()}
+                loss = sum(TERMS[name].weight(choice) * value for name, value in terms.items())
+                yield {"loss": loss, **{name: value.detach() for name, value in terms.items()}}
 
-    def _terms(self, targets: Tensor, x_t: Tensor, u: Tensor, all_masks: Tensor, t: Tensor, condition: Tensor
-               ) -> tuple[Tensor, Tensor]:
-        """L_FM and L_SF on the ways to the masks `targets`; as x_t and u, (b, j, h, w)."""
-        j, choice = targets.shape[1], self.objective
+    def _predict(self, target: Tensor, x_t: Tensor, u: Tensor, all_masks: Tensor, t: Tensor, condition: Tensor
+                 ) -> Prediction:
+        """The net's prediction on the paths to the masks `target`; as x_t and u, (b, j, h, w)."""
+        j = target.shape[1]
         states = x_t.flatten(0, 1)[:, None]  # (b * j, 1, h, w)
-        found = self._out(states, t.repeat_interleave(j), condition.repeat_interleave(j, dim=0))
-        found = found.view_as(targets)
-        if choice.objective == "endpoint":
-            l_fm = F.binary_cross_entropy_with_logits(found, targets)
-            x_1t = found.sigmoid()
-        else:
-            l_fm = (found - u).square().mean()
-            x_1t = self._probability(endpoint(x_t, found, t))
-        return l_fm, semantic_loss(x_1t, targets, all_masks, choice.dice, choice.dice_over,
-                                   choice.semantic_target)
+        v = self.v(states, t.repeat_interleave(j), condition.repeat_interleave(j, dim=0)).view_as(target)
+        return Prediction(v, self._probability(endpoint(x_t, v, t)), target, u, all_masks)
 
     @torch.no_grad()
     def sample(self, image: Tensor, n: int, steps: int | None = None, solver: str | None = None,
@@ -176,24 +153,16 @@ class ATFM(nn.Module):
         if solver not in SOLVERS or min(steps, n, 1 if batch_size is None else batch_size) < 1:
             raise ValueError(f"solver={solver!r}, steps={steps}, n={n}, batch_size={batch_size}: expected "
                              f"one of {', '.join(SOLVERS)}, and the numbers to be at least 1")
-        if self.objective.path_noise and solver != "euler" or (
-                self.objective.objective == "endpoint" and solver in ("heun", "rk4")):
-            raise ValueError(f"--solver {solver}: expected euler where x_t has noise, and none that needs v "
-                             "at t = 1 where the net gives the endpoint")
-        x_0, condition = self.start(image, n, generator)
-        conditions = condition.repeat_interleave(n, dim=0)  # (b * n, image_channels, h, w)
+        conditions = self.condition(image).repeat_interleave(n, dim=0)  # (b * n, image_channels, h, w)
+        x_0 = self.sample_source(image, n, generator)
         states = x_0.flatten(0, 1)[:, None]
         at_once = batch_size or self.states_at_once(states, conditions)
 
         def velocity(x: Tensor, t: float) -> Tensor:
-            return self.in_parts(at_once, lambda part, condition: self._velocity(condition)(part, t),
+            return self.in_chunks(at_once, lambda part, condition: self._velocity(condition)(part, t),
                                  x, conditions)
 
-        if self.objective.path_noise == 0:
-            x_1 = SOLVERS[solver](velocity, states, steps)
-        else:
-            normal = partial(torch.randn, states.shape, device=states.device, generator=generator)
-            x_1 = bridge(velocity, states, steps, self.objective.path_noise, normal)
+        x_1 = SOLVERS[solver](velocity, states, steps)
         return self._probability(x_1.view_as(x_0)).clamp(0, 1)
 
     def states_at_once(self, states: Tensor, conditions: Tensor) -> int:
@@ -229,19 +198,9 @@ class ATFM(nn.Module):
         return velocity
 
     def v(self, x_t: Tensor, t: Tensor, condition: Tensor) -> Tensor:
-        """v, or where the net gives logits of the mask, (x_1^t - x_t) / (1 - t) (arXiv 2406.04843)."""
-        found = self._out(x_t, t, condition)
-        if self.objective.objective == "velocity":
-            return found
-        return (self._signed(found.sigmoid()) - x_t) / (1 - t)[:, None, None, None]
-
-    def _out(self, x_t: Tensor, t: Tensor, condition: Tensor) -> Tensor:
-        """v or the mask's logits by the net, in float32; it runs under autocast if `amp`."""
+        """The velocity by the net, in float32; the net runs under autocast if `amp`."""
         with torch.autocast(x_t.device.type, torch.bfloat16, enabled=self.amp):
-            found = self.net(x_t, t, condition).float()
-        if self.objective.residual:
-            found = found + torch.logit(condition[:, -2:-1], eps=1e-4)  # GTR's mean over tau
-        return found
+            return self.net(x_t, t, condition).float()
 
     def _drop_condition(self, condition: Tensor) -> Tensor:
         """Replaces whole images by zeros, each with probability `condition_dropout`."""

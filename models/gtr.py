@@ -1,8 +1,8 @@
 """GTR, the Gaussian Truncation Representation (paper, Eq. 3-5): step 1 of ATFM."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -52,12 +52,9 @@ class LowRankGaussian:
         """n logit maps without gradient: (b, n, h, w)."""
         return self.rsample(n, generator=generator)
 
-    def maps(self, temperature: float) -> Tensor:
-        """Mean and deviation of each pixel's logit as maps in [0, 1), (b, 2, h, w).
-
-        sigmoid(mu / tau), the middle of x_0, and s / (1 + s) for s = sqrt(diag(D D^T + L)) / tau."""
-        deviation = (self.cov_diag + self.cov_factor.square().sum(1)).sqrt() / temperature
-        return torch.stack([(self.mean / temperature).sigmoid(), deviation / (1 + deviation)], dim=1)
+    def tempered(self, temperature: float) -> "LowRankGaussian":
+        """The same mean, with deviations from it multiplied by `temperature`."""
+        return LowRankGaussian(self.mean, temperature * self.cov_factor, temperature**2 * self.cov_diag)
 
     def distribution(self) -> LowRankMultivariateNormal:
         """The same Gaussian over h * w pixels for log_prob and entropy.
@@ -70,12 +67,24 @@ class LowRankGaussian:
 
 @dataclass(frozen=True)
 class TrainedOn:
-    """The images that a model was trained on: pixels per side, channels, ids and patients."""
+    """How a model was trained: pixels per side, channels, ids and patients of the images, preset, all settings."""
 
     side: int
     channels: int
     ids: tuple[str, ...] = ()
     patients: tuple[str, ...] = ()
+    preset: str = "custom"
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+def unet(channels: int, config: GTRConfig) -> nn.Module:
+    """The paper's backbone, or in the released layout the authors' (App. 6)."""
+    return UNet(channels, config.num_filters, config.convs, config.pool, config.up)
+
+
+# Networks that give GTR's features: (image channels, settings) -> a module, see `GTR`. One that is added is one
+# entry here.
+BACKBONES: dict[str, Callable[[int, GTRConfig], nn.Module]] = {"unet": unet}
 
 
 class GTR(nn.Module):
@@ -87,18 +96,27 @@ class GTR(nn.Module):
     trained_on: TrainedOn  # set where a checkpoint is loaded
 
     def __init__(self, in_channels: int = 1, num_filters: Sequence[int] = (32, 64, 128, 192), rank: int = 10,
-                 convs: int = 2, pool: str = "max", up: str = "transposed") -> None:
+                 convs: int = 2, pool: str = "max", up: str = "transposed", backbone: nn.Module | None = None,
+                 temperature: float = 1.0) -> None:
+        """backbone: another network in the U-Net's place, (b, in_channels, h, w) -> (b, num_filters[0], h, w).
+
+        temperature: of `sample`; Eq. 3 has 1."""
         super().__init__()
-        self.in_channels = in_channels
-        self.unet = UNet(in_channels, num_filters, convs, pool, up)
+        self.in_channels, self.temperature = in_channels, temperature
+        self.unet = UNet(in_channels, num_filters, convs, pool, up) if backbone is None else backbone
         self.mean = nn.Conv2d(num_filters[0], 1, 1)
         self.log_cov_diag = nn.Conv2d(num_filters[0], 1, 1)
         self.cov_factor = nn.Conv2d(num_filters[0], rank, 1)
 
     @classmethod
     def of(cls, config: GTRConfig, channels: int) -> "GTR":
-        """An untrained GTR of a config's layout, for images of `channels` channels."""
-        return cls(channels, config.num_filters, config.rank, config.convs, config.pool, config.up)
+        """An untrained GTR as a config describes it, for images of `channels` channels.
+
+        Raises ValueError, naming the flag, for a backbone that is not in BACKBONES."""
+        if config.backbone not in BACKBONES:
+            raise ValueError(f"--backbone {config.backbone}: unknown; expected one of {', '.join(BACKBONES)}")
+        return cls(channels, config.num_filters, config.rank, config.convs, config.pool, config.up,
+                   BACKBONES[config.backbone](channels, config), config.temperature)
 
     def forward(self, image: Tensor) -> LowRankGaussian:
         """image (b, c, h, w) in [0, 1]; raises ValueError for other channels or an indivisible size."""
@@ -119,7 +137,11 @@ class GTR(nn.Module):
         """sigmoid of n logit maps per image (b, c, h, w): (b, n, h, w), the paper's x_0.
 
         Thresholded at 0.5, without a flow, they are what the paper calls Act. GTR (Table 4)."""
-        return self(image).sample(n, generator).sigmoid()
+        return self.truncation(image).sample(n, generator).sigmoid()
+
+    def truncation(self, image: Tensor) -> LowRankGaussian:
+        """The Gaussian that samples are drawn from, at the temperature of sampling."""
+        return self(image).tempered(self.temperature)
 
 
 def monte_carlo_nll(logits: Tensor, mask: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 What a model was trained on is checked here: channels, size, and that no test image is among it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -14,6 +14,7 @@ from metadata_manager import (
     FlowConfig,
     GTRConfig,
     Metadata,
+    RunConfig,
     experiment,
 )
 from models import checkpoint
@@ -21,9 +22,13 @@ from models.atfm import ATFM
 from models.baselines import CLASSES, Baseline
 from models.gtr import GTR, TrainedOn
 from models.released import released_flow, released_gtr
-from models.st_net import STNet
+from models.sources import SOURCES
+from models.st_net import network
 
 C = TypeVar("C", bound=Config)
+# Settings that runs of earlier versions have, and what the code now always does.
+REMOVED = {"groups": 1, "draws": 1, "times": "uniform", "objective": "velocity", "coupling": "independent",
+           "path_noise": 0.0, "condition": "image", "residual": False}
 
 
 class Images(Protocol):
@@ -37,14 +42,16 @@ class Images(Protocol):
     def fingerprint(self) -> str: ...
 
 
-def describe(stage: str, metadata: Metadata, config: Config, seed: int, images: Images,
+def describe(stage: str, metadata: Metadata, config: Config, run: RunConfig, images: Images,
              gtr: GTR | None = None) -> dict[str, Any]:
     """What each checkpoint of a run says about itself.
 
     stage: "GTR", or the method of step 2. gtr: the one that the flow is trained over."""
     return {
         "stage": stage,
-        "config": {**asdict(metadata), **asdict(config), "seed": seed,  # type: ignore[call-overload]
+        # A flow is of a preset if its GTR is, too.
+        "preset": run.trained_as if gtr is None or gtr.trained_on.preset == run.trained_as else "custom",
+        "config": {**asdict(metadata), **asdict(config), "seed": run.seed,  # type: ignore[call-overload]
                    "training_images": images.fingerprint, "gtr_weights": checkpoint.fingerprint(gtr)},
         "training_ids": list(images.ids),
         "training_patients": sorted({str(patient) for patient in images.patients}),
@@ -58,34 +65,44 @@ def load_gtr(path: Path, metadata: Metadata, same_size: bool = True) -> GTR:
     Raises ValueError if it is for images of other channels or, if `same_size`, of another size."""
     content = checkpoint.load(path, "GTR")
     check_channels(path, content, metadata)
-    gtr = GTR.of(_restored(GTRConfig, content["config"]), metadata.channels)
+    gtr = GTR.of(settings_in(content, GTRConfig, path), metadata.channels)
     checkpoint.fill(gtr, content, path)
-    gtr.trained_on = _images_of(path, content, metadata if same_size else None)
+    gtr.trained_on = _trained_on(path, content, metadata if same_size else None)
     return gtr.eval()
 
 
-def load_flow(path: Path, method: str, gtr: GTR | None, metadata: Metadata, same_size: bool = True) -> ATFM:
-    """A trained flow over the GTR that gives its x_0.
+def load_flow(path: Path, method: str, gtr: Callable[[], GTR], metadata: Metadata, same_size: bool = True) -> ATFM:
+    """A trained flow; gtr(): the GTR that gives its x_0, called where its source needs one.
 
     Prints a line if it was trained over another GTR. Raises ValueError if it was trained with another method
     or, if `same_size`, on images of another size."""
     content = checkpoint.load(path, method)
-    config, of_images = _restored(FlowConfig, content["config"]), _restored(Metadata, content["config"])
-    atfm = ATFM(gtr, STNet.of(config, config.condition_channels(of_images.seen_channels)), config)
+    config, of_images = (settings_in(content, kind, path) for kind in (FlowConfig, Metadata))
+    atfm = flow_of(config, gtr, of_images)
     if content["config"]["gtr_weights"] != checkpoint.fingerprint(atfm.gtr):
         print(f"warning: {path} was trained over another GTR than the one given")
     checkpoint.fill(atfm.net, content, path)
-    atfm.trained_on = _images_of(path, content, metadata if same_size else None)
+    atfm.trained_on = _trained_on(path, content, metadata if same_size else None)
     return atfm.eval()
+
+
+def flow_of(config: FlowConfig, gtr: Callable[[], GTR], metadata: Metadata) -> ATFM:
+    """A flow with an untrained network, as a config describes it, for images of `metadata`."""
+    if config.source not in SOURCES:
+        raise ValueError(f"--source {config.source}: unknown; expected one of {', '.join(SOURCES)}")
+    net = network(config, metadata.flow_channels)
+    return ATFM(gtr() if SOURCES[config.source].over_gtr else None, net, config,
+                annotators_per_pass=config.annotators_per_pass, images_per_pass=config.images_per_pass,
+                amp=config.amp)
 
 
 def load_baseline(path: Path, method: str, metadata: Metadata, same_size: bool = True) -> Baseline:
     """A trained system of models/baselines, in eval mode; errors as in `load_gtr`."""
     content = checkpoint.load(path, method)
     check_channels(path, content, metadata)
-    system = CLASSES[method](metadata.channels, _restored(FlowConfig, content["config"]))
+    system = CLASSES[method](metadata.channels, settings_in(content, FlowConfig, path))
     checkpoint.fill(system, content, path)
-    system.trained_on = _images_of(path, content, metadata if same_size else None)
+    system.trained_on = _trained_on(path, content, metadata if same_size else None)
     return system.eval()
 
 
@@ -97,13 +114,29 @@ def check_channels(path: Path, content: dict[str, Any], metadata: Metadata) -> N
                          f"{metadata.what} has {metadata.channels}; check --gtr and --prior")
 
 
-def _restored(kind: type[C], trained: dict[str, Any]) -> C:
-    """The settings of one kind among those that a checkpoint was trained with."""
-    known = {one.name for one in fields(kind)}  # type: ignore[arg-type]
+def settings_in(content: dict[str, Any], kind: type[C], path: Path) -> C:
+    """The settings of one kind that a checkpoint was trained with.
+
+    A setting that was added since has its default, which is what the code did before. Raises ValueError for a
+    setting that was removed since, unless it had the value that the code now always has."""
+    trained = content["config"]
+    refuse_removed(content, path)
+    known = {setting.name for setting in fields(kind)}  # type: ignore[arg-type]
     return kind(**{name: value for name, value in trained.items() if name in known})
 
 
-def _images_of(path: Path, content: dict[str, Any], metadata: Metadata | None) -> TrainedOn:
+def refuse_removed(content: dict[str, Any], path: Path) -> None:
+    """Raises ValueError where a run had a setting of REMOVED at another value than the code now always has."""
+    trained = content["config"]
+    # The flow's temperature softened x_0; GTR's, which came later, is another thing.
+    removed = REMOVED if content["stage"] == "GTR" else REMOVED | {"temperature": 1.0}
+    for name, value in removed.items():
+        if trained.get(name, value) != value:
+            raise ValueError(f"{path}: trained with {name} {trained[name]}, which this version does not have any "
+                             "more; use the commit that the run's versions name, or train again")
+
+
+def _trained_on(path: Path, content: dict[str, Any], metadata: Metadata | None) -> TrainedOn:
     """What a checkpoint was trained on; raises ValueError if it has another size than `metadata`'s images."""
     trained = content["config"]
     side = trained["crop"] or trained["size"]
@@ -111,11 +144,10 @@ def _images_of(path: Path, content: dict[str, Any], metadata: Metadata | None) -
         raise ValueError(f"{path}: trained on {side} x {side} pixels, but images have {metadata.side} x "
                          f"{metadata.side} here; pass the same --crop to all stages")
     return TrainedOn(side, trained["channels"], tuple(content["training_ids"]),
-                     tuple(content.get("training_patients", ())))
+                     tuple(content.get("training_patients", ())), content.get("preset", "custom"), trained)
 
 
-def tested_gtr(path: Path, config: EvaluationConfig, metadata: Metadata, preset: str,
-               test: Images | None) -> GTR:
+def gtr_for_test(path: Path, config: EvaluationConfig, metadata: Metadata, preset: str, test: Images | None) -> GTR:
     """GTR from our checkpoint, not trained on test images, or from the authors' in the preset's layout."""
     if config.released_checkpoint:
         return released_gtr(path, experiment(metadata.what, preset).gtr, metadata)
@@ -124,18 +156,19 @@ def tested_gtr(path: Path, config: EvaluationConfig, metadata: Metadata, preset:
     return gtr
 
 
-def tested_flow(path: Path, method: str, gtr: GTR | None, config: EvaluationConfig, metadata: Metadata,
-                preset: str, test: Images | None) -> ATFM:
+def flow_for_test(path: Path, method: str, gtr: Callable[[], GTR], config: EvaluationConfig, metadata: Metadata,
+                  preset: str, test: Images | None) -> ATFM:
     """A flow from our checkpoint, not trained on test images, or from the authors' in the preset's layout."""
     if config.released_checkpoint:
-        return released_flow(path, experiment(metadata.what, preset, method).flow, gtr, metadata)
+        atfm = flow_of(experiment(metadata.what, preset, method).flow, gtr, metadata)
+        return released_flow(path, atfm, metadata)
     atfm = load_flow(path, method, gtr, metadata, same_size=test is not None)
     refuse_overlap(path, atfm.trained_on, test, config.allow_overlap)
     return atfm
 
 
-def tested_baseline(path: Path, method: str, config: EvaluationConfig, metadata: Metadata,
-                    test: Images | None) -> Baseline:
+def baseline_for_test(path: Path, method: str, config: EvaluationConfig, metadata: Metadata, test: Images | None
+                      ) -> Baseline:
     """A system of models/baselines from our checkpoint, not trained on test images."""
     if config.released_checkpoint:
         raise ValueError(f"--released_checkpoint True: not for {method}, only for GTR and the flows")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from metadata_manager import FlowConfig, GTRConfig, Metadata
+from metadata_manager import GTRConfig, Metadata
 from models import checkpoint
 from models.atfm import ATFM
 from models.gtr import GTR, TrainedOn
@@ -63,15 +63,14 @@ def released_gtr(path: Path, config: GTRConfig, metadata: Metadata) -> GTR:
     """A GTR of a config's layout with the weights of an authors' file, which does not say its images."""
     gtr = GTR.of(config, metadata.channels)
     load_released(gtr, checkpoint.state_dict(path))
-    gtr.trained_on = TrainedOn(metadata.side, metadata.channels)
+    gtr.trained_on = TrainedOn(metadata.side, metadata.channels, preset="released")
     return gtr.eval()
 
 
-def released_flow(path: Path, config: FlowConfig, gtr: GTR | None, metadata: Metadata) -> ATFM:
-    """A flow over a GTR as a config describes it, with the weights of an authors' file."""
-    atfm = ATFM(gtr, STNet.of(config, config.condition_channels(metadata.seen_channels)), config)
+def released_flow(path: Path, atfm: ATFM, metadata: Metadata) -> ATFM:
+    """A flow with the weights of an authors' file."""
     load_released(atfm.net, checkpoint.state_dict(path))
-    atfm.trained_on = TrainedOn(metadata.side, metadata.channels)
+    atfm.trained_on = TrainedOn(metadata.side, metadata.channels, preset="released")
     return atfm.eval()
 
 

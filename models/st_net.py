@@ -55,18 +55,17 @@ class Recomputable(nn.Module):
 class ResidualBlock(Recomputable):
     """(Standardized 3x3 conv, GroupNorm, scale-shift by time for the first, SiLU) twice, plus a 1x1 shortcut.
 
-    method: see `standardize`; groups: of GroupNorm.
+    method: see `standardize`.
     Takes x and, on the way up, the skip, joined to it here, so that recomputing need not keep the copy.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, *, time_channels: int, method: str, groups: int
-                 ) -> None:
+    def __init__(self, in_channels: int, out_channels: int, *, time_channels: int, method: str) -> None:
         super().__init__()
         self.time = nn.Linear(time_channels, 2 * out_channels)
         self.conv1 = StandardizedConv2d(in_channels, out_channels, method)
-        self.norm1 = nn.GroupNorm(groups, out_channels)
+        self.norm1 = nn.GroupNorm(1, out_channels)
         self.conv2 = StandardizedConv2d(out_channels, out_channels, method)
-        self.norm2 = nn.GroupNorm(groups, out_channels)
+        self.norm2 = nn.GroupNorm(1, out_channels)
         self.shortcut = (nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels
                          else nn.Identity())
 
@@ -194,13 +193,12 @@ class STNet(nn.Module):
     weight_standardization: see `standardize`.
     time_scale: t in [0, 1] is multiplied by it before the sinusoidal embedding, whose base 10000 is meant for
     steps counted to 1000; the released code leaves t as it is.
-    groups: of GroupNorm in the residual blocks, a divisor of dim.
     recompute: gradient checkpointing; in training keep only the inputs of residual blocks and attentions.
     image_channels: of the image, and of whatever else the velocity is conditioned on; may be 0.
     """
 
     def __init__(self, dim: int = 128, dim_mults: Sequence[int] = (1, 2, 4),
-                 weight_standardization: str = "standard", time_scale: float = 1000.0, groups: int = 1,
+                 weight_standardization: str = "standard", time_scale: float = 1000.0,
                  recompute: bool = False, image_channels: int = 1) -> None:
         super().__init__()
         if weight_standardization not in ("standard", "released", "none"):
@@ -208,14 +206,11 @@ class STNet(nn.Module):
                              "released or none")
         if dim < 4 or dim % 2:
             raise ValueError(f"dim={dim}: expected an even number of at least 4")
-        if groups < 1 or dim % groups:
-            raise ValueError(f"groups={groups}: expected a divisor of dim={dim}")
         self.dim, self.dim_mults, self.time_scale = dim, tuple(dim_mults), time_scale
         self.image_channels = image_channels
         self.weight_standardization = weight_standardization
         time_channels = 4 * dim
-        block = partial(ResidualBlock, time_channels=time_channels, method=weight_standardization,
-                        groups=groups)
+        block = partial(ResidualBlock, time_channels=time_channels, method=weight_standardization)
         levels = list(pairwise([dim, *(dim * mult for mult in dim_mults)]))
         deepest = len(levels) - 1
 
@@ -237,7 +232,7 @@ class STNet(nn.Module):
     def of(cls, config: FlowConfig, image_channels: int = 1) -> "STNet":
         """An untrained ST-Net as a config describes it."""
         return cls(config.dim, config.dim_mults, config.weight_standardization, config.time_scale,
-                   config.groups, config.recompute, image_channels)
+                   config.recompute, image_channels)
 
     def forward(self, x_t: Tensor, t: Tensor, image: Tensor) -> Tensor:
         """x_t (b, 1, h, w), t (b,) in [0, 1], image (b, image_channels, h, w) -> v (b, 1, h, w).
@@ -279,3 +274,15 @@ def time_embedding(t: Tensor, dim: int) -> Tensor:
     frequencies = torch.exp(torch.arange(dim // 2, device=t.device) * (-math.log(10000) / (dim // 2 - 1)))
     angles = t.float()[:, None] * frequencies
     return torch.cat([angles.sin(), angles.cos()], dim=1)
+
+
+# Networks of the flow: (settings, channels of the condition) -> a module with `image_channels`, called as STNet
+# is and copied for sampling by its `with_fixed_weights`. One that is added is one entry here.
+NETWORKS: dict[str, Callable[[FlowConfig, int], nn.Module]] = {"st-net": STNet.of}
+
+
+def network(config: FlowConfig, image_channels: int) -> nn.Module:
+    """An untrained network of the flow; raises ValueError, naming the flag, for one that is not in NETWORKS."""
+    if config.network not in NETWORKS:
+        raise ValueError(f"--network {config.network}: unknown; expected one of {', '.join(NETWORKS)}")
+    return NETWORKS[config.network](config, image_channels)

@@ -1,8 +1,8 @@
 """The trained systems that a test compares, ready to sample."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -12,20 +12,22 @@ from torch import Tensor, nn
 
 from metadata_manager import (
     BASELINES,
+    CONTROLS,
     EXPERIMENTS,
     FLOWS,
     METHODS,
+    PRESETS,
     EvaluationConfig,
     Metadata,
     RunConfig,
-    flow_folder,
+    stage_folder,
 )
 from models import checkpoint
 from models.atfm import ATFM
 from models.baselines import CLASSES, Baseline
 from models.baselines.stepwise import Stepwise
-from models.gtr import TrainedOn
-from models.loading import Images, tested_baseline, tested_flow, tested_gtr
+from models.gtr import GTR, TrainedOn
+from models.loading import Images, baseline_for_test, flow_for_test, gtr_for_test
 from models.processes import precision_of
 
 Sampler = Callable[..., Tensor]
@@ -54,6 +56,30 @@ class System:
     training: dict[str, dict[str, Any]] = field(default_factory=dict)  # stage -> its whole configuration
 
 
+@dataclass(frozen=True)
+class RowOfMethod:
+    """What an entry of --methods asks for: a method trained under a preset, such as atfm-best."""
+
+    method: str
+    preset: str
+
+    @classmethod
+    def of(cls, name: str, preset: str) -> "RowOfMethod":
+        """preset: of the test, for a name without one. Raises ValueError, naming the flag, for another name."""
+        known = ("act-gtr", *CONTROLS, *METHODS)
+        for ending in PRESETS:
+            if name not in known and name.endswith(f"-{ending}"):
+                name, preset = name.removesuffix(f"-{ending}"), ending
+        if name not in known:
+            raise ValueError(f"--methods {name}: unknown; expected some of {', '.join(known)}, each perhaps with "
+                             f"-{' or -'.join(PRESETS)} at its end")
+        return cls(name, preset)
+
+    def label(self, trained_as: str) -> str:
+        """The row's name: paper's settings are not said, others are."""
+        return self.method if trained_as == "paper" else f"{self.method} ({trained_as})"
+
+
 def load_systems(config: EvaluationConfig, metadata: Metadata, run: RunConfig, device: torch.device,
                  control: Callable[[str, Sampler], Sampler], test: Images | None = None) -> list[System]:
     """The systems that the flags of a test name, ready to sample on a device.
@@ -61,44 +87,62 @@ def load_systems(config: EvaluationConfig, metadata: Metadata, run: RunConfig, d
     control(method, sample): the sampler of one of CONTROLS, from GTR's. test: the images to be tested on;
     None: the user's own images, which are resized. Raises ValueError for a system that was trained on one of
     the images to be tested on or on their patients, or on images of another size."""
-    check_flags(config)
+    wanted = [RowOfMethod.of(name, run.preset) for name in config.methods]
+    check_flags(config, [row.method for row in wanted])
     if config.released_checkpoint and metadata.what not in EXPERIMENTS:
         raise ValueError(f"--released_checkpoint True: the authors' weights are not for {metadata.what}")
-    trained = [method for method in config.methods if method in METHODS]
+    trained = {row for row in wanted if row.method in METHODS}
     if config.prior is not None and (len(trained) > 1 or config.alphas):
         raise ValueError(f"--prior names one system, but --methods {' '.join(config.methods)} asks for "
                          f"{len(trained)}; leave --prior out, the folders of --output_path are taken")
+    if config.gtr is not None and len({row.preset for row in wanted}) > 1:
+        raise ValueError(f"--gtr names one GTR, but --methods {' '.join(config.methods)} asks for those of several "
+                         "presets; leave --gtr out, the folders of --output_path are taken")
     output = Path(run.output_path or "runs")
-    gtr, gtr_path = None, checkpoint.find(config.gtr or output / "GTR", "GTR")
-    if any(needs_gtr(method) for method in config.methods):
-        gtr = tested_gtr(gtr_path, config, metadata, run.preset, test).to(device)
-    found: list[System] = []
-    for method in config.methods:
-        if method not in METHODS and gtr is not None:
-            sample = gtr.sample if method == "act-gtr" else control(method, gtr.sample)
-            found.append(System(method, method, sample, 0, size(gtr), (str(gtr_path),), gtr.trained_on,
-                                checkpoint.fingerprint(gtr), precision=precision_of(device, run, False)))
+
+    @cache
+    def gtr_of(preset: str) -> tuple[GTR, Path]:
+        stage = stage_folder("GTR", preset)
+        path = checkpoint.find(config.gtr or output / stage, stage)
+        return gtr_for_test(path, config, metadata, preset, test).to(device), path
+
+    systems: list[System] = []
+    for row in wanted:
+        if row.method not in METHODS:
+            gtr, path = gtr_of(row.preset)
+            sample = gtr.sample if row.method == "act-gtr" else control(row.method, gtr.sample)
+            systems.append(System(row.label(gtr.trained_on.preset), row.method, sample, 0, size(gtr), (str(path),),
+                                  gtr.trained_on, checkpoint.fingerprint(gtr),
+                                  precision=precision_of(device, run, False), preset=gtr.trained_on.preset,
+                                  training={"GTR": gtr.trained_on.settings}))
             continue
-        for alpha in config.alphas if config.alphas and method in FLOWS else (None,):
-            folder = flow_folder(method, alpha)
+        for alpha in config.alphas if config.alphas and row.method in FLOWS else (None,):
+            folder = stage_folder(row.method, row.preset, alpha)
             path = checkpoint.find(config.prior or output / folder, folder)
+            files, training = (str(path),), {}
             system: ATFM | Baseline
-            if method in BASELINES:
-                system = tested_baseline(path, method, config, metadata, test).to(device)
+            if row.method in BASELINES:
+                system = baseline_for_test(path, row.method, config, metadata, test).to(device)
             else:
-                system = tested_flow(path, method, gtr, config, metadata, run.preset, test).to(device)
-            files = (str(path),) if system.gtr is None else (str(gtr_path), str(path))
+                system = flow_for_test(path, row.method, lambda row=row: gtr_of(row.preset)[0], config, metadata, row.preset,
+                                       test).to(device)
+            if system.gtr is not None:
+                files = (str(gtr_of(row.preset)[1]), *files)
+                training = {"GTR": system.gtr.trained_on.settings}
+            training[row.method] = system.trained_on.settings
+            about = row.label(system.trained_on.preset)
             weights = checkpoint.fingerprint(system)
-            found += [System(label(method, config, alpha, way), method, sample, system.nfe(**way),
-                             size(system), files, system.trained_on, weights, alpha, **way,
-                             precision=precision_of(device, run, config.amp and method in FLOWS))
-                      for way, sample in ways_to_sample(system, config)]
-    return found
-
-
-def needs_gtr(method: str) -> bool:
-    """Whether a system draws from GTR: GTR itself, its controls, and the flows that begin at it."""
-    return method not in BASELINES and FLOWS.get(method, {}).get("source") != "normal"
+            systems += [System(label(about, config, alpha, way), row.method, sample, system.nfe(**way), size(system),
+                               files, system.trained_on, weights, alpha, **way,
+                               precision=precision_of(device, run, config.amp and row.method in FLOWS),
+                               preset=system.trained_on.preset, training=training)
+                        for way, sample in ways_to_sample(system, config)]
+    labels = [system.label for system in systems]
+    twice = sorted({name for name in labels if labels.count(name) > 1})
+    if twice:
+        raise ValueError(f"--methods {' '.join(config.methods)}: two rows would be called {twice[0]}; expected each "
+                         "system once")
+    return systems
 
 
 def size(module: nn.Module) -> int:
@@ -122,20 +166,20 @@ def ways_to_sample(system: ATFM | Baseline, config: EvaluationConfig
         yield way, partial(fast.sample, **way, batch_size=config.batch_size)
 
 
-def check_flags(config: EvaluationConfig) -> None:
+def check_flags(config: EvaluationConfig, methods: Sequence[str]) -> None:
     """Raises ValueError for a flag of a test that none of its systems has."""
-    flows = [method for method in config.methods if method in FLOWS]
-    stepwise = [method for method in config.methods if issubclass(CLASSES.get(method, Baseline), Stepwise)]
-    unheeded = [] if flows else ["solver", "amp", "channels_last", "compile", "alphas"]
-    unheeded += [] if flows or stepwise else ["steps"]
-    for name in unheeded:
+    flows = [method for method in methods if method in FLOWS]
+    stepwise = [method for method in methods if issubclass(CLASSES.get(method, Baseline), Stepwise)]
+    without_effect = [] if flows else ["solver", "amp", "channels_last", "compile", "alphas"]
+    without_effect += [] if flows or stepwise else ["steps"]
+    for name in without_effect:
         if getattr(config, name):
             raise ValueError(f"--{name}: none of --methods {' '.join(config.methods)} has it; leave it out")
 
 
-def label(method: str, config: EvaluationConfig, alpha: float | None, way: dict[str, Any]) -> str:
-    """The method, with the settings that vary between the rows."""
+def label(name: str, config: EvaluationConfig, alpha: float | None, way: dict[str, Any]) -> str:
+    """A row's name, with the settings of sampling that vary between the rows."""
     varying = [f"alpha {alpha:g}"] if alpha is not None else []
     varying += [str(way["solver"])] if "solver" in way and len(config.solver) > 1 else []
     varying += [f"{way['steps']} steps"] if way["steps"] and len(config.steps) > 1 else []
-    return ", ".join([method, *varying])
+    return ", ".join([name, *varying])

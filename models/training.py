@@ -21,8 +21,9 @@ from torch.optim.swa_utils import AveragedModel
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from metadata_manager import LoopConfig, Metadata, Objective, OptimizerConfig
+from metadata_manager import FlowConfig, GTRConfig, LoopConfig, Metadata, OptimizerConfig
 from models import checkpoint
+from models.loading import REMOVED, refuse_removed
 from models.processes import (
     NonFiniteLoss,
     Processes,
@@ -35,12 +36,10 @@ from models.processes import (
 )
 
 # Settings that a run may change when it goes on: none alters what a step computes, beyond rounding.
-FREE = {"data_path", "epochs", "num_epochs", "gtr", "alphas", "solver", "steps", "annotators_per_pass",
+CHANGEABLE = {"data_path", "epochs", "num_epochs", "gtr", "alphas", "solver", "steps", "temperature", "annotators_per_pass",
         "images_per_pass", "recompute", "channels_last", "compile",
         "checkpoint"}  # what older files call `recompute`
-# What runs did before there were these settings.
-EARLIER = {one.name: one.default for kind in (Metadata, OptimizerConfig, Objective) for one in fields(kind)}
-IN_WORDS = {"gtr_weights": "over another GTR", "training_images": "on other images"}
+DIFFERENCES = {"gtr_weights": "over another GTR", "training_images": "on other images"}
 
 
 class Batches(Protocol):
@@ -221,11 +220,15 @@ def resume(path: Path, about: dict[str, Any], model: nn.Module, average: Average
     """Fills model, average, optimizer and state from a checkpoint, after checking that it is the same run."""
     content = checkpoint.load(path, about["stage"])
     theirs, ours = content["config"], about["config"]
-    # More epochs would move a falling learning rate.
-    free = FREE if ours.get("schedule", "constant") == "constant" else FREE - {"epochs", "num_epochs"}
-    names = sorted((theirs.keys() | ours.keys()) - free)
-    theirs = EARLIER | theirs
-    different = [IN_WORDS.get(name) or f"{name} {theirs.get(name)} there, {ours.get(name)} here"
+    # More epochs would move a falling learning rate, and where the energy score takes over.
+    fixed_length = ours.get("schedule", "constant") != "constant" or ours.get("loss", "nll") != "nll"
+    changeable = CHANGEABLE - {"epochs", "num_epochs"} if fixed_length else CHANGEABLE
+    refuse_removed(content, path)
+    names = sorted((theirs.keys() | ours.keys()) - changeable - REMOVED.keys())
+    # What runs did before there was a setting is its default.
+    kinds = (Metadata, GTRConfig if about["stage"] == "GTR" else FlowConfig)
+    theirs = {setting.name: setting.default for kind in kinds for setting in fields(kind)} | theirs
+    different = [DIFFERENCES.get(name) or f"{name} {theirs.get(name)} there, {ours.get(name)} here"
                  for name in names if theirs.get(name) != ours.get(name)]
     if different:
         raise ValueError(f"{path}: a run with other settings ({'; '.join(different)}); use those, "

@@ -28,9 +28,7 @@ def batch(b=2, k=3, channels=1):
 
 def system(recompute=False, annotators_per_pass=None, amp=False, images_per_pass=None, **objective):
     torch.manual_seed(0)
-    choice = Objective(**objective)
-    net = STNet(4, (1, 2), recompute=recompute, image_channels=choice.condition_channels(1))
-    return ATFM(GTR(1, (4, 8), rank=2), net, choice,
+    return ATFM(GTR(1, (4, 8), rank=2), STNet(4, (1, 2), recompute=recompute), Objective(**objective),
                 annotators_per_pass=annotators_per_pass, images_per_pass=images_per_pass, amp=amp)
 
 
@@ -69,47 +67,28 @@ def step(atfm, seed=0):
 
 @pytest.mark.parametrize("choices", [
     {}, {"semantic_target": "all"}, {"experts": "one"}, {"experts": "one", "semantic_target": "all"},
-    {"source": "normal", "signed": True}, {"objective": "endpoint"},
-    {"objective": "endpoint", "temperature": 4.0, "coupling": "assigned", "path_noise": 0.5},
-    {"objective": "endpoint", "source": "normal", "signed": True, "experts": "one", "coupling": "assigned"},
-    {"path_noise": 0.5, "coupling": "assigned", "draws": 2}, {"condition": "gtr", "temperature": 4.0},
-    {"objective": "endpoint", "condition": "gtr", "temperature": 4.0, "residual": True},
+    {"source": "normal", "signed": True}, {"source": "normal", "experts": "one"},
 ])
 def test_the_terms_agree_with_their_formulas_under_the_same_seed(choices):
     atfm, (image, masks) = system(alpha=0.25, **choices), batch()
     terms = single_pass(atfm, image, masks)
 
     torch.manual_seed(0)
-    coupled, sigma = "coupling" in choices, choices.get("path_noise", 0)
-    n = choices.get("draws", 1) * 3 if coupled else 1
-    x_0 = torch.randn(2, n, SIZE, SIZE) if "source" in choices else (
-        atfm.gtr(image).sample(n) / choices.get("temperature", 1)).sigmoid()
-    x_0 = flow.couple(x_0, masks) if coupled else x_0.expand(2, 3, SIZE, SIZE)
+    x_0 = torch.randn(2, 1, SIZE, SIZE) if "source" in choices else atfm.gtr(image).sample(1).sigmoid()
     t = torch.randint(1000, (2,)) / 1000
-    targets, seen = masks, image
-    if choices.get("condition") == "gtr":
-        normal = atfm.gtr(image).distribution()
-        mean, deviation = ((one / 4).view(2, 1, SIZE, SIZE) for one in (normal.mean, normal.stddev))
-        seen = torch.cat([image, 1 / (1 + (-mean).exp()), deviation / (1 + deviation)], dim=1)
+    x_0, targets = x_0.expand(2, 3, SIZE, SIZE), masks
     if choices.get("experts") == "one":
         expert = torch.randint(3, (2,))
         x_0, targets = x_0[[0, 1], expert][:, None], masks[[0, 1], expert][:, None]
-    noise = torch.randn_like(x_0) if sigma else 0 * x_0
     squares, distances = [], []
     for i, annotator in product(range(2), range(targets.shape[1])):
         source, y = x_0[i, annotator], targets[i, annotator]  # the annotators of an image share t
         x_1 = 2 * y - 1 if "signed" in choices else y
-        x_t = t[i] * x_1 + (1 - t[i]) * source + sigma * (t[i] * (1 - t[i])).sqrt() * noise[i, annotator]
-        found = atfm.net(x_t[None, None], t[i, None], seen[i, None])[0, 0]
-        if "residual" in choices:
-            found = found + mean[i, 0]
-        if "objective" in choices:
-            end = 1 / (1 + (-found).exp())
-            squares.append(-(y * end.log() + (1 - y) * (1 - end).log()).mean().item())
-        else:
-            squares.append((found - (x_1 - x_t) / (1 - t[i])).square().mean().item())
-            end = x_t + (1 - t[i]) * found
-            end = ((end + 1) / 2 if "signed" in choices else end).clamp(0, 1)
+        x_t = t[i] * x_1 + (1 - t[i]) * source
+        v = atfm.net(x_t[None, None], t[i, None], image[i, None])[0, 0]
+        squares.append((v - (x_1 - x_t) / (1 - t[i])).square().mean().item())
+        end = x_t + (1 - t[i]) * v
+        end = ((end + 1) / 2 if "signed" in choices else end).clamp(0, 1)
         for mask in masks[i] if "semantic_target" in choices else [y]:
             overlap, total = (end * mask).sum().item(), (end + mask).sum().item()
             distances.append(1 - (2 * overlap + 1) / (total + 1))
@@ -119,15 +98,12 @@ def test_the_terms_agree_with_their_formulas_under_the_same_seed(choices):
     assert [name for name, value in terms.items() if value.requires_grad] == ["loss"]
 
 
-ENDPOINT = {"objective": "endpoint", "coupling": "assigned", "path_noise": 0.5}
-
-
 @pytest.mark.parametrize("recompute, choices, per_pass, expected_parts", [
     *((False, choices, *parts) for choices in (
         {}, {"semantic_target": "all"}, {"dice_over": "batch"}, {"dice": "thresholded"},
-        {"source": "normal", "signed": True, "condition_dropout": 0.5}, ENDPOINT)
+        {"source": "normal", "signed": True, "condition_dropout": 0.5})
       for parts in (((2, None), 2), ((1, 1), 6))),
-    (True, {}, (1, None), 3), (True, ENDPOINT, (3, None), 1), (True, ENDPOINT, (3, 1), 2)])
+    (True, {}, (1, None), 3), (True, {"experts": "one"}, (3, 1), 2)])
 def test_parts_add_up_to_a_single_pass(recompute, choices, per_pass, expected_parts):
     annotators_per_pass, images_per_pass = per_pass
     if choices.get("dice_over") == "batch" and images_per_pass:
@@ -182,36 +158,29 @@ def test_a_net_of_as_many_channels_sees_the_image_as_it_is():
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_flow_samples_under_every_preset(preset, method):
     config = replace(experiment("LIDC", preset, method).flow, dim=4, dim_mults=(1,))
-    atfm = ATFM(GTR(1, (4, 8), rank=2), STNet.of(config, config.condition_channels(1)), config)
+    atfm = ATFM(GTR(1, (4, 8), rank=2), STNet.of(config), config)
     assert atfm.sample(batch()[0], 2, steps=1).shape == (2, 2, SIZE, SIZE)
 
 
 def test_gtr_sees_the_image_in_colour():
     atfm, (image, _) = ATFM(GTR(3, (4, 8), rank=2), STNet(4, (1, 2))), batch(channels=3)
-    x_0, seen = atfm.start(image, 5, seeded())
-    assert torch.equal(x_0, atfm.gtr.sample(image, 5, seeded()))
-    assert torch.equal(seen, grey(image))
+    assert torch.equal(atfm.sample_source(image, 5, seeded()), atfm.gtr.sample(image, 5, seeded()))
+    assert torch.equal(atfm.condition(image), grey(image))
 
 
 def test_normal_source_needs_no_gtr():
     atfm = ATFM(None, STNet(4, (1, 2)), Objective(source="normal"))
-    x_0, _ = atfm.start(torch.zeros(2, 1, SIZE, SIZE), 200, seeded())
+    x_0 = atfm.sample_source(torch.zeros(2, 1, SIZE, SIZE), 200, seeded())
     assert x_0.shape == (2, 200, SIZE, SIZE)
     assert (x_0.mean().item(), x_0.std().item()) == pytest.approx((0, 1), abs=0.03)
     assert system(source="normal").gtr is None
-    with pytest.raises(ValueError, match="source='gtr' needs a GTR"):
+    with pytest.raises(ValueError, match="--source gtr needs a GTR; .*take one of normal"):
         ATFM(None, atfm.net)
-    with pytest.raises(ValueError, match="--condition gtr: --source normal has no GTR"):
-        system(source="normal", condition="gtr")
 
 
-@pytest.mark.parametrize("other", [{"objective": "velocity"}, {"condition": "image"}, {"guidance": 0.3},
-                                   {"condition_dropout": 0.5}])
-def test_a_residual_needs_logits_and_gtrs_mean(other):
-    needed = {"objective": "endpoint", "condition": "gtr"}
-    assert system(residual=True, **needed).objective.residual
-    with pytest.raises(ValueError, match="--residual True: expected --objective endpoint"):
-        system(residual=True, **needed | other)
+def test_an_unknown_source_is_refused():
+    with pytest.raises(ValueError, match="--source grt: unknown; expected one of gtr, normal"):
+        system(source="grt")
 
 
 def test_samples_are_probabilities_that_the_generator_decides(device):
@@ -226,9 +195,9 @@ def test_samples_are_probabilities_that_the_generator_decides(device):
 
 
 def test_the_objective_says_how_to_sample():
-    atfm, (image, _) = system(solver="heun", steps=3), batch()
+    atfm, (image, _) = system(solver="midpoint", steps=3), batch()
     found, default = atfm.sample(image, 1, generator=seeded()), system().sample(image, 1, generator=seeded())
-    assert torch.equal(found, system().sample(image, 1, 3, "heun", seeded()))
+    assert torch.equal(found, system().sample(image, 1, 3, "midpoint", seeded()))
     assert torch.equal(default, system().sample(image, 1, 25, "euler", seeded()))
 
 
@@ -242,31 +211,11 @@ def test_the_true_velocity_has_no_loss_and_ends_at_the_mask(signed, solver, devi
     assert single_pass(atfm, image, masks)["loss"].item() == pytest.approx(0, abs=1e-5)
 
 
-@pytest.mark.parametrize("signed, noise", [(False, 0.0), (True, 0.0), (False, 1.0)])
-def test_a_net_that_gives_the_mask_ends_at_it_whatever_the_noise(signed, noise):
-    image, masks = batch(k=2)
-
-    class Known(nn.Module):
-        image_channels = 1
-
-        def forward(self, x_t, t, condition):
-            return 40 * masks.flatten(0, 1)[:, None] - 20  # logits
-
-    atfm = ATFM(None, Known(), Objective(source="normal", signed=signed, objective="endpoint",
-                                         path_noise=noise))
-    torch.testing.assert_close(atfm.sample(image, 2, 4), masks, rtol=0, atol=1e-5)
-    assert single_pass(atfm, image, masks)["loss"].item() == pytest.approx(0, abs=1e-5)
-
-
-NOISE = {"objective": "endpoint", "path_noise": 0.5, "temperature": 4.0, "condition": "gtr"}
-
-
-@pytest.mark.parametrize("objective", [{}, NOISE])
 @pytest.mark.parametrize("batch_size, sizes", [(1, [1] * 10), (4, [4, 3, 3]), (8, [5, 5]), (100, [10]),
                                                (None, [5, 5])])
-def test_samples_drawn_in_even_batches_are_those_drawn_at_once(batch_size, sizes, objective):
+def test_samples_drawn_in_even_batches_are_those_drawn_at_once(batch_size, sizes):
     assert STATES_ON_CPU == 8
-    atfm, (image, _), found = system(**objective), batch(), []
+    atfm, (image, _), found = system(), batch(), []
     at_once = atfm.sample(image, 5, steps=2, generator=seeded(), batch_size=10)
     atfm.net.register_forward_pre_hook(lambda net, inputs: found.append(len(inputs[0])))
     in_batches = atfm.sample(image, 5, steps=2, generator=seeded(), batch_size=batch_size)
@@ -276,7 +225,7 @@ def test_samples_drawn_in_even_batches_are_those_drawn_at_once(batch_size, sizes
 
 def test_without_memory_for_all_states_they_are_halved_and_the_samples_are_the_same(capsys):
     """A net that says it is out of memory for more than three states at once."""
-    atfm, (image, _), found = system(**NOISE), batch(), []
+    atfm, (image, _), found = system(), batch(), []
     expected = atfm.sample(image, 5, steps=2, generator=seeded())
 
     def allocate(net, inputs):
@@ -299,7 +248,7 @@ def test_without_memory_for_all_states_they_are_halved_and_the_samples_are_the_s
 
 
 def test_masks_of_minus_one_do_not_go_with_x_0_of_gtr():
-    with pytest.raises(ValueError, match="--signed True: .*--source normal"):
+    with pytest.raises(ValueError, match="--signed True: x_0 of --source gtr is in"):
         system(signed=True)
 
 
@@ -308,7 +257,7 @@ def test_guidance_extrapolates_from_the_field_without_image(guidance):
     atfm, (image, _) = system(guidance=guidance), batch()
     found = atfm.sample(image, 3, steps=1, generator=seeded())
     with torch.no_grad():
-        x_0, _ = atfm.start(image, 3, seeded())
+        x_0 = atfm.sample_source(image, 3, seeded())
         conditional, null = (torch.cat([atfm.net(x, torch.zeros(2), seen) for x in x_0.split(1, 1)], 1)
                              for seen in (image, torch.zeros_like(image)))
     assert (conditional - null).abs().max() > 0.01
@@ -322,7 +271,7 @@ def test_guidance_extrapolates_from_the_field_without_image(guidance):
 def test_ways_to_be_fast_change_samples_by_rounding_only(options, monkeypatch):
     compile_plainly = functools.partial(torch.compile, backend="eager")  # traces as by default, in seconds
     monkeypatch.setattr(torch, "compile", compile_plainly)
-    atfm, (image, _) = system(guidance=0.5, solver="heun", steps=2), batch()
+    atfm, (image, _) = system(guidance=0.5, solver="midpoint", steps=2), batch()
     fast = atfm.for_sampling(amp=False, **options)
     plain, found = (one.sample(image, 3, generator=seeded()) for one in (atfm, fast))
     torch.testing.assert_close(found, plain, rtol=0, atol=1e-5)
@@ -361,14 +310,3 @@ COUNTS = "one of euler, midpoint.* and the numbers to be at least 1"
 def test_what_cannot_be_sampled_is_refused(source, asked, message):
     with pytest.raises(ValueError, match=message):
         system(source=source).sample(**{"image": batch()[0], "n": 1, **asked})
-
-
-@pytest.mark.parametrize("objective, refused", [
-    ({"path_noise": 0.5}, {"midpoint", "heun", "rk4", "ab2"}), ({"objective": "endpoint"}, {"heun", "rk4"})])
-def test_solvers_that_do_not_fit_the_objective_are_refused_by_name(objective, refused):
-    for solver in flow.SOLVERS:
-        if solver not in refused:
-            assert system(**objective).sample(batch()[0], 1, 2, solver).isfinite().all()
-            continue
-        with pytest.raises(ValueError, match=f"--solver {solver}: expected euler where x_t has noise"):
-            system(**objective).sample(batch()[0], 1, 2, solver)

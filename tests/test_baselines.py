@@ -10,10 +10,9 @@ from models.baselines import CLASSES, baseline
 from models.systems import check_flags, ways_to_sample
 
 SMALL = FlowConfig(dim=4, dim_mults=(1,))
-CHANGED = {"amp": True, "alphas": (0.0, 1.0), "alpha": 0.5, "recompute": True, "temperature": 4.0, "steps": 5,
+CHANGED = {"amp": True, "alphas": (0.0, 1.0), "alpha": 0.5, "recompute": True, "dice": "thresholded", "steps": 5,
            "annotators_per_pass": 2, "images_per_pass": 1, "time_scale": 1.0, "guidance": 0.3,
-           "weight_standardization": "none", "solver": "heun", "compile": True, "signed": True,
-           "condition": "gtr"}
+           "weight_standardization": "none", "solver": "midpoint", "compile": True, "signed": True}
 STEPWISE = {"ccdm", "ab", "cimd", "flow-ssn"}
 
 
@@ -43,15 +42,15 @@ def test_the_defaults_of_every_data_set_are_taken(what, preset):
 
 @pytest.mark.parametrize("flag, methods, refused", [
     ({"amp": True}, ("ssn", "ccdm"), True), ({"amp": True}, ("ssn", "atfm"), False),
-    ({"solver": ("heun",)}, ("ccdm",), True), ({"alphas": (1.0,)}, ("ssn",), True),
+    ({"solver": ("midpoint",)}, ("ccdm",), True), ({"alphas": (1.0,)}, ("ssn",), True),
     ({"steps": (2,)}, ("act-gtr", "ssn"), True), ({"steps": (2,)}, ("ssn", "ccdm"), False),
 ])
 def test_flags_of_a_test_that_none_of_its_systems_has_are_refused(flag, methods, refused):
     config = EvaluationConfig(methods=methods, **flag)
     if not refused:
-        return check_flags(config)
+        return check_flags(config, methods)
     with pytest.raises(ValueError, match=f"--{next(iter(flag))}: none of --methods {' '.join(methods)}"):
-        check_flags(config)
+        check_flags(config, methods)
 
 
 def test_more_steps_than_there_are_noise_levels_are_refused_before_anything_is_drawn():

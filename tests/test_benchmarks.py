@@ -1,38 +1,23 @@
 """The benchmarks run at tiny size, refuse a wrong baseline, and count and fit as they say."""
 
 import json
-from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-import data
-import train_prior_LIDC
-from metadata_manager import (
-    BASELINES,
-    FlowConfig,
-    LoopConfig,
-    Metadata,
-    Objective,
-    RunConfig,
-    experiment,
-    parse,
-)
-from models import ATFM, GTR, STNet, baseline
+from metadata_manager import experiment
+from models import ATFM, STNet
 from models.st_net import Attention
 from tests.benchmarks import (
     benchmark_memory,
     benchmark_sampling,
     benchmark_scoring,
     benchmark_training,
-    diagnose,
     leak,
     measure,
-    rank_checkpoints,
     straightforward,
-    table1,
 )
 
 CPU = torch.device("cpu")
@@ -135,65 +120,6 @@ def test_medians_take_turns():
     assert calls == ["a", "b"] * 3  # the first turn warms up
 
 
-class MeanVelocity(nn.Module):
-    """v = share * (mean mask - x_t): at t = 0 and share 1 the best that a flow can do; at share 0 v = 0."""
-
-    image_channels = 1
-
-    def __init__(self, masks, share):
-        super().__init__()
-        self.mean, self.share = masks.mean(1, keepdim=True), share
-
-    def forward(self, x_t, t, image):
-        return self.share * (self.mean.repeat_interleave(len(x_t) // len(self.mean), dim=0) - x_t)
-
-    def with_fixed_weights(self):
-        return self
-
-
-def test_diagnosis_of_a_flow_that_learned_nothing_and_of_the_best_at_the_start():
-    torch.manual_seed(0)
-    image, masks = torch.rand(3, 1, 8, 8), (torch.rand(3, 4, 8, 8) < 0.5).float()
-    flows = [ATFM(None, MeanVelocity(masks, share), Objective(source="normal")) for share in (0.0, 1.0)]
-    nothing, best = (diagnose.errors(flow, image, masks) for flow in flows)
-    assert all(nothing[f"t = {t:g}"] == pytest.approx(nothing["v = 0"]) for t in diagnose.TIMES)
-    assert best["t = 0"] == pytest.approx(best["least at t = 0"])
-    assert best["t = 0"] < nothing["t = 0"]
-
-
-def test_diagnosis_of_samples_that_stay_where_they_start():
-    torch.manual_seed(0)
-    masks = torch.ones(2, 3, 8, 8)
-    masks[:, 0] = 0
-    atfm = ATFM(GTR(1, (4,), 2), MeanVelocity(masks, 0.0))
-    found = diagnose.of_samples(atfm, torch.rand(2, 1, 8, 8), masks)
-    assert found["IoU with own x_0"] == 1 > found["with others"]
-    assert found["diversity of x_0"] == found["diversity of x_1"]
-    assert found["undecided in x_0"] == found["undecided in x_1"]
-    assert found["diversity of experts"] == pytest.approx(4 / 9)  # one empty mask, two full ones
-
-
-class Filled:
-    """Marks each pixel with a probability, whatever the image."""
-
-    def __init__(self, share):
-        self.share = share
-
-    def sample(self, image, n, generator, **settings):
-        marked = torch.rand(1, n, *image.shape[2:], generator=generator) < self.share
-        return marked.float()
-
-
-def test_checkpoints_far_apart_are_ranked_by_any_validation(monkeypatch):
-    monkeypatch.setattr(rank_checkpoints, "CHEAPER", ((4, 8, 4), (2, 4, 4)))
-    monkeypatch.setattr(rank_checkpoints, "REDRAWN", (4, 8, 4))
-    held_out = data.load(replace(experiment("isic3_demo").metadata, crop=16, limit=6), "val")
-    rows = rank_checkpoints.rows_of([Filled(share) for share in (0.02, 0.9, 0.3)], held_out)
-    assert rows[0] == {"validation": "6 images, 16 samples, 10 steps", "cost": "1.000",
-                       "rank correlation": 1.0, "lost GED16": 0.0}
-    assert len(rows) == 4 and all(row["rank correlation"] == pytest.approx(1) for row in rows)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("what", ["LIDC", "isic3_style_concat"])
 def test_a_step_of_cfm_at_full_size_fits_a_gpu_of_24_gb(what):
@@ -220,10 +146,3 @@ def test_training_lists_differ_only_in_whose_slices_they_hold():
     of_test = set(patient[held_out["test"]].tolist())
     assert not patients["by patient"] & of_test and of_test <= patients["by slice"]
     assert not set(patient[held_out["val"]].tolist()) & (of_test | patients["by slice"])
-
-
-def test_the_systems_of_table_1_have_the_settings_that_they_are_given():
-    for training in table1.trainings(list(BASELINES), [], train_prior_LIDC)[2:]:
-        (config,) = parse(training.flags, "LIDC", "", RunConfig, Metadata, FlowConfig, LoopConfig)[2:3]
-        assert baseline(training.name, 1, config).experts == BASELINES[training.name]["experts"]
-        assert (config.lr, config.dim, config.batch_size, training.share) == (1e-3, 16, 8, 1)

@@ -254,8 +254,8 @@ def test_processes_share_one_image(dataset, ranks, apart, shares, annotators):
 
 
 @pytest.mark.parametrize("choices", [
-    {}, {"semantic_target": "all"}, {"coupling": "assigned"}, {"experts": "one"},
-    {"experts": "one", "coupling": "assigned"}])
+    {}, {"semantic_target": "all"}, {"experts": "one"},
+    {"experts": "one", "semantic_target": "all"}])
 @pytest.mark.parametrize("ranks", [2, 3])
 def test_the_gradients_of_processes_add_up_to_those_of_one(square, choices, ranks, monkeypatch):
     """A flow without chance, or for one expert the mean over the possible ones; the last batch: one image."""
@@ -263,12 +263,12 @@ def test_the_gradients_of_processes_add_up_to_those_of_one(square, choices, rank
     objective, train = Objective(source="normal", alpha=1.0, **choices), data.load(square, "train")
     atfm, draws = ATFM(None, STNet(4, (1,)), objective), torch.rand(1, 3, 4, 4)
     monkeypatch.setattr("models.atfm.draw_time", lambda b, *_: torch.full((b,), 0.5))
-    monkeypatch.setattr(atfm, "start", lambda image, n: (draws[:, :n] + image, image))
+    monkeypatch.setattr(atfm, "sample_source", lambda image, n: draws[:, :n] + image)
     expert = []
     monkeypatch.setattr("models.atfm.one_expert", lambda masks: masks[:, expert])
 
     def gradient(*share):
-        loader = Loader(train, 2, 0, "cpu", (), *share, objective.apart)
+        loader = Loader(train, 2, 0, "cpu", (), *share, objective.per_annotator_loss)
         image, masks = loader(1)
         atfm.zero_grad()
         chosen = range(masks.shape[1]) if "experts" in choices else [0]

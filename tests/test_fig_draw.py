@@ -42,7 +42,7 @@ def drawn(monkeypatch, run, lidc, tmp_path):
 def trained(run, lidc):
     metadata = Metadata(data_path=str(lidc), crop=8, limit=6)
     gtr = load_gtr(run / "GTR" / "best.pt", metadata)
-    return load_flow(run / "atfm" / "best.pt", "atfm", gtr, metadata), load(metadata, "test")
+    return load_flow(run / "atfm" / "best.pt", "atfm", lambda: gtr, metadata), load(metadata, "test")
 
 
 @pytest.mark.parametrize("steps, flags", [(4, ["--seed", 3]), (1, ["--seed", 3, "--steps", 1])])

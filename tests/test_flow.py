@@ -1,16 +1,22 @@
 """Path, losses and solvers of the flow against their formulas, 2 x 2 maps, and ODEs with closed forms."""
 
 import math
-from itertools import permutations
 
 import pytest
 import torch
 
-from metadata_manager import SOLVERS as NAMES
-from models import flow
-from models.flow import NFE_PER_STEP, SOLVERS, dice, semantic_loss
+from metadata_manager import Objective
+from models import flow, losses
+from models.flow import NFE_PER_STEP, SOLVERS
+from models.losses import Prediction, dice
 
-ORDERS = {"euler": 1, "midpoint": 2, "heun": 2, "rk4": 4, "ab2": 2}
+ORDERS = {"euler": 1, "midpoint": 2, "ab2": 2}
+
+
+def semantic_loss(x_1t, target, all_masks, form, over, against):
+    """L_SF of predicted masks, under a choice of its form."""
+    choice = Objective(dice=form, dice_over=over, semantic_target=against)
+    return losses.semantic_loss(Prediction(x_1t, x_1t, target, x_1t, all_masks), choice)
 
 
 def case(b=3, k=4):
@@ -40,7 +46,6 @@ def test_time_is_drawn_from_all_thousandths_below_one():
     t = flow.draw_time(100_000, torch.device("cpu"))
     assert torch.equal(t.unique(), torch.arange(1000) / 1000)
     assert t.mean().item() == pytest.approx(0.4995, abs=5 * (1 / 12 / 100_000) ** 0.5)
-    assert torch.equal(flow.draw_time(3, torch.device("cpu"), "zero"), torch.zeros(3))
 
 
 def test_one_expert_is_drawn_for_each_image():
@@ -115,8 +120,8 @@ def logistic_error(solver, steps):
     return (found - exact).abs().max().item()
 
 
-def test_every_solver_is_tested_counted_and_offered():
-    assert set(ORDERS) == set(SOLVERS) == set(NFE_PER_STEP) == set(NAMES)
+def test_every_solver_is_tested_and_counted():
+    assert set(ORDERS) == set(SOLVERS) == set(NFE_PER_STEP)
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
@@ -140,72 +145,3 @@ def test_constant_velocity_is_integrated_exactly_at_the_stated_cost(solver, step
     assert torch.equal(x_0, source)  # left as it was
     assert len(times) == NFE_PER_STEP[solver] * steps
     assert all(type(t) is float and 0 <= t <= 1 for t in times)
-
-
-# Coupling of x_0 and experts, and the Brownian bridge.
-
-@pytest.mark.parametrize("k, copies", [(3, 1), (2, 3), (4, 1)])
-def test_the_coupling_is_the_assignment_of_least_squared_difference(k, copies, device):
-    random = torch.Generator().manual_seed(0)
-    draws = torch.rand(5, copies * k, 4, 4, generator=random)
-    masks = (torch.rand(5, k, 4, 4, generator=random) < 0.5).float()
-    there = draws.to(device), masks.to(device)
-    found = [flow.couple(*there).cpu() for _ in range(40)]  # one of the copies each time
-    for i in range(5):
-        everyone = masks[i].repeat(copies, 1, 1)
-        best = min(permutations(range(copies * k)),
-                   key=lambda order: (draws[i, list(order)] - everyone).square().sum().item())
-        for expert in range(k):
-            theirs = {j for j, of in zip(best, list(range(k)) * copies) if of == expert}
-            taken = {(draws[i] == one[i, expert]).flatten(1).all(1).nonzero().item() for one in found}
-            assert taken == theirs and len(theirs) == copies  # each expert has equally many draws
-
-
-def test_the_coupling_keeps_the_distribution_of_x_0():
-    """Every draw is taken equally often for a random expert, whatever the masks are."""
-    torch.manual_seed(0)
-    masks = torch.tensor([1.0, 1.0, 0.0]).view(1, 3, 1, 1).expand(4000, 3, 2, 2)
-    draws = torch.randn(4000, 6, 2, 2)
-    taken = flow.couple(draws, masks)[torch.arange(4000), torch.randint(3, (4000,))]
-    place = (draws == taken[:, None]).flatten(2).all(2).int().argmax(1)
-    assert (place.bincount(minlength=6) / 4000 - 1 / 6).abs().max() < 5 * math.sqrt(5 / 36 / 4000)
-    assert abs(taken.mean()) < 5 / math.sqrt(16000)
-
-
-def test_the_coupling_needs_a_multiple_of_the_experts():
-    with pytest.raises(ValueError, match="4 draws of x_0 for 3 experts"):
-        flow.couple(torch.zeros(1, 4, 2, 2), torch.zeros(1, 3, 2, 2))
-
-
-def test_a_path_with_noise_is_a_brownian_bridge_and_its_velocity_ends_at_the_mask():
-    torch.manual_seed(0)
-    x_0, x_1, t = torch.full((1, 4000, 4, 4), 0.2), torch.ones(1, 4000, 4, 4), torch.tensor([0.3])
-    path = flow.linear_path(x_0, x_1, t, sigma=0.5)
-    error = 5 / math.sqrt(4000)
-    assert (path.x_t.mean((0, 1)) - 0.44).abs().max() < error  # 0.3 * 1 + 0.7 * 0.2
-    assert (path.x_t.var((0, 1)) / (0.25 * 0.3 * 0.7) - 1).abs().max() < 1.5 * error
-    torch.testing.assert_close(flow.endpoint(path.x_t, path.u, t), x_1, rtol=0, atol=1e-6)
-
-
-def test_the_sampled_bridge_has_the_marginals_of_its_closed_form():
-    """Between fixed ends a and b: mean (1 - t) a + t b, covariance sigma^2 s (1 - t) of times s <= t."""
-    torch.manual_seed(0)
-    x_0, x_1, states = torch.full((20_000,), 0.2), torch.full((20_000,), 0.8), []
-
-    def velocity(x, t):
-        states.append(x)
-        return (x_1 - x) / (1 - t)
-
-    end = flow.bridge(velocity, x_0, 5, 0.5, lambda: torch.randn_like(x_0))
-    torch.testing.assert_close(end, x_1, rtol=0, atol=1e-6)
-    covariance, times = torch.cov(torch.stack(states[1:])), torch.arange(1, 5) / 5
-    expected = 0.25 * torch.minimum(times[:, None], times) * (1 - torch.maximum(times[:, None], times))
-    torch.testing.assert_close(covariance, expected, rtol=0.05, atol=0)
-    means = torch.stack(states).mean(1)
-    torch.testing.assert_close(means, 0.2 + 0.6 * torch.arange(5) / 5, rtol=0, atol=0.02)
-
-
-def test_a_bridge_without_noise_is_the_plain_flow():
-    x_0 = torch.randn(10, dtype=torch.float64)
-    field = lambda x, t: torch.sin(3 * x) + t  # noqa: E731
-    assert torch.equal(flow.bridge(field, x_0, 7, 0.0, lambda: x_0), flow.euler(field, x_0, 7))

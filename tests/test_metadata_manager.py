@@ -14,7 +14,6 @@ from metadata_manager import (
     METHODS,
     PATHS,
     PRESETS,
-    SOLVERS,
     EvaluationConfig,
     FlowConfig,
     GTRConfig,
@@ -22,10 +21,9 @@ from metadata_manager import (
     Metadata,
     Objective,
     RunConfig,
-    experiment,
-    parse,
+    stage_folder,
 )
-from models import flow
+from models.flags import experiment, parse
 
 KINDS = {"gtr": (GTRConfig, LoopConfig), "flow": (FlowConfig, LoopConfig), "test": (EvaluationConfig,)}
 
@@ -48,11 +46,10 @@ def test_every_setting_is_a_flag_with_its_reason(script, capsys, monkeypatch):
 
 @pytest.mark.parametrize("what", EXPERIMENTS)
 def test_without_flags_the_settings_are_those_of_the_dataset(what):
-    expected = experiment(what, EXPERIMENTS[what].run.preset)
+    expected = experiment(what)
     found = read("", "flow", what) | read("", "gtr", what) | read("", "test", what)
     assert found[Metadata] == replace(expected.metadata, data_path=PATHS[what])
-    preset = "best" if what.endswith("demo") else "paper"
-    assert found[RunConfig] == RunConfig(output_path=f"runs/{what}", preset=preset)
+    assert found[RunConfig] == RunConfig(output_path=f"runs/{what}", preset="paper")
     for config in (expected.gtr, expected.flow, expected.loop, expected.evaluation):
         assert found[type(config)] == config
 
@@ -90,7 +87,7 @@ def test_mistakes_are_refused_by_name(line, message, capsys):
     ("--betchsize 5", "gtr", GTRConfig, "batchsize", 5),  # as the authors spell it
     ("--methods act-gtr cfm", "test", EvaluationConfig, "methods", ("act-gtr", "cfm")),
     ("--method sfm", "test", EvaluationConfig, "methods", ("sfm",)),
-    ("--solver euler heun", "test", EvaluationConfig, "solver", ("euler", "heun")),
+    ("--solver euler ab2", "test", EvaluationConfig, "solver", ("euler", "ab2")),
 ])
 def test_values_get_the_type_of_their_setting(line, script, kind, name, value):
     found = getattr(read(line, script)[kind], name)
@@ -122,7 +119,6 @@ def test_the_path_of_a_flag_goes_before_the_environment_before_the_file(monkeypa
 def test_every_method_and_preset_has_values_that_exist():
     for what, preset, method in product(EXPERIMENTS, PRESETS, METHODS):
         assert read(f"--preset {preset} --method {method}", what=what)[FlowConfig].method == method
-    assert set(SOLVERS) == set(flow.SOLVERS) == set(flow.NFE_PER_STEP)
 
 
 def test_cfm_takes_its_100_000_steps_on_lidc():
@@ -142,10 +138,10 @@ def test_channels_last_needs_compile(script):
     FlowConfig(channels_last=True)  # checkpoints of older runs have it
 
 
-def test_mmis_is_seen_in_three_channels_and_cfm_has_its_own_recipe_on_it():
-    found = read("--method cfm-own", what="MMIS")
+def test_mmis_is_seen_in_three_channels_and_cfm_has_a_recipe_for_it():
+    found = read("--method cfm-mmis", what="MMIS")
     flow, metadata = found[FlowConfig], found[Metadata]
-    assert (metadata.channels, metadata.seen_channels, metadata.annotators) == (3, 3, 4)
+    assert (metadata.channels, metadata.flow_channels, metadata.annotators) == (3, 3, 4)
     assert (flow.dim, flow.dim_mults, flow.batch_size) == (64, (1, 2, 4, 4), 24)
     assert (flow.num_epochs, flow.lr, metadata.split) == (500, 1e-4, "file")
     assert flow.source == "normal" and flow.ema == 0.9999 and flow.signed
@@ -166,11 +162,11 @@ def test_a_file_of_one_s_own_says_what_it_holds(tmp_path, size, batchsize):
     found = read("", "gtr", str(path)) | read("", "flow", str(path))
     metadata = found[Metadata]
     assert (metadata.what, metadata.data_path, metadata.reader) == ("mine.h5", str(path), "cases")
-    assert (metadata.channels, metadata.seen_channels, metadata.annotators, metadata.size) == (2, 2, 5, size)
+    assert (metadata.channels, metadata.flow_channels, metadata.annotators, metadata.size) == (2, 2, 5, size)
     assert (metadata.axis, metadata.window, metadata.split) == ("y", (-5, 7), "group")
     assert found[GTRConfig].batchsize == batchsize and found[FlowConfig].dim == 128
-    assert found[RunConfig].output_path == "runs/mine" and found[RunConfig].preset == "best"
-    assert read("--preset paper", "flow", str(path))[FlowConfig].objective == "velocity"
+    assert found[RunConfig].output_path == "runs/mine" and found[RunConfig].preset == "paper"
+    assert read("--preset best", "gtr", str(path))[GTRConfig].loss == "energy"
 
 
 def test_a_file_that_came_split_stays_so_and_another_file_is_named(tmp_path):
@@ -184,19 +180,32 @@ def test_a_file_that_came_split_stays_so_and_another_file_is_named(tmp_path):
             experiment(str(tmp_path / name))
 
 
-def test_a_flow_per_alpha_has_a_folder_of_its_own():
+def test_a_flow_per_alpha_and_per_preset_has_a_folder_of_its_own():
     config = FlowConfig(alphas=(0.0, 5e-4))
-    assert [(one.alpha, one.folder) for one in config.per_alpha()] == [
+    assert [(flow.alpha, flow.folder("paper")) for flow in config.per_alpha()] == [
         (0.0, "atfm_alpha_0"), (5e-4, "atfm_alpha_0.0005")]
-    assert [one.folder for one in FlowConfig(method="sfm").per_alpha()] == ["sfm"]
+    assert FlowConfig(method="sfm").folder("paper") == "sfm"
+    assert [stage_folder("GTR", preset) for preset in PRESETS] == ["GTR", "GTR-released", "GTR-best"]
+    assert config.per_alpha()[0].folder("best") == "atfm-best_alpha_0"
+
+
+@pytest.mark.parametrize("line, script, label", [
+    ("", "gtr", "paper"), ("--epochs 3 --crop 32 --num_filters 4 8 --lr 1e-3", "gtr", "paper"),  # sizes
+    ("--preset best", "gtr", "best"), ("--preset released", "flow", "released"), ("", "flow", "paper"),
+    ("--loss energy", "gtr", "custom"), ("--alpha 0.5", "flow", "custom"), ("--dim 8 --amp True", "flow", "paper"),
+    ("--loss energy --mc_samples 16 --ema 0.99 --schedule cosine --temperature 0.8", "gtr", "best"),
+    ("--preset best --method ssn", "flow", "best"), ("--preset best --temperature 1", "gtr", "custom"),
+])
+def test_a_run_says_which_preset_its_settings_are_those_of(line, script, label):
+    assert read(line, script)[RunConfig].trained_as == label
 
 
 @pytest.mark.parametrize("make, message", [
-    (lambda: Objective(source="noise"), "source='noise': expected one of gtr, normal"),
     (lambda: FlowConfig(dice="hard"), "dice='hard': expected one of soft, thresholded"),
     (lambda: GTRConfig(pool="min"), "pool='min': expected one of max, avg"),
-    (lambda: EvaluationConfig(methods=("atfm", "gan")),
-     "methods='gan': expected one of act-gtr, act-gtr-emptied"),
+    (lambda: EvaluationConfig(seeds=(0, 1, 0)), "--seeds 0 1 0: a value comes twice"),
+    (lambda: RunConfig(seed=-1), r"--seed -1: expected a number in \[0, 4294967295\]"),
+    (lambda: RunConfig(seed=2**64), "--seed 18446744073709551616"),
     (lambda: LoopConfig(val_images=0), r"--val_images 0: expected a number in \[1, inf\)"),
     (lambda: GTRConfig(lr=0.0), r"--lr 0.0: expected a number in \(0, inf\)"),
     (lambda: GTRConfig(lr=math.inf), "--lr inf"), (lambda: Objective(guidance=math.nan), "--guidance nan"),

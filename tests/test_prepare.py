@@ -17,7 +17,7 @@ import train_prior_LIDC
 from data import prepare
 from data.dataset import ExpertDataset
 from data.store import open_store
-from metadata_manager import experiment
+from models.flags import experiment
 from metrics import score
 from tests import tiny
 
@@ -92,7 +92,7 @@ def test_what_was_found_is_said_drawn_and_kept(folder, capsys):
 def test_three_commands_train_test_and_export(folder, tmp_path, capsys, undrawn):
     path, output = run(folder), ["--output_path", str(tmp_path / "run")]
     flags = ["--what", str(path), *output]
-    train_GTR.main([*flags, *LOOP, "--num_filters", "4", "8", "--mc_samples", "4", "--epochs", "1"])
+    train_GTR.main([*flags, *LOOP, "--num_filters", "4", "8", "--epochs", "1"])
     train_prior_LIDC.main([*flags, *LOOP, "--dim", "4", "--dim_mults", "1", "--num_epochs", "1"])
     test_prior_LIDC.main([*flags, "--device", "cpu", "--samples", "3", "--seeds", "0"])
     assert "| atfm, ours |" in capsys.readouterr().out

@@ -95,7 +95,7 @@ def test_a_part_that_is_none_is_refused(part, lidc, run_copy):
     ("seeds", ["3", "1", "3"]), ("samples", ["2", "2"]), ("steps", ["1", "1"]),
     ("methods", ["atfm", "atfm"])])
 def test_a_value_that_is_given_twice_is_refused_by_its_flag(flag, values, lidc, tmp_path):
-    message = f"--{flag} {' '.join(values)}: a value twice; expected each once"
+    message = f"--{flag} {' '.join(values)}: a value comes twice, which would give the same again"
     with pytest.raises(ValueError, match=message):
         test_prior_LIDC.main([*TEST, *where(lidc, tmp_path), f"--{flag}", *values])
 

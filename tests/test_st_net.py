@@ -30,9 +30,9 @@ def test_number_of_parameters(what, expected):
 
 def test_a_config_reaches_all_15_residual_blocks():
     net = STNet.of(FlowConfig(dim=8, dim_mults=(1, 2, 2), weight_standardization="released", time_scale=7.0,
-                              groups=2, recompute=True))
+                              recompute=True))
     blocks = [module for module in net.modules() if isinstance(module, ResidualBlock)]
-    assert len(blocks) == 15 and all(block.recompute and block.norm1.num_groups == 2 for block in blocks)
+    assert len(blocks) == 15 and all(block.recompute for block in blocks)
     assert [conv.method for conv in convolutions(net)] == ["released"] * 30
     assert (net.dim, net.dim_mults, net.time_scale) == (8, (1, 2, 2), 7.0)
 
@@ -88,8 +88,6 @@ def test_other_shapes_are_refused(x_t, t, image):
     ({"weight_standardization": "weird"}, "weight_standardization='weird': expected standard, released or"),
     ({"dim": 7}, "dim=7: expected an even number"),
     ({"dim": 2}, "dim=2: expected an even number"),
-    ({"dim": 8, "groups": 3}, "groups=3: expected a divisor of dim=8"),
-    ({"groups": 0}, "groups=0: expected a divisor of dim=128"),
 ])
 def test_other_settings_are_refused(choices, expected):
     with pytest.raises(ValueError, match=expected):

@@ -17,7 +17,7 @@ KILLS = int(os.environ.get("ATFM_KILLS", 3))  # of each kind of process; more se
 PATIENTS = 15  # 64/16/20 %: 10 to train, 2 to validate, 3 to test
 DATA = ["--crop", "8", "--limit", "6", "--device", "cpu"]
 LOOP = ["--val_images", "2", "--val_samples", "2", "--val_steps", "1"]
-GTR = [*DATA, *LOOP, "--num_filters", "4", "8", "--rank", "2", "--mc_samples", "4"]
+GTR = [*DATA, *LOOP, "--num_filters", "4", "8", "--rank", "2"]
 PRIOR = [*DATA, *LOOP, "--dim", "4", "--dim_mults", "1", "--annotators_per_pass", "4"]
 TEST = [*DATA, "--samples", "2", "4", "--seeds", "0", "1"]
 
@@ -61,9 +61,10 @@ def to_older_form(path: Path) -> None:
     content = torch.load(path)
     del content["state"]["epoch"]
     content["config"]["checkpoint"] = content["config"].pop("recompute", False)
-    for name in ("schedule", "clip", "objective", "coupling", "draws", "temperature", "path_noise",
-                 "times", "condition"):
+    for name in ("schedule", "clip", "backbone", "network", "loss", "nll_first", "nll_weight", "temperature"):
         content["config"].pop(name, None)
+    content["config"] |= {"groups": 1, "draws": 1, "times": "uniform", "objective": "velocity"}  # since removed
+    content.pop("preset")
     for group in content["optimizer"]["param_groups"]:  # AdamW without weight decay, which is Adam
         group["decoupled_weight_decay"] = True
     torch.save(content, path)

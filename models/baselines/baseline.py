@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from metadata_manager import FlowConfig, OptimizerConfig
 from models.gtr import TrainedOn
-from models.states import STATES_ON_CPU, InParts
+from models.chunks import STATES_ON_CPU, Chunks
 
 STATES_ON_GPU = 16  # estimated, not measured: about 10 GiB for 256x256 pixels at dim 256
 # What all take of a FlowConfig; none heeds `gtr`, but so a loop over methods may pass --gtr to them all.
-SETTINGS = {"method", "gtr", "num_epochs", "batch_size", "experts", "dim", "dim_mults", "groups",
+SETTINGS = {"method", "gtr", "num_epochs", "batch_size", "experts", "dim", "dim_mults",
             *(one.name for one in fields(OptimizerConfig))}
 
 
@@ -30,7 +30,7 @@ class Baseline(nn.Module):
 
     losses: Callable[..., Iterator[dict[str, Tensor]]]
     gtr = None
-    apart = True  # whether the loss of an annotator's mask does not depend on the others' masks
+    per_annotator_loss = True  # whether the loss of an annotator's mask does not depend on the others' masks
     needs_style = False  # whether `losses` takes the experts' styles (b, k) too
     settings = SETTINGS  # what it takes of a FlowConfig
     steps: int | None = None  # of a sample, where there are any,
@@ -39,7 +39,7 @@ class Baseline(nn.Module):
 
     def __init__(self, channels: int, config: FlowConfig) -> None:
         super().__init__()
-        self.in_parts = InParts()
+        self.in_chunks = Chunks()
 
     @property
     def trainable(self) -> nn.Module:
@@ -62,6 +62,6 @@ class Baseline(nn.Module):
         raise NotImplementedError
 
     def parts(self, image: Tensor, batch_size: int | None) -> Callable[..., Tensor]:
-        """in_parts(net, *states): the net's output, found for at most `batch_size` states at a time."""
+        """in_chunks(net, *states): the net's output, found for at most `batch_size` states at a time."""
         usual = STATES_ON_CPU if image.device.type == "cpu" else STATES_ON_GPU
-        return partial(self.in_parts, usual if batch_size is None else batch_size)
+        return partial(self.in_chunks, usual if batch_size is None else batch_size)

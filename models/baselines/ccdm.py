@@ -42,12 +42,12 @@ class CCDM(Diffusion):
         loss = (off + on).mean()
         return {"loss": loss, "KL": loss}
 
-    def draw(self, image: Tensor, n: int, steps: int, in_parts: Callable[..., Tensor],
+    def draw(self, image: Tensor, n: int, steps: int, in_chunks: Callable[..., Tensor],
              generator: torch.Generator | None) -> Tensor:
         seen = image.repeat_interleave(n, dim=0)  # (b * n, c, h, w)
         x = torch.bernoulli(torch.full_like(seen[:, :1], 0.5), generator=generator)
         for t, s in pairwise(self.levels(steps)):
-            logits = in_parts(self.net, x, x.new_full((len(x),), t / self.T), seen)
+            logits = in_chunks(self.net, x, x.new_full((len(x),), t / self.T), seen)
             if s:
                 _, log_on = log_reverse(x, logits, self.alpha_bar[t], self.alpha_bar[s])
                 x = torch.bernoulli(log_on.exp().clamp(max=1), generator=generator)

@@ -50,7 +50,7 @@ class CIMD(Diffusion):
         kl = q.kl(p).mean()
         return {"loss": mse + self.beta * kl, "MSE": mse, "KL": kl}
 
-    def draw(self, image: Tensor, n: int, steps: int, in_parts: Callable[..., Tensor],
+    def draw(self, image: Tensor, n: int, steps: int, in_chunks: Callable[..., Tensor],
              generator: torch.Generator | None) -> Tensor:
         p = self.prior(image)
         mean, deviation = p.mean.repeat_interleave(n, dim=0), p.std.repeat_interleave(n, dim=0)
@@ -59,7 +59,7 @@ class CIMD(Diffusion):
         x = normal_like(seen[:, :1], generator)
         for t, s in pairwise(self.levels(steps)):
             to_t, to_s = self.alpha_bar[t], self.alpha_bar[s]
-            z = in_parts(self.net, x, x.new_full((len(x),), t / self.T), seen)
+            z = in_chunks(self.net, x, x.new_full((len(x),), t / self.T), seen)
             x_0 = ((x - (1 - to_t).sqrt() * z) / to_t.sqrt()).clamp(-1, 1)
             x = gaussian_step(x, x_0, to_t, to_s, normal_like(x, generator))
         return (x_0 + 1) / 2

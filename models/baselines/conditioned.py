@@ -44,7 +44,7 @@ class ConditionedSSN(SSN):
         """Of logit maps (m, h, w) for features (m, filters[0], h, w) and styles (m,)."""
         return self.net.heads(self.fuse(with_planes(features, one_hot(style))))
 
-    def draw(self, image: Tensor, n: int, in_parts: Callable[..., Tensor],
+    def draw(self, image: Tensor, n: int, in_chunks: Callable[..., Tensor],
              generator: torch.Generator | None) -> Tensor:
         styles, index = random_styles(image, n, generator)
         each = self.gaussian(self.net.unet(image)[rows_of(image, STYLES)], styles)  # b * 3 rows

@@ -44,13 +44,13 @@ class FlowSSN(Stepwise):
         loss = F.binary_cross_entropy_with_logits(self.net(x_t, t, image[:, :0]), y)
         return {"loss": loss, "CE": loss}
 
-    def draw(self, image: Tensor, n: int, steps: int, in_parts: Callable[..., Tensor],
+    def draw(self, image: Tensor, n: int, steps: int, in_chunks: Callable[..., Tensor],
              generator: torch.Generator | None) -> Tensor:
         mu = self.mean(image).repeat_interleave(n, dim=0)  # (b * n, 1, h, w)
         x_0 = mu + normal_like(mu, generator)
         nothing = mu[:, :0]
 
         def velocity(x: Tensor, t: float) -> Tensor:
-            return in_parts(self.net, x, x.new_full((len(x),), t), nothing).sigmoid() - x_0
+            return in_chunks(self.net, x, x.new_full((len(x),), t), nothing).sigmoid() - x_0
 
         return euler(velocity, x_0, steps).clamp(0, 1)

@@ -30,7 +30,7 @@ INFLUENCE = 10.0  # of z on features of deviation 1, to begin with; with 1 the c
 class MoSE(OneShot):
     """A U-Net whose features are shifted by a scalar latent, of the component that the gate draws."""
 
-    apart = False  # the masks are coupled to the samples together
+    per_annotator_loss = False  # the masks are coupled to the samples together
 
     def __init__(self, channels: int, config: FlowConfig,
                  components: int = 4,  # original
@@ -44,7 +44,7 @@ class MoSE(OneShot):
         self.gate = nn.Sequential(nn.Linear(deepest, deepest), nn.ReLU(), nn.Linear(deepest, components))
         self.mean = nn.Parameter(torch.linspace(-1, 1, components))
         self.log_std = nn.Parameter(torch.full((components,), math.log(1 / 8)))  # original
-        self.norm = nn.GroupNorm(config.groups, width)
+        self.norm = nn.GroupNorm(1, width)
         self.shift = nn.Linear(1, width)
         self.combine = nn.Sequential(nn.Conv2d(width, width, 1), nn.ReLU(),
                                      nn.Conv2d(width, width, 1), nn.ReLU(), nn.Conv2d(width, 1, 1))
@@ -77,12 +77,12 @@ class MoSE(OneShot):
         z = self.mean[component] + self.log_std.exp()[component] * noise
         return self.combine(features + self.shift(z[:, None])[:, :, None, None])[:, 0]
 
-    def draw(self, image: Tensor, n: int, in_parts: Callable[..., Tensor],
+    def draw(self, image: Tensor, n: int, in_chunks: Callable[..., Tensor],
              generator: torch.Generator | None) -> Tensor:
         features, log_gate = self.features(image)
         component = torch.multinomial(log_gate.exp(), n, replacement=True, generator=generator).flatten()
         noise = torch.randn(component.shape, device=image.device, generator=generator)
-        return in_parts(lambda row, *z: self.decode(features[row], *z), rows_of(image, n), component, noise)
+        return in_chunks(lambda row, *z: self.decode(features[row], *z), rows_of(image, n), component, noise)
 
 
 def soft_iou(predicted: Tensor, mask: Tensor) -> Tensor:

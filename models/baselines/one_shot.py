@@ -38,11 +38,11 @@ class OneShot(Baseline):
         found = self.draw(image, n, self.parts(image, batch_size), generator)
         return found.view(len(image), n, *image.shape[2:]).sigmoid()
 
-    def draw(self, image: Tensor, n: int, in_parts: Callable[..., Tensor],
+    def draw(self, image: Tensor, n: int, in_chunks: Callable[..., Tensor],
              generator: torch.Generator | None) -> Tensor:
         """Logits of n masks per image, (b * n, h, w).
 
-        in_parts(net, ...): the net's output for a batch, found a part at a time."""
+        in_chunks(net, ...): the net's output for a batch, found a part at a time."""
         raise NotImplementedError
 
 

@@ -4,7 +4,7 @@
 
 Level l = 0 is the finest. a_l are the logits of level l and of all coarser ones, enlarged and added up; a
 sample is a_0.
-Deviations: GroupNorm of `--groups` instead of batch norm, as the project's loop has one mode. A resolution
+Deviations: GroupNorm of one group instead of batch norm, as the project's loop has one mode. A resolution
 per entry of `--dim_mults` (original: 7, of 32, 64, 128, 192, 192, 192, 192 filters); 5 latent levels as in
 the original, or as many as there are resolutions. A latent is enlarged to its level's size in one bilinear
 step (original: by 2, with convolutions between). The optimizer is the project's (original: Adam 1e-3)."""
@@ -25,11 +25,11 @@ from models.unet import descend
 class NormBlock(nn.Sequential):
     """`convs` 3x3 convolutions, each followed by GroupNorm and ReLU: (m, in, h, w) -> (m, out, h, w)."""
 
-    def __init__(self, in_channels: int, out_channels: int, convs: int, groups: int) -> None:
+    def __init__(self, in_channels: int, out_channels: int, convs: int) -> None:
         layers: list[nn.Module] = []
         for i in range(convs):
             layers += [nn.Conv2d(in_channels if i == 0 else out_channels, out_channels, 3, padding=1),
-                       nn.GroupNorm(groups, out_channels), nn.ReLU(inplace=True)]
+                       nn.GroupNorm(1, out_channels), nn.ReLU(inplace=True)]
         super().__init__(*layers)
 
 
@@ -38,14 +38,13 @@ class Ladder(nn.Module):
 
     Levels are counted from the coarsest here, 0."""
 
-    def __init__(self, in_channels: int, filters: Sequence[int], levels: int, latents: int, groups: int
-                 ) -> None:
+    def __init__(self, in_channels: int, filters: Sequence[int], levels: int, latents: int) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(NormBlock(*channels, 3, groups)
+        self.blocks = nn.ModuleList(NormBlock(*channels, 3)
                                     for channels in pairwise([in_channels, *filters]))
         widths = filters[::-1][:levels]
         self.heads = nn.ModuleList(
-            nn.Sequential(NormBlock(width + (latents if level else 0), width, 2, groups),
+            nn.Sequential(NormBlock(width + (latents if level else 0), width, 2),
                           nn.Conv2d(width, 2 * latents, 1)) for level, width in enumerate(widths))
 
     def maps(self, image: Tensor) -> list[Tensor]:
@@ -61,12 +60,12 @@ class Ladder(nn.Module):
 class Likelihood(nn.Module):
     """The latents of all levels -> their logits, each enlarged and added to those of the coarser levels."""
 
-    def __init__(self, filters: Sequence[int], enlarged: int, latents: int, groups: int) -> None:
+    def __init__(self, filters: Sequence[int], enlarged: int, latents: int) -> None:
         super().__init__()
         widths = filters[::-1]
         self.enlarged = enlarged  # how many times larger a level's logits are than its latent
-        self.rise = nn.ModuleList(NormBlock(latents, width, 2, groups) for width in widths)
-        self.join = nn.ModuleList(NormBlock(below + width, width, 2, groups)
+        self.rise = nn.ModuleList(NormBlock(latents, width, 2) for width in widths)
+        self.join = nn.ModuleList(NormBlock(below + width, width, 2)
                                   for below, width in pairwise(widths))
         self.heads = nn.ModuleList(nn.Conv2d(width, 1, 1) for width in widths)
 
@@ -92,10 +91,9 @@ class PHiSeg(OneShot):
         super().__init__(channels, config)
         resolutions = len(self.filters)
         self.levels, self.latents = min(latent_levels, resolutions), latents
-        self.prior = Ladder(channels, self.filters, self.levels, latents, config.groups)
-        self.posterior = Ladder(channels + 1, self.filters, self.levels, latents, config.groups)
-        self.likelihood = Likelihood(self.filters[:self.levels], 2 ** (resolutions - self.levels), latents,
-                                     config.groups)
+        self.prior = Ladder(channels, self.filters, self.levels, latents)
+        self.posterior = Ladder(channels + 1, self.filters, self.levels, latents)
+        self.likelihood = Likelihood(self.filters[:self.levels], 2 ** (resolutions - self.levels), latents)
 
     def losses(self, image: Tensor, masks: Tensor) -> Iterator[dict[str, Tensor]]:
         """L and its two terms, means over the batch, at once; see `OneShot.targets`."""
@@ -116,7 +114,7 @@ class PHiSeg(OneShot):
         cross_entropy = cross_entropy / len(y)
         yield {"loss": cross_entropy + kl, "cross_entropy": cross_entropy.detach(), "KL": kl.detach()}
 
-    def draw(self, image: Tensor, n: int, in_parts: Callable[..., Tensor],
+    def draw(self, image: Tensor, n: int, in_chunks: Callable[..., Tensor],
              generator: torch.Generator | None) -> Tensor:
         maps, rows = self.prior.maps(image), rows_of(image, n)
         shapes = [(len(rows), self.latents, *one.shape[2:]) for one in maps[:self.levels]]
@@ -129,7 +127,7 @@ class PHiSeg(OneShot):
                 latents.append(self.prior.gaussian(level, [one[row] for one in maps], above).at(normal))
             return self.likelihood(latents)[:, -1]
 
-        return in_parts(decode, rows, *noise)
+        return in_chunks(decode, rows, *noise)
 
 
 def enlarge(x: Tensor, factor: int) -> Tensor:

@@ -65,8 +65,8 @@ class ProbUNet(OneShot):
         """The prior of each of n samples per image: b * n rows."""
         return self.prior(image).rows(rows_of(image, n))
 
-    def draw(self, image: Tensor, n: int, in_parts: Callable[..., Tensor],
+    def draw(self, image: Tensor, n: int, in_chunks: Callable[..., Tensor],
              generator: torch.Generator | None) -> Tensor:
         features, prior = self.unet(image), self.prior_of_samples(image, n, generator)
         z = prior.at(torch.randn(prior.mean.shape, device=image.device, generator=generator))
-        return in_parts(lambda row, z: self.decode(features[row], z), rows_of(image, n), z)
+        return in_chunks(lambda row, z: self.decode(features[row], z), rows_of(image, n), z)

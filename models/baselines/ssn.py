@@ -33,6 +33,6 @@ class SSN(OneShot):
         logits = self.net(image).rsample(self.mc_samples, antithetic=True)
         yield {"loss": monte_carlo_nll(logits, targets)}
 
-    def draw(self, image: Tensor, n: int, in_parts: Callable[..., Tensor],
+    def draw(self, image: Tensor, n: int, in_chunks: Callable[..., Tensor],
              generator: torch.Generator | None) -> Tensor:
         return self.net(image).sample(n, generator).flatten(0, 1)

@@ -36,11 +36,11 @@ class Stepwise(Baseline):
         """Scalars: loss, and what it is made of; of images (b, c, h, w) with a mask (b, 1, h, w) each."""
         raise NotImplementedError
 
-    def draw(self, image: Tensor, n: int, steps: int, in_parts: Callable[..., Tensor],
+    def draw(self, image: Tensor, n: int, steps: int, in_chunks: Callable[..., Tensor],
              generator: torch.Generator | None) -> Tensor:
         """n masks per image as probabilities, (b * n, 1, h, w).
 
-        in_parts(net, ...): the net's output for a batch, found a part at a time."""
+        in_chunks(net, ...): the net's output for a batch, found a part at a time."""
         raise NotImplementedError
 
     def losses(self, image: Tensor, masks: Tensor) -> Iterator[dict[str, Tensor]]:

@@ -45,7 +45,7 @@ def ours(model: nn.Module, losses: Callable[[Tensor, Tensor], Iterable[dict[str,
     def epoch() -> list[tuple[float, float]]:
         found = []
 
-        def noted(image: Tensor, masks: Tensor) -> Iterator[dict[str, Tensor]]:
+        def noted(done: float, image: Tensor, masks: Tensor) -> Iterator[dict[str, Tensor]]:
             began, pieces = now(device), []
             for piece in losses(image, masks):
                 pieces.append(piece["loss"].detach())

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from data import ExpertDataset
 from models import ATFM, GTR
-from models.flow import draw_time, endpoint, linear_path, semantic_loss
+from models.flow import draw_time, endpoint, linear_path
+from models.losses import dice
 
 
 def load(dataset: ExpertDataset, indices: Iterable[int]) -> tuple[Tensor, Tensor]:
@@ -31,12 +32,12 @@ def gtr_loss(gtr: GTR, image: Tensor, mask: Tensor, mc_samples: int) -> Tensor:
 
 def flow_loss(atfm: ATFM, image: Tensor, masks: Tensor) -> Tensor:
     """Algorithm 1 for image (b, c, h, w), masks (b, k, h, w), a scalar: k forward passes, their mean."""
-    (x_0, condition), t = atfm.start(image, 1), draw_time(len(image), image.device)
-    terms = []
-    for own in masks.split(1, dim=1):
-        path = linear_path(x_0, own, t)
+    x_0, t = atfm.sample_source(image, 1), draw_time(len(image), image.device)
+    condition, terms = atfm.condition(image), []
+    for mask in masks.split(1, dim=1):
+        path = linear_path(x_0, mask, t)
         v = atfm.net(path.x_t, t, condition)
-        l_sf = semantic_loss(endpoint(path.x_t, v, t), own, masks, "soft", "image", "own")
+        l_sf = 1 - dice(endpoint(path.x_t, v, t).clamp(0, 1), mask, "image").mean()
         terms.append((v - path.u).square().mean() + atfm.objective.alpha * l_sf)
     return torch.stack(terms).mean()
 
@@ -46,9 +47,8 @@ def sample(atfm: ATFM, image: Tensor, n: int, steps: int, generator: torch.Gener
     """n samples of an image (1, c, h, w) by Euler's method, one after another: probabilities (1, n, h, w).
 
     ST-Net standardizes its weights at every evaluation, as in the released code."""
-    ends = []
-    x_0, condition = atfm.start(image, n, generator)
-    for x in x_0.split(1, dim=1):
+    ends, condition = [], atfm.condition(image)
+    for x in atfm.sample_source(image, n, generator).split(1, dim=1):
         for step in range(steps):
             x = x + atfm.net(x, torch.full((1,), step / steps, device=image.device), condition) / steps
         ends.append(x)

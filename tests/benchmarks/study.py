@@ -1,210 +1,231 @@
-"""Which choices matter: one change at a time from the preset `paper`, on the same patients.
+"""What gains, and how ATFM compares: systems trained for the same time on the same patients of LIDC.
 
-Every row is trained with the same budget and seeds, unless it says otherwise, and scored on the same test
-images. Differences are means over training runs, with 95 % intervals of a paired bootstrap over patients,
-which do not say how runs vary; the dots of study.png do. The released split has other test images, so there
-it is unpaired. What is done already is not repeated, and a GTR that a row shares with the first one is
-trained once; the table and the picture show all that lies in --output_path. About 5 minutes a row and seed on
-one core:
+A row is a system or one change of it. Each of its training runs is scored on validation and on test patients and
+leaves one small file, tests/benchmarks/results/<size>/<row>-<seed>.json.gz: scores of every image, configuration,
+commit, hardware and seconds. A run that has its file is not repeated; weights may be lost, results not. The same
+command in a second terminal works beside the first: a run is claimed by one process. About 9 minutes a run and
+seed on one core:
 
-    python -m tests.benchmarks.study --data_path <lidc .h5 file or pickle folder> --seeds 0 1
+    python -m tests.benchmarks.study run --data_path <lidc .h5 file> --size 32 --seeds 0 1 2
+    python -m tests.benchmarks.study tables --output docs/results.md
+
+`tables` writes every table between its markers in a document, from the files alone.
 """
 
 import argparse
+import fcntl
+import gzip
 import json
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
-import fig
-import test_prior_LIDC
 import train_GTR
 import train_prior_LIDC
-from metrics import bootstrap_interval, write_text
+from data import load
+from metadata_manager import EvaluationConfig, Metadata, RunConfig, experiment
+from metrics import control, evaluate
+from models import load_systems
 from models.processes import one_line_errors
+from tests.benchmarks import measure
 
-GTR = "--epochs 20 --batchsize 32 --lr 1e-3 --num_filters 16 32 64".split()
-FLOW = "--num_epochs 1 --batch_size 8 --lr 1e-3 --dim 16 --amp True --validate_every 1".split()
-TEST = "--samples 16 --seeds 0 --batch_size 8 --limit 80".split()
-SAMPLING = "--steps 10 --amp True".split()
-SCORES = {"GED16": "lower", "HM-IoU16": "higher"}  # which is better
-SYSTEMS = {"act-gtr": "Act. GTR", "atfm": "ATFM"}
-
-
-@dataclass(frozen=True)
-class Variant:
-    """Flags of a row beyond the first's: of all, GTR (None: the first row's GTR), the flow, the test.
-
-    flow: None: there is none, GTR alone is trained and tested."""
-
-    name: str
-    every: str = ""
-    gtr: str | None = None
-    flow: str | None = ""
-    test: str = ""
-
-    @property
-    def own_gtr(self) -> bool:
-        return bool(self.every) or self.gtr is not None
-
-    @property
-    def folder(self) -> str:
-        return self.name.replace(" ", "_").replace(",", "").replace("=", "is").replace("'", "")
-
-
-# What the preset best was at the time of this study; since then, see tests/benchmarks/gain.py.
-BEST = "--experts one --ema 0.999 --weight_standardization none --time_scale 10"
-VARIANTS = (
-    Variant("paper", gtr=""),
-    Variant("preset released, split by patient", every="--preset released --split group"),
-    Variant("weight standardization released", flow="--weight_standardization released"),
-    Variant("weight standardization none", flow="--weight_standardization none"),
-    Variant("time scale 1", flow="--time_scale 1"),
-    Variant("no semantic term", flow="--alpha 0"),
-    Variant("alpha 1e-2", flow="--alpha 1e-2"),
-    Variant("alpha 1e-1", flow="--alpha 1e-1"),
-    Variant("Dice over the batch, alpha 1e-1", flow="--dice_over batch --alpha 1e-1"),
-    Variant("Dice with all experts, alpha 1e-1", flow="--semantic_target all --alpha 1e-1"),
-    Variant("moving average of weights", flow="--ema 0.999"),
-    Variant("one expert per step in the flow", flow="--experts one"),
-    Variant("all experts per step in GTR", gtr="--experts all"),
-    Variant("GTR of the released layout", gtr="--convs 3 --pool avg --up bilinear"),
-    Variant("split released", every="--split released"),
-    Variant("8 groups in GroupNorm", flow="--groups 8"),
-    Variant("flow trained 4 times as long", flow="--num_epochs 4"),
-    Variant("one expert per step, as many paths", flow="--experts one --num_epochs 4"),
-    Variant("time scale 10", flow="--time_scale 10"),
-    Variant("one expert per step, 3 times as many paths",
-            flow="--experts one --num_epochs 12 --validate_every 3"),
-    Variant("preset best in the flow alone, 3 times as many paths",
-            flow=f"{BEST} --num_epochs 12 --validate_every 3"),
-    Variant("moving average of GTR's weights", gtr="--ema 0.99"),
-    Variant("preset best, 3 times as many paths", gtr="--ema 0.99",
-            flow=f"{BEST} --num_epochs 12 --validate_every 3"),
-    Variant("one expert per step, as many paths, none standardized",
-            flow="--experts one --num_epochs 4 --weight_standardization none"),
-)
-Runs = dict[int, dict[str, Any]]  # seed -> content of a run's results.json
-Found = dict[str, Runs]  # by row
+RESULTS = Path(__file__).parent / "results"
+IMAGES = {"validation": 200, "test": 240}  # evenly spaced over the split, so of all its patients
+SAMPLES = 16
+KEPT = ("GED16", "HM-IoU16", "Diversity16", "Empty", "Experts empty", "Experts' diversity", "Size")
+CPU = torch.device("cpu")
+# The same optimizer for all; sizes for a CPU.
+OPTIMIZER = "--lr 1e-3 --schedule cosine --val_images 8"
+GTR = f"{OPTIMIZER} --ema 0.99 --batchsize 8 --num_filters 16 32 64"
+FLOW = f"{OPTIMIZER} --ema 0.999 --clip 1 --dim 16 --val_steps 1"
+SYSTEM = f"{FLOW} --batch_size 8 --dim_mults 1 2 4 --weight_decay 0"
 
 
 @dataclass(frozen=True)
-class Study:
-    """Rows, of which the first has the GTR that others share, and what they have in common, by script.
+class Stage:
+    """A training step of a row: its script, its flags, and its share of the row's time."""
 
-    sampling: flags of tests that have a flow."""
+    script: Any
+    flags: str
+    share: float = 1.0
 
-    rows: tuple[Variant, ...]
-    gtr: Sequence[str]
-    flow: Sequence[str]
-    test: Sequence[str]
-    sampling: Sequence[str]
-
-
-CHOICES = Study(VARIANTS, GTR, FLOW, TEST, SAMPLING)
+    @property
+    def epochs_flag(self) -> str:
+        return "--epochs" if self.script is train_GTR else "--num_epochs"
 
 
-def run(study: Study, variant: Variant, folder: Path, common: Sequence[str]) -> None:
-    """Trains and tests a row in a folder of `folder`, beside the first row's, as far as that is not done."""
-    own = folder / variant.folder
-    shared = [*common, *variant.every.split(), "--output_path", str(own)]
-    if (own / "test" / "results.json").exists():
-        return
-    with_gtr = variant if variant.own_gtr else study.rows[0]
-    gtr = folder / with_gtr.folder / "GTR"
-    train_GTR.main([*study.gtr, *common, *with_gtr.every.split(), *(with_gtr.gtr or "").split(),
-                    "--output_path", str(gtr.parent)])  # where it was stopped; nothing if it is done
-    of_system = ["--methods", "act-gtr"]
-    if variant.flow is not None:
-        of_system = [*study.sampling, *variant.test.split()]
-        train_prior_LIDC.main([*study.flow, *shared, *variant.flow.split(), "--gtr", str(gtr)])
-    leaks = str("--split released" in variant.every)
-    test_prior_LIDC.main([*study.test, *of_system, *shared, "--gtr", str(gtr), "--allow_overlap", leaks])
+@dataclass(frozen=True)
+class Row:
+    """A system: how it is trained, which of a test's --methods it is, and what it is shown for.
+
+    like: the row whose training it shares, with other flags of sampling, `temperature`."""
+
+    title: str
+    stages: tuple[Stage, ...]
+    method: str = "act-gtr"
+    preset: str = "paper"
+    steps: int | None = None
+    like: str | None = None
+    temperature: float | None = None
 
 
-def finished(study: Study, root: Path) -> Found:
-    """The results of all rows and seeds that are done, in the order of the rows."""
-    found: Found = {}
-    for variant in study.rows:
-        for path in sorted(root.glob(f"seed*/{variant.folder}/test/results.json")):
-            seed = int(path.parts[-4].removeprefix("seed"))
-            found.setdefault(variant.name, {})[seed] = json.loads(path.read_text())
+def _gtr(flags: str, share: float = 1.0) -> Stage:
+    return Stage(train_GTR, f"{GTR} {flags}", share)
+
+
+def _atfm(flags: str) -> Stage:
+    return Stage(train_prior_LIDC, f"{FLOW} {flags}", 2 / 3)
+
+
+def _rival(method: str, flags: str = "") -> Row:
+    return Row(method, (Stage(train_prior_LIDC, f"--method {method} {SYSTEM} {flags}"),), method)
+
+
+FLIPS = "--dihedral True"
+ROWS = {
+    "nll": Row("Act. GTR, Eq. 5", (_gtr(""),)),
+    "nll-flips": Row("Act. GTR, Eq. 5, images flipped and turned", (_gtr(FLIPS),)),
+    "best": Row("Act. GTR (best)", (_gtr("--preset best"),), preset="best"),
+    "best-flips": Row("best, images flipped and turned", (_gtr(f"--preset best {FLIPS}"),), preset="best"),
+    "best-temperature-1": Row("best without temperature", (), preset="best", like="best", temperature=1.0),
+    "best-m-8": Row("best with m = 8", (_gtr("--preset best --mc_samples 8"),), preset="best"),
+    "best-nll-all": Row("best without the energy score", (_gtr("--preset best --loss nll --mc_samples 20"),),
+                        preset="best"),
+    "best-no-nll": Row("best without Eq. 5 at first", (_gtr("--preset best --nll_first 0"),), preset="best"),
+    "best-wide": Row("best, twice as wide", (_gtr("--preset best --num_filters 32 64 128"),), preset="best"),
+    "atfm": Row("ATFM, paper", (_gtr("", 1 / 3), _atfm("--batch_size 2")), "atfm", steps=25),
+    "atfm-best": Row("ATFM (best), 2 NFE", (_gtr("--preset best", 1 / 3), _atfm("--preset best --batch_size 8")),
+                     "atfm", preset="best", steps=2),
+    "mose": _rival("mose"),
+    "ssn": _rival("ssn"),
+    "prob-unet": _rival("prob-unet"),
+    "phiseg": _rival("phiseg"),
+    "flow-ssn": _rival("flow-ssn"),
+}
+
+
+@contextmanager
+def claimed(folder: Path):
+    """Whether this process may work in a folder: nobody else does while the block runs."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "claim", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        yield True
+
+
+def cpu_seconds(call: Callable[[], Any]) -> float:
+    """Of this process's CPU, which other processes on the machine hardly alter."""
+    start = time.process_time()
+    call()
+    return time.process_time() - start
+
+
+def seconds_per_epoch(stage: Stage, common: Sequence[str], images: int, folder: Path, gtr: Sequence[str]) -> float:
+    """CPU seconds of an epoch, from runs of one and of three epochs on 320 images."""
+    def run(epochs: int) -> None:
+        shutil.rmtree(folder, ignore_errors=True)
+        stage.script.main([*common, *stage.flags.split(), *gtr, stage.epochs_flag, str(epochs), "--limit", "320",
+                           "--validate_every", "9", "--output_path", str(folder)])
+
+    short, long = cpu_seconds(lambda: run(1)), cpu_seconds(lambda: run(3))
+    return (long - short) / 2 * images / 320
+
+
+def train(row: Row, seed: int, minutes: float, common: Sequence[str], folder: Path, images: int
+          ) -> dict[str, Any]:
+    """Trains a row's stages on `images` images for `minutes` of CPU time together; what each took."""
+    done: dict[str, Any] = {}
+    for stage in row.stages:
+        gtr = [] if stage.script is train_GTR or len(row.stages) == 1 else ["--gtr", str(folder)]
+        plan = folder / f"{stage.script.__name__}.json"
+        if not plan.exists():
+            each = seconds_per_epoch(stage, common, images, folder / "speed", gtr)
+            plan.write_text(json.dumps(max(1, round(60 * minutes * stage.share / each))))
+        epochs = str(json.loads(plan.read_text()))
+        flags = [*common, *stage.flags.split(), *gtr, "--seed", str(seed), stage.epochs_flag, epochs,
+                 "--validate_every", epochs, "--output_path", str(folder)]
+        seconds = cpu_seconds(partial(stage.script.main, flags))
+        done[stage.script.__name__] = {"flags": flags[len(common):], "epochs": int(epochs), "cpu_seconds": seconds}
+    return done
+
+
+def score(row: Row, metadata: Metadata, folder: Path) -> dict[str, Any]:
+    """Scores of the trained system, by split: what each image has, and what samples cost."""
+    config = EvaluationConfig(methods=(row.method,), steps=() if row.steps is None else (row.steps,))
+    found: dict[str, Any] = {}
+    for split, count in IMAGES.items():
+        images = load(metadata, "val" if split == "validation" else "test").spread(count)
+        system, = load_systems(config, metadata, RunConfig(output_path=str(folder), preset=row.preset), CPU,
+                               partial(control, validation=lambda: load(metadata, "val").spread(200), device=CPU),
+                               images)
+        sample = system.sample
+        if row.temperature is not None:
+            sample.__self__.temperature = row.temperature
+        start = time.process_time()
+        result = evaluate(sample, images, (SAMPLES,), device=CPU)
+        seconds = time.process_time() - start
+        found[split] = {
+            "ids": list(result.ids), "groups": [str(patient) for patient in images.patients],
+            "scores": {name: np.round(result.scores[name][0], 5).tolist() for name in KEPT},
+            "seconds_per_100": 100 * seconds / SAMPLES / len(images)}
+        found |= {"nfe": system.nfe, "parameters": system.parameters, "training": system.training}
     return found
 
 
-def scores(runs: Runs, system: str, score: str) -> np.ndarray:
-    """Of a row's training runs, (runs, images)."""
-    return np.array([content["systems"][system]["scores"][score][0] for content in runs.values()])
+def metadata_of(arguments: argparse.Namespace) -> Metadata:
+    """LIDC at the size of the command line."""
+    return replace(experiment("LIDC").metadata, data_path=arguments.data_path, crop=arguments.size)
 
 
-def difference(ours: Runs, theirs: Runs, systems: tuple[str, str], score: str) -> fig.Difference:
-    """systems[0] of one row minus systems[1] of another, over the seeds of both.
-
-    Paired by image; where the rows were tested on other images, means of which each has its own interval."""
-    seeds = sorted(ours.keys() & theirs.keys())
-    a, b = (scores({seed: runs[seed] for seed in seeds}, system, score)
-            for runs, system in zip((ours, theirs), systems))
-    one, other = ours[seeds[0]], theirs[seeds[0]]
-    of_runs = a.mean(1) - b.mean(1)
-    if one["test_images"] == other["test_images"]:
-        return fig.Difference(*bootstrap_interval(a - b, one["groups"]), of_runs)
-    mean, low, high = bootstrap_interval(a, one["groups"])
-    its_mean, its_low, its_high = bootstrap_interval(b, other["groups"])
-    return fig.Difference(mean - its_mean, mean - its_mean - math.hypot(mean - low, its_high - its_mean),
-                          mean - its_mean + math.hypot(high - mean, its_mean - its_low), of_runs)
-
-
-def differences(found: Found) -> fig.Differences:
-    """Title of a panel -> row -> how ATFM differs from its own Act. GTR, or from the first row's ATFM."""
-    first = VARIANTS[0].name
-    panels = {}
-    for score, better in SCORES.items():
-        panels[f"{score} minus Act. GTR\n({better} is better)"] = {
-            name: difference(runs, runs, ("atfm", "act-gtr"), score) for name, runs in found.items()}
-        panels[f"{score} minus {first}\n({better} is better)"] = {
-            name: difference(runs, found[first], ("atfm", "atfm"), score)
-            for name, runs in found.items() if name != first}
-    return panels
-
-
-def table(found: Found, panels: fig.Differences) -> str:
-    """Markdown: a row per choice, mean scores and the differences."""
-    names = [f"{name} {score}" for name in SYSTEMS.values() for score in SCORES]
-    names += [title.split("\n")[0] for title in panels]
-    lines = [f"| row | runs | {' | '.join(names)} |", "|---" * (2 + len(names)) + "|"]
-    for name, runs in found.items():
-        cells = [f"{scores(runs, system, score).mean():.3f}" for system in SYSTEMS for score in SCORES]
-        cells += [f"{panel[name].mean:+.3f} [{panel[name].low:+.3f}, {panel[name].high:+.3f}]"
-                  if name in panel else "-" for panel in panels.values()]
-        lines.append(f"| {name} | {len(runs)} | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+def run(arguments: argparse.Namespace) -> None:
+    """Every row and seed that has no file yet."""
+    common = ["--data_path", arguments.data_path, "--crop", str(arguments.size), "--device", "cpu"]
+    metadata = metadata_of(arguments)
+    for seed in arguments.seeds:
+        for name in arguments.rows:
+            row = ROWS[name]
+            output = RESULTS / str(arguments.size) / f"{name}-{seed}.json.gz"
+            folder = arguments.output_path / str(arguments.size) / f"{row.like or name}-{seed}"
+            with claimed(folder) as mine:
+                if output.exists() or not mine:
+                    continue
+                trained = train(ROWS[row.like] if row.like else row, seed, arguments.minutes, common, folder,
+                                len(load(metadata, "train")))
+                content = {"row": name, "seed": seed, "size": arguments.size, "minutes": arguments.minutes,
+                           "commit": measure.commit(), "machine": measure.machine(CPU), "stages": trained,
+                           **score(row, metadata, folder)}
+                output.parent.mkdir(parents=True, exist_ok=True)
+                temporary = output.with_suffix(".part")
+                temporary.write_bytes(gzip.compress(json.dumps(content).encode(), mtime=0))
+                temporary.rename(output)
+                print(f"{output}: written", flush=True)
 
 
 def main(flags: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data_path", required=True, help="LIDC: an .h5 file or the folder of pickles")
-    parser.add_argument("--output_path", type=Path, default=Path("runs/study"),
-                        help="a folder per seed and row, table.md, study.png")
-    parser.add_argument("--crop", default="32", help="centre crop, pixels per side")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of initialization and training")
-    names = [row.name for row in VARIANTS]
-    parser.add_argument("--rows", nargs="+", default=names, choices=names, metavar="ROW",
-                        help="which, by their names in the table; the first is always there")
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    train_and_test = commands.add_parser("run", help="train and score what has no file yet")
+    train_and_test.add_argument("--data_path", required=True, help="LIDC: an .h5 file or the folder of pickles")
+    train_and_test.add_argument("--size", type=int, default=32, help="centre crop, pixels per side")
+    train_and_test.add_argument("--minutes", type=float, default=6.5, help="of a core, of each row's training")
+    train_and_test.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of training")
+    train_and_test.add_argument("--rows", nargs="+", default=list(ROWS), choices=ROWS, metavar="ROW",
+                                help=f"which of {', '.join(ROWS)}")
+    train_and_test.add_argument("--output_path", type=Path, default=Path("runs/study"), help="for weights")
     arguments = parser.parse_args(flags)
-    root = arguments.output_path
-    for seed in arguments.seeds:
-        common = ["--data_path", arguments.data_path, "--crop", arguments.crop, "--seed", str(seed)]
-        for row in (row for row in VARIANTS if row.name in {names[0], *arguments.rows}):
-            run(CHOICES, row, root / f"seed{seed}", common)
-            found = finished(CHOICES, root)
-            panels = differences(found)
-            write_text(root / "table.md", table(found, panels))
-    fig.save(fig.differences(panels), root / "study.png")
-    print((root / "table.md").read_text())
+    run(arguments)
 
 
 if __name__ == "__main__":

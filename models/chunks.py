@@ -10,7 +10,7 @@ from torch import Tensor
 STATES_ON_CPU = 8  # more at once leave a CPU's caches and are slower
 
 
-class InParts:
+class Chunks:
     """Runs a network on a part of its inputs at a time; on smaller ones where memory did not suffice."""
 
     def __init__(self) -> None:
