@@ -379,7 +379,7 @@ EXPERIMENTS = {
 
 
 def released(ours: Experiment) -> Experiment:
-    """The authors' code as it runs, the preset `released`: see README, "Where the sources disagree"."""
+    """The authors' code as it runs, the preset `released`: see docs/deviations.md."""
     isic3 = ours.metadata.reader == "isic3"
     return replace(
         ours,

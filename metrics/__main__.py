@@ -10,7 +10,6 @@ count: see PROTOCOL.md.
 
 import argparse
 import json
-import os
 import unicodedata
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -23,7 +22,7 @@ from data.volumes import SUFFIXES, Scan, check_same_place, labels_of, read_scan,
 from metrics.catalogue import columns, score_blocks
 from metrics.files import write_text
 from metrics.packed import PackedSets, pack
-from models.processes import one_line_errors
+from metrics.program import one_line_errors, path
 
 MEMORY = "fewer --samples; masks of fewer pixels, such as volumes cropped to what is of interest"
 
@@ -35,15 +34,15 @@ def cases_of(folder: Path) -> dict[str, list[Path]]:
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such folder; expected one with a sub-folder or .npy file per case")
     cases: dict[str, list[Path]] = {}
-    for path in sorted(entry for entry in folder.iterdir() if not entry.name.startswith(".")):
-        if path.is_dir():
-            files = sorted(file for file in path.iterdir()
+    for entry in sorted(entry for entry in folder.iterdir() if not entry.name.startswith(".")):
+        if entry.is_dir():
+            files = sorted(file for file in entry.iterdir()
                            if suffix_of(file) and not file.name.startswith("."))
         else:
-            files = [path] if path.suffix.lower() == ".npy" else []
-        case = unicodedata.normalize("NFC", path.name if path.is_dir() else path.stem)
+            files = [entry] if entry.suffix.lower() == ".npy" else []
+        case = unicodedata.normalize("NFC", entry.name if entry.is_dir() else entry.stem)
         if files and case in cases:
-            raise ValueError(f"{path}: case {case} is also in {cases[case][0]}; expected it once")
+            raise ValueError(f"{entry}: case {case} is also in {cases[case][0]}; expected it once")
         if files:
             cases[case] = files
     if not cases:
@@ -69,31 +68,31 @@ def masks_of(files: Sequence[Path], folder: Path, number: int) -> Iterator[Scan]
     files: one each, or the <case>.npy of `folder` with all of them, (n, h, w). Raises ValueError naming the
     file that is none."""
     several = files[0].parent == folder
-    for path in files[:number]:
-        scan = read_scan(path, mask=True)
+    for file in files[:number]:
+        scan = read_scan(file, mask=True)
         if scan.values.ndim not in (2, 3):
-            raise ValueError(f"{path}: {scan.values.shape}, expected a mask (h, w) or (z, h, w), of "
+            raise ValueError(f"{file}: {scan.values.shape}, expected a mask (h, w) or (z, h, w), of "
                              "<case>.npy (n, h, w)")
         arrays = scan.values[:number] if several and scan.values.ndim == 3 else [scan.values]
         for values in arrays:
-            yield Scan(path, foreground(path, values), scan.affine)
+            yield Scan(file, foreground(file, values), scan.affine)
 
 
-def foreground(path: Path, values: np.ndarray) -> np.ndarray:
+def foreground(file: Path, values: np.ndarray) -> np.ndarray:
     """The pixels of a mask (h, w) or (z, h, w) that are not background, bool of its shape.
 
     Labels take 8 bytes a pixel: only those of one slice are in memory. Raises ValueError, naming the file,
     for several labels, and as `labels_of`."""
     mask, labels_inside = np.empty(values.shape, bool), set()
     for plane, plane_mask in zip(*((array if array.ndim == 3 else array[None]) for array in (values, mask))):
-        labels = labels_of(Scan(path, plane))
+        labels = labels_of(Scan(file, plane))
         np.not_equal(labels, 0, out=plane_mask)
         if plane_mask.any():
             inside = labels[plane_mask]
             labels_inside |= {int(inside.min()), int(inside.max())}
     if len(labels_inside) > 1:
         others = np.unique(values)
-        raise ValueError(f"{path}: the values {', '.join(map(str, others[:5]))}"
+        raise ValueError(f"{file}: the values {', '.join(map(str, others[:5]))}"
                          f"{', ...' if len(others) > 5 else ''}; expected 0 and one other")
     return mask
 
@@ -139,11 +138,11 @@ def checked_counts(counts: Sequence[int], numbers: dict[str, int]) -> list[int]:
 def main(flags: Sequence[str] | None = None) -> None:
     """Reads the command line, and ends with a message for what a user can put right."""
     parser = argparse.ArgumentParser(prog="python -m metrics", description=__doc__.split("\n\n")[0])
-    parser.add_argument("samples", type=path_of, help="folder of a model's masks")
-    parser.add_argument("masks", type=path_of, help="folder of the experts' masks")
+    parser.add_argument("samples", type=path, help="folder of a model's masks")
+    parser.add_argument("masks", type=path, help="folder of the experts' masks")
     parser.add_argument("--samples", dest="counts", type=int, nargs="+", default=[],
                         help="n of GED_n and the others (default: as many samples as each case has)")
-    parser.add_argument("--output", type=path_of, help="a JSON file of the scores of each case")
+    parser.add_argument("--output", type=path, help="a JSON file of the scores of each case")
     arguments = parser.parse_args(flags)
     with one_line_errors(MEMORY):
         samples, masks = cases_of(arguments.samples), cases_of(arguments.masks)
@@ -176,11 +175,6 @@ def refuse_other_content(output: Path, content: dict[str, Any]) -> None:
             return
     raise ValueError(f"--output {output}: exists, and is not what this command wrote before; choose another "
                      "name or move it away")
-
-
-def path_of(text: str) -> Path:
-    """A path of the command line, a tilde in it the home folder."""
-    return Path(os.path.expanduser(text))
 
 
 if __name__ == "__main__":

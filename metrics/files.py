@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[BinaryIO]:
-    """A binary file under a temporary name that becomes `path` when the block ends without an error.
+    """A binary file, to write and read, whose temporary name becomes `path` if the block ends without error.
 
     Flushed to disk before it is renamed: a reader, or a run after a crash, finds the old file or the new one.
     Each writer has a temporary name of its own, so that two of the same file do not meet, and holds a lock
@@ -24,7 +24,7 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove_abandoned(path)
-        with open(temporary, "xb") as file:
+        with open(temporary, "x+b") as file:
             locked(file)
             yield file
             file.flush()

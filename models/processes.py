@@ -2,7 +2,6 @@
 
 import fcntl
 import hashlib
-import io
 import os
 import resource
 import signal
@@ -19,6 +18,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from metadata_manager import RunConfig
+from metrics.program import memory_advice as memory_advice
+from metrics.program import one_line_errors as one_line_errors
 
 T = TypeVar("T")
 PATIENCE = timedelta(days=7)  # of a process for one that validates, tests or converts
@@ -30,39 +31,8 @@ FLOW_MEMORY = ("a smaller --batch_size (in proportion); of ATFM's flows --checkp
                "(to one of a batch's images')")
 
 
-class NonFiniteLoss(RuntimeError):
+class NonFiniteLoss(FloatingPointError):
     """The loss or its gradient is not finite."""
-
-
-@contextmanager
-def one_line_errors(saves_memory: str = "") -> Iterator[None]:
-    """Ends the process with one line and exit code 1 for what a user can put right, instead of a traceback.
-
-    saves_memory: the flags that help when memory does not suffice. Output that only takes ASCII gets other
-    characters as escapes."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
-    try:
-        with memory_advice(saves_memory):
-            yield
-    except (ValueError, OSError, NonFiniteLoss) as error:
-        sys.exit(f"error: {error}")
-
-
-@contextmanager
-def memory_advice(saves_memory: str) -> Iterator[None]:
-    """Ends the process with one line and exit code 1 where memory does not suffice.
-
-    saves_memory: the flags that help here; of one block within another, the inner one's."""
-    try:
-        yield
-    except torch.cuda.OutOfMemoryError as error:
-        sys.exit(f"error: out of GPU memory. What helps: {saves_memory}. ({str(error).splitlines()[0]})")
-    except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, MemoryError) and "can't allocate memory" not in str(error):
-            raise
-        sys.exit(f"error: out of memory. What helps: {saves_memory}. ({str(error) or 'none was left'})")
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ class Pairs:
         generator = torch.Generator().manual_seed(1000 + step)
         return torch.rand(2, self.size(step), 1, 4, 4, generator=generator).unbind()
 
-    def share(self, step):
+    def weight(self, step):
         return 1.0
 
     def size(self, step):

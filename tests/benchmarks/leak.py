@@ -17,7 +17,8 @@ import numpy as np
 import test_prior_LIDC
 import train_GTR
 from data.splits import by_patient
-from data.store import Store, Writer, open_store
+from data.store import Store, open_store
+from data.writer import Writer
 from metrics import two_level_interval, write_text
 from models.processes import one_line_errors
 

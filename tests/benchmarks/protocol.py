@@ -1,4 +1,4 @@
-"""By how much others' ways of scoring the same samples differ from ours: the table of PROTOCOL.md.
+"""By how much others' ways of scoring the same samples differ from ours: the table of docs/protocol.md.
 
 The samples are of GTR alone, as a flow's would differ in the same way. A minute on one core:
 
