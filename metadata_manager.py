@@ -314,9 +314,11 @@ class EvaluationConfig(Config):
     def __post_init__(self) -> None:
         super().__post_init__()
         _ = self.part_of_images  # checked at once
-        if len(set(self.seeds)) < len(self.seeds):
-            raise ValueError(f"--seeds {' '.join(map(str, self.seeds))}: a seed comes twice, which would be the same "
-                             "samples; expected different ones")
+        for name in ("methods", "solver", "steps", "alphas", "samples", "seeds"):
+            values = getattr(self, name)
+            if len(set(values)) < len(values):
+                raise ValueError(f"--{name} {' '.join(map(str, values))}: a value comes twice, which would give "
+                                 "the same again; expected different ones")
 
     @property
     def part_of_images(self) -> tuple[int, int]:

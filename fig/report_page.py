@@ -34,9 +34,9 @@ BETTER = {"GED": "lower", "ECE": "lower", "HM-IoU": "higher", "MDM": "higher", "
           "Dice of means": "higher"}  # of the others neither
 CAPTIONS = {  # of a table, by the first word of its first cell
     "system": "Scores: mean, and standard deviation over seeds",
-    "minus": "Differences with 95 % intervals over patients",
-    "share": "Empty masks",
-    "by": "Where GED comes from: twice the distance of samples from experts, minus the diversity of both"}
+    "difference": "Differences, ours minus the other, with 95 % intervals over patients",
+    "empty": "Empty masks",
+    "parts": "Where GED comes from: twice the distance of samples from experts, minus the diversity of both"}
 
 
 @torch.no_grad()
@@ -151,9 +151,12 @@ def page(report: Report, systems: Sequence[Any], table: str, items: Sequence[str
 
 
 def tables_of(markdown: str) -> list[dict[str, Any]]:
-    """Tables of markdown, with an empty line between, as their caption, head and rows of cells."""
-    tables = []
+    """Tables of markdown, an empty line between them, as caption, head and rows; lines as their text."""
+    tables: list[dict[str, Any]] = []
     for table in markdown.strip().split("\n\n"):
+        if not table.startswith("|"):
+            tables.append({"text": table})
+            continue
         head, _, *rows = ([cell.strip() for cell in line.strip("|").split("|")]
                           for line in table.splitlines())
         tables.append({"caption": CAPTIONS.get(head[0].split()[0], head[0]), "head": head, "rows": rows})

@@ -203,7 +203,7 @@ def test_a_run_says_which_preset_its_settings_are_those_of(line, script, label):
 @pytest.mark.parametrize("make, message", [
     (lambda: FlowConfig(dice="hard"), "dice='hard': expected one of soft, thresholded"),
     (lambda: GTRConfig(pool="min"), "pool='min': expected one of max, avg"),
-    (lambda: EvaluationConfig(seeds=(0, 1, 0)), "--seeds 0 1 0: a seed comes twice"),
+    (lambda: EvaluationConfig(seeds=(0, 1, 0)), "--seeds 0 1 0: a value comes twice"),
     (lambda: RunConfig(seed=-1), r"--seed -1: expected a number in \[0, 4294967295\]"),
     (lambda: RunConfig(seed=2**64), "--seed 18446744073709551616"),
     (lambda: LoopConfig(val_images=0), r"--val_images 0: expected a number in \[1, inf\)"),
