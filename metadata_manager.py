@@ -444,5 +444,7 @@ def experiment(what: str | Experiment, preset: str = "paper", method: str | None
         recipe = ({name: getattr(base.flow, name) for name in ("batch_size", "lr", "ema", "dim")}
                   | {"experts": BASELINES[method].get("experts", "all")} if base.small else BASELINES[method])
         return replace(chosen, flow=FlowConfig(method=method, num_epochs=base.flow.num_epochs, **recipe))
-    changes = FLOWS.get(method or "", {}) | chosen.methods.get(method or "", {})
-    return replace(chosen, flow=replace(chosen.flow, **changes))
+    if method not in FLOWS:
+        return chosen
+    changes = FLOWS[method] | chosen.methods.get(method, {})
+    return replace(chosen, flow=replace(chosen.flow, method=method, **changes))

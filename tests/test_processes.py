@@ -128,7 +128,7 @@ def deterministic(folder, lidc, own_weights=False):
     with join(RunConfig(device="cpu")) as processes:
         torch.manual_seed(own_weights * processes.rank)
         net = nn.Conv2d(1, 1, 3, padding=1)
-        train_loop(net, lambda image, masks: [{"loss": (net(image) - masks).square().mean()}],
+        train_loop(net, lambda done, image, masks: [{"loss": (net(image) - masks).square().mean()}],
                    torch.optim.SGD(net.parameters(), 0.1),
                    Loader(train, 4, 0, rank=processes.rank, ranks=processes.count),
                    lambda _: Validation({"GED": 0.0}, np.zeros((2, 2, 3), np.uint8)), folder=Path(folder),
