@@ -75,7 +75,7 @@ def atfm(run: RunConfig, metadata: Metadata, config: FlowConfig) -> ATFM:
     if config.channels_last:
         system.net.to(memory_format=torch.channels_last)
     if config.compile:
-        system.net.compile()
+        system.compile_net()
     return system
 
 
