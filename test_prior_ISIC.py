@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         with stop_signals() as signals:
             stop = partial(leave, signals, f": the same command goes on from what is in {folder}")
             for system in systems:
-                known = record.of(system.label, system.weights, test.fingerprint, device.type, run.tf32)
+                known = record.of(system.label, system.weights, test.fingerprint, device.type, system.precision)
                 found = metrics.evaluate(system.sample, test, config.samples, config.seeds, device, mine,
                                          title=system.label if processes.first else None, memory=known,
                                          after_each=stop)

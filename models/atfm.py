@@ -194,13 +194,14 @@ class ATFM(nn.Module):
         free, _ = torch.cuda.mem_get_info(states.device)
         free += torch.cuda.memory_reserved(states.device) - torch.cuda.memory_allocated(states.device)
         by_memory = 1 << max(0, (free * 7 // (10 * each)).bit_length() - 1)
-        return max(1, min(by_memory, MOST_ELEMENTS // self.largest_map(states, conditions)))
+        by_index = MOST_ELEMENTS // self.largest_map(states, conditions)
+        return max(1, min(by_memory, by_index))
 
     def largest_map(self, states: Tensor, conditions: Tensor) -> int:
         """Elements per state of the largest tensor in an evaluation of the net: one state is sent through it."""
         with LargestMap() as largest:
             self._velocity(conditions[:1])(states[:1], 0.0)
-        return largest.elements
+        return max(1, largest.elements)
 
     def _velocity(self, condition: Tensor) -> Velocity:
         """v(x, t) for one batch of states; guided, if `guidance` is not zero: both fields in one call."""

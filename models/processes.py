@@ -222,6 +222,13 @@ def name_of(device: torch.device) -> str:
     return f"{device}, {torch.get_num_threads()} threads{warning}"
 
 
+def in_bfloat16(amp: str, device: torch.device) -> bool:
+    """Whether ST-Net's products are in bfloat16, by --amp; "auto": on a GPU that does not merely emulate it."""
+    if amp != "auto":
+        return amp == "True"
+    return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+
+
 def precision_of(device: torch.device, run: RunConfig, amp: bool) -> str:
     """In which the networks compute, in words; amp: of ST-Net."""
     float32 = "float32, products in TF32" if device.type == "cuda" and run.tf32 else "float32"

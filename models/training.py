@@ -10,7 +10,7 @@ import signal
 import time
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,12 +21,13 @@ from torch.optim.swa_utils import AveragedModel
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from metadata_manager import FlowConfig, GTRConfig, LoopConfig, Metadata, OptimizerConfig
+from metadata_manager import BASELINES, FLOWS, FlowConfig, GTRConfig, LoopConfig, Metadata, OptimizerConfig
 from models import checkpoint
 from models.loading import REMOVED, refuse_removed
 from models.processes import (
     NonFiniteLoss,
     Processes,
+    in_bfloat16,
     leave,
     lock,
     memory_advice,
@@ -186,6 +187,21 @@ def train_loop(model: nn.Module, losses: Callable[..., Iterable[dict[str, Tensor
                     stop(signals, model, state, config, processes, save)
 
 
+def settle_precision(config: FlowConfig, folder: Path, device: torch.device) -> FlowConfig:
+    """The settings of a flow with what --amp auto comes to: what the run in `folder` began with, if there is one.
+
+    Else bfloat16 where the device computes in it. Says which, unless it is what it always was."""
+    if config.amp != "auto" or config.method not in FLOWS:
+        return config
+    usual, last = str(in_bfloat16("auto", device)), folder / "last.pt"
+    amp = str(checkpoint.load(last, config.method)["config"].get("amp", False)) if last.exists() else usual
+    if amp != usual:
+        print(f"{last}: goes on in {'bfloat16' if amp == 'True' else 'float32'}, as it began (--amp {amp})")
+    elif amp == "True":
+        print("ST-Net's products are in bfloat16 (--amp False: the paper's float32)")
+    return replace(config, amp=amp)
+
+
 def learning_rate(optimization: OptimizerConfig, done: float) -> float:
     """Of a step before which a share `done`, in [0, 1), of all steps was taken."""
     falling = (1 + math.cos(math.pi * done)) / 2 if optimization.schedule == "cosine" else 1.0
@@ -224,10 +240,13 @@ def resume(path: Path, about: dict[str, Any], model: nn.Module, average: Average
     fixed_length = ours.get("schedule", "constant") != "constant" or ours.get("loss", "nll") != "nll"
     changeable = CHANGEABLE - {"epochs", "num_epochs"} if fixed_length else CHANGEABLE
     refuse_removed(content, path)
+    if about["stage"] in BASELINES:  # which are in float32, whatever it says
+        changeable = changeable | {"amp"}
     names = sorted((theirs.keys() | ours.keys()) - changeable - REMOVED.keys())
     # What runs did before there was a setting is its default.
     kinds = (Metadata, GTRConfig if about["stage"] == "GTR" else FlowConfig)
     theirs = {setting.name: setting.default for kind in kinds for setting in fields(kind)} | theirs
+    theirs = {name: str(value) if name == "amp" else value for name, value in theirs.items()}  # once a boolean
     different = [DIFFERENCES.get(name) or f"{name} {theirs.get(name)} there, {ours.get(name)} here"
                  for name in names if theirs.get(name) != ours.get(name)]
     if different:

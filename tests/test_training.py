@@ -15,10 +15,10 @@ import fig
 import train_GTR
 import train_prior_LIDC
 from data import Loader
-from metadata_manager import LoopConfig, OptimizerConfig
+from metadata_manager import FlowConfig, LoopConfig, OptimizerConfig
 from models import Validation, checkpoint, train_loop
 from models.processes import NonFiniteLoss, Processes, one_line_errors, seed_step
-from models.training import State, learning_rate, moving_average
+from models.training import State, learning_rate, moving_average, settle_precision
 from tests import tiny
 from tests.tiny import assert_same_runs, checkpoints
 
@@ -374,6 +374,46 @@ def test_batches_that_are_not_finite_are_left_out_and_counted_on_request(bad, tm
     assert train(tmp_path, wrap=twice_in_the_second_epoch, skip_nonfinite=True).isfinite().all()
     counts = [re.findall(r"skipped_batches (\S+)", line) for line in log_lines(tmp_path) if "loss" in line]
     assert counts == [["0"], ["2"], ["0"]]
+
+
+# Precision.
+
+def test_auto_is_what_a_run_began_with_or_bfloat16_where_a_gpu_has_it(tmp_path, monkeypatch, capsys):
+    cuda, asked = torch.device("cuda"), []
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **how: asked.append(how) or has_it)
+    for has_it in (False, True):
+        assert settle_precision(FlowConfig(), tmp_path, cuda).amp == str(has_it)
+    assert asked == [{"including_emulation": False}] * 2
+    assert capsys.readouterr().out == "ST-Net's products are in bfloat16 (--amp False: the paper's float32)\n"
+    assert settle_precision(FlowConfig(), tmp_path, CPU.device).amp == "False"
+    for began in (False, "False"):  # the first as it was written until November 2026
+        checkpoint.save(tmp_path / "last.pt", {"stage": "atfm", "model": {}, "config": {"amp": began}})
+        assert settle_precision(FlowConfig(), tmp_path, cuda).amp == "False"
+        assert "last.pt: goes on in float32, as it began (--amp False)" in capsys.readouterr().out
+    assert settle_precision(FlowConfig(), tmp_path, CPU.device).amp == "False" and not capsys.readouterr().out
+    assert settle_precision(FlowConfig(amp="True"), tmp_path, cuda).amp == "True"
+    assert settle_precision(FlowConfig(method="ssn"), tmp_path, cuda).amp == "auto"  # has no such part
+    checkpoint.save(tmp_path / "last.pt", {"stage": "atfm", "model": {}, "config": {"amp": "True"}})
+    assert settle_precision(FlowConfig(), tmp_path, CPU.device).amp == "True"
+    assert "goes on in bfloat16" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("method", ["atfm", "ssn"])
+def test_a_run_from_before_amp_was_a_choice_goes_on(method, lidc, run, tmp_path, no_pictures):
+    """It goes on by default, not with another precision."""
+    sizes = [*tiny.DATA, *tiny.LOOP, "--dim", "4", "--dim_mults", "1", "2", "--batch_size", "4"]
+    flags = [*sizes, *tiny.where(lidc, tmp_path), "--method", method, "--gtr", str(run / "GTR")]
+    train_prior_LIDC.main([*flags, "--num_epochs", "1"])
+    path = tmp_path / method / "last.pt"
+    content = torch.load(path)
+    assert content["config"]["amp"] == ("False" if method == "atfm" else "auto")
+    content["config"]["amp"] = False
+    torch.save(content, path)
+    if method == "atfm":
+        with pytest.raises(ValueError, match="amp False there, True here"):
+            train_prior_LIDC.main([*flags, "--num_epochs", "2", "--amp", "True"])
+    train_prior_LIDC.main([*flags, "--num_epochs", "2"])
+    assert torch.load(path)["state"]["epoch"] == 2
 
 
 # The training scripts themselves, on tiny data.
