@@ -20,8 +20,7 @@ from models.flags import parse
 from models.processes import join, leave, one_line_errors, stop_signals
 
 CONTROL_IMAGES = 200
-MEMORY = ("--batch_size 1 (the flow's, in proportion), --amp True (to about a half), fewer --samples (what "
-          "is scored, in proportion)")
+MEMORY = "--batch_size 1 (the flow's, in proportion), fewer --samples (what is scored, in proportion)"
 
 
 def main(argv: Sequence[str] | None = None) -> None:

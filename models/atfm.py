@@ -259,4 +259,5 @@ def grey(image: Tensor) -> Tensor:
         raise ValueError(f"image of shape {tuple(image.shape)}: expected (b, 1, h, w) or (b, 3, h, w)")
     if image.shape[1] == 1:
         return image
-    return torch.einsum("bchw,c->bhw", image, image.new_tensor(GREY))[:, None]
+    red, green, blue = (weight * channel for weight, channel in zip(GREY, image.split(1, dim=1)))
+    return red + green + blue

@@ -133,7 +133,8 @@ def train_loop(model: nn.Module, losses: Callable[..., Iterable[dict[str, Tensor
                     if optimization.clip:
                         torch.nn.utils.clip_grads_with_norm_(model.parameters(), optimization.clip, norm)
 
-                    # Step. Terms are looked at one step later, so that a GPU does not wait for the host.
+                    # Step. The last step's terms are looked at here: the host waits for a GPU to finish this
+                    # step's gradients, and not for its update, during which it prepares the next batch.
                     read_terms(state, batches, folder)
                     if config.skip_nonfinite and not all(value.isfinite() for value in terms.values()):
                         state.totals["skipped_batches"] = state.totals.get("skipped_batches", 0.0) + 1
