@@ -53,6 +53,11 @@ METHODS = FLOWS | BASELINES
 CONTROLS = ("act-gtr-emptied",)  # GTR's samples, simply post-processed
 
 
+AMP = ("products of ST-Net in bfloat16; auto: on a GPU that has it, not on a CPU; False: the paper's float32; "
+       "GTR, losses, statistics of norms and the ODE's state are in float32 always")
+AMP_CHOICES = ("auto", "True", "False")
+
+
 def setting(default: Any, why: str, choices: tuple[str, ...] = (), flags: tuple[str, ...] = (),
             within: str = "(-inf, inf)", path: bool = False, size: bool = False) -> Any:
     """A dataclass field that is also a flag: its default, the reason for it, and the values it may take.
@@ -72,6 +77,9 @@ class Config:
         for setting_ in fields(self):  # type: ignore[arg-type]  # every subclass is a dataclass
             value, choices = getattr(self, setting_.name), setting_.metadata.get("choices")
             interval = setting_.metadata.get("within")
+            if choices and isinstance(value, bool):  # what is a choice now was True or False in older checkpoints
+                value = str(value)
+                object.__setattr__(self, setting_.name, value)
             for item in value if isinstance(value, tuple) else (value,):
                 if choices and item not in choices:
                     raise ValueError(f"{setting_.name}={item!r}: expected one of {', '.join(choices)}")
@@ -247,7 +255,7 @@ class FlowConfig(Objective, OptimizerConfig):
                                                 "annotators_per_pass (default: all)", within="[1, inf)", size=True)
     recompute: bool = setting(False, "gradient checkpointing in ST-Net: recompute activations, keep none",
                               flags=("--checkpoint",), size=True)
-    amp: bool = setting(False, "run ST-Net in bfloat16; losses and GTR stay in float32", size=True)
+    amp: str = setting("auto", AMP + "; a run that goes on stays as it began", AMP_CHOICES, size=True)
     channels_last: bool = setting(False, "train ST-Net in the layout that CUDA's convolutions are fastest "
                                          "in; with --compile only", size=True)
     compile: bool = setting(False, "torch.compile ST-Net: minutes at the start, faster from then on", size=True)
@@ -298,7 +306,7 @@ class EvaluationConfig(Config):
     batch_size: int | None = setting(None, "states x_t integrated at once; bounds memory (default: as "
                                            "many as a GPU's free memory holds, 8 on a CPU)",
                                            within="[1, inf)")
-    amp: bool = setting(False, "run ST-Net in bfloat16")
+    amp: str = setting("auto", AMP, AMP_CHOICES)
     channels_last: bool = setting(False, "run ST-Net in the layout that CUDA's convolutions are fastest "
                                          "in; with --compile only")
     compile: bool = setting(False, "torch.compile ST-Net: minutes at the start, faster from then on")

@@ -14,14 +14,14 @@ import fig
 import metrics
 from data import load
 from metadata_manager import EvaluationConfig, Metadata, RunConfig
+from metrics.program import one_line_errors
 from models import load_systems
 from models.checkpoint import versions
 from models.flags import parse
-from models.processes import join, leave, one_line_errors, stop_signals
+from models.processes import join, leave, stop_signals
 
 CONTROL_IMAGES = 200
-MEMORY = ("--batch_size 1 (the flow's, in proportion), --amp True (to about a half), fewer --samples (what "
-          "is scored, in proportion)")
+MEMORY = "--batch_size 1 (the flow's, in proportion), fewer --samples (what is scored, in proportion)"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             device=device.type, tf32=run.tf32))
         with stop_signals() as signals:
             stop = partial(leave, signals, f": the same command goes on from what is in {folder}")
-            rows = metrics.evaluate_systems(systems, test, config, folder, processes, run.tf32, stop)
+            rows = metrics.evaluate_systems(systems, test, config, folder, processes, stop)
 
     if not processes.first:
         return

@@ -15,9 +15,21 @@ import fig
 from data import Loader, augmentations, load
 from metadata_manager import BASELINES, FlowConfig, LoopConfig, Metadata, RunConfig, stage_folder
 from metrics import evaluate
-from models import ATFM, GTR, Validation, baseline, checkpoint, describe, flow_of, load_gtr, train_loop
+from metrics.program import one_line_errors
+from models import (
+    ATFM,
+    GTR,
+    Validation,
+    baseline,
+    checkpoint,
+    describe,
+    flow_of,
+    load_gtr,
+    settle_precision,
+    train_loop,
+)
 from models.flags import parse
-from models.processes import FLOW_MEMORY, INITIALIZATION, Processes, join, one_line_errors, seed_step
+from models.processes import FLOW_MEMORY, INITIALIZATION, Processes, join, seed_step
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -39,6 +51,10 @@ def train_system(run: RunConfig, metadata: Metadata, config: FlowConfig, loop: L
     train = processes.in_turn(lambda: load(metadata, "train_prior"))
     held_out = load(metadata, "val").spread(loop.val_images)
 
+    # Precision: bfloat16 in ST-Net on a GPU that has it, unless --amp or a run that goes on says otherwise.
+    folder = Path(run.output_path) / config.folder(run.preset)
+    config = settle_precision(config, folder, device)
+
     # System: what is trained of it is `trainable`.
     seed_step(run.seed, INITIALIZATION)
     if config.method in BASELINES:
@@ -59,7 +75,7 @@ def train_system(run: RunConfig, metadata: Metadata, config: FlowConfig, loop: L
                           fig.validation_picture(sample, held_out, device))
 
     train_loop(system.trainable, lambda done, *batch: system.losses(*batch), optimizer, batches, validate,
-               folder=Path(run.output_path) / config.folder(run.preset), epochs=config.num_epochs, config=loop, seed=run.seed,
+               folder=folder, epochs=config.num_epochs, config=loop, seed=run.seed,
                about=describe(config.method, metadata, config, run, train, system.gtr),
                optimization=config, processes=processes)
 
@@ -76,7 +92,7 @@ def atfm(run: RunConfig, metadata: Metadata, config: FlowConfig) -> ATFM:
     if config.channels_last:
         system.net.to(memory_format=torch.channels_last)
     if config.compile:
-        system.net.compile()
+        system.compile_net()
     return system
 
 

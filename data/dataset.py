@@ -125,7 +125,8 @@ class ExpertDataset(Dataset):
     def _stored(self, indices: Sequence[int] | np.ndarray) -> tuple[Tensor, Tensor]:
         """Items as they are stored, cropped: (b, c, h, w), and (b, k, h, w) with zeros where no mask is."""
         images, packed = self._pixels()
-        position = torch.from_numpy(self._position[np.asarray(indices, np.int64)]).to(images.device)
+        position = torch.from_numpy(self._position[np.asarray(indices, np.int64)])
+        position = position.to(images.device, non_blocking=True)
         image = _unit_range(images[position]).permute(0, 3, 1, 2)
         masks = _unpacked(packed[position], self.store.annotators, *self.store.shape[1:3])
         return self._window(image), self._window(masks)
@@ -229,5 +230,5 @@ def _filled(masks: Tensor, experts: Tensor) -> Tensor:
     b, k = masks.shape[:2]
     slot = torch.arange(k).expand(b, k)
     drawn = (torch.rand(b, k) * experts[:, None]).long()
-    chosen = torch.where(slot < experts[:, None], slot, drawn).to(masks.device)
+    chosen = torch.where(slot < experts[:, None], slot, drawn).to(masks.device, non_blocking=True)
     return masks[torch.arange(b, device=masks.device)[:, None], chosen]

@@ -4,9 +4,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms.v2 import functional
 
 from data.dataset import ExpertDataset
 from metadata_manager import Metadata
@@ -57,7 +56,8 @@ class Loader:
             batch = change(*batch)
         if not self.with_style:
             return batch
-        return (*batch, self.dataset.styles(images)[:, annotators].to(image.device))
+        styles = self.dataset.styles(images)[:, annotators]
+        return (*batch, styles.to(image.device, non_blocking=True))
 
     def indices(self, step: int) -> np.ndarray:
         """Items of the dataset in the whole batch of a step: a pure function of (seed, step)."""
@@ -115,11 +115,20 @@ def dihedral(image: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
     """Each square image of a batch, with its masks, in one of its 8 positions: flipped or not, 0 to 3 turns.
 
     image (b, c, s, s), masks (b, k, s, s) -> the same. Draws from torch's global CPU generator."""
-    def moved(batch: Tensor) -> Tensor:
-        return torch.stack([torch.rot90(each.flip(-1) if side else each, turns, (-2, -1))
-                            for each, side, turns in zip(batch, sides, quarters)])
+    b = len(image)
+    flipped, turns = torch.randint(2, (b,)) == 1, torch.randint(4, (b,))
+    # The same as a flip and turns: along the diagonal, then left-right and up-down.
+    diagonal = turns % 2 == 1
+    sideways = (turns >= 2) ^ (flipped & ~diagonal)
+    upside_down = (turns == 1) ^ (turns == 2) ^ (flipped & diagonal)
+    steps = torch.stack((diagonal, sideways, upside_down)).to(image.device, non_blocking=True)
+    along, across, down = steps[:, :, None, None, None]
 
-    sides, quarters = torch.randint(2, (len(image),)).tolist(), torch.randint(4, (len(image),)).tolist()
+    def moved(x: Tensor) -> Tensor:
+        x = torch.where(along, x.mT, x)
+        x = torch.where(across, x.flip(-1), x)
+        return torch.where(down, x.flip(-2), x)
+
     return moved(image), moved(masks)
 
 
@@ -128,22 +137,29 @@ def augment(image: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
 
     image (b, c, h, w) in [0, 1], masks (b, k, h, w) of 0/1 -> the same shapes and ranges; outside is 0.
     Draws from torch's global CPU generator, whatever the device."""
-    moved = [_move(each, its_masks, *torch.rand(5).tolist()) for each, its_masks in zip(image, masks)]
-    images, moved_masks = zip(*moved)
-    return torch.stack(images), torch.stack(moved_masks)
+    numbers = torch.stack([torch.rand(5) for _ in image])
+    grid = _grid(_inverse(*numbers.double().unbind(1)), *image.shape[2:], image.device)
+    moved = F.grid_sample(image, grid, mode="bilinear", align_corners=False).clamp(0, 1)
+    return moved, F.grid_sample(masks, grid, mode="nearest", align_corners=False)
 
 
-def _move(image: Tensor, masks: Tensor, side: float, end: float, turn: float, grow: float, slant: float
-          ) -> tuple[Tensor, Tensor]:
-    """One image and its masks by five numbers in [0, 1): two flips, rotation, scale, shear."""
-    for flip, chance in ((functional.horizontal_flip, side), (functional.vertical_flip, end)):
-        if chance < 0.5:
-            image, masks = flip(image), flip(masks)
-    affine = {
-        "angle": DEGREES * (2 * turn - 1),
-        "translate": [0, 0],
-        "scale": SCALE[0] + (SCALE[1] - SCALE[0]) * grow,
-        "shear": [SHEAR * (2 * slant - 1), 0.0],
-    }
-    image = functional.affine(image, interpolation=InterpolationMode.BILINEAR, **affine).clamp(0, 1)
-    return image, functional.affine(masks, interpolation=InterpolationMode.NEAREST, **affine)
+def _inverse(side: Tensor, end: Tensor, turn: Tensor, grow: Tensor, slant: Tensor) -> Tensor:
+    """Where a pixel of each moved image comes from, by five numbers (b,) in [0, 1): (b, 2, 2) on (x, y).
+
+    x and y in pixels from the middle. The image is flipped along x, along y, then sheared along x, scaled and
+    turned, as torchvision's `affine` does it."""
+    angle, shear = torch.deg2rad(DEGREES * (2 * turn - 1)), torch.deg2rad(SHEAR * (2 * slant - 1))
+    scale = SCALE[0] + (SCALE[1] - SCALE[0]) * grow
+    x = torch.stack([angle.cos() - angle.sin() * shear.tan(), angle.cos() * shear.tan() + angle.sin()], dim=1)
+    y = torch.stack([-angle.sin(), angle.cos()], dim=1)
+    flips = torch.where(torch.stack([side, end], dim=1) < 0.5, -1.0, 1.0)
+    return torch.stack([x, y], dim=1) * flips[:, :, None] / scale[:, None, None]
+
+
+def _grid(inverse: Tensor, h: int, w: int, device: torch.device) -> Tensor:
+    """The grid (b, h, w, 2) of `grid_sample` for maps (b, 2, 2) of pixels from the middle.
+
+    Not by a product of matrices, which TF32 would round to a fraction of a pixel."""
+    a = (inverse * torch.tensor([[2 / w], [2 / h]])).float().to(device, non_blocking=True)[:, None, None]
+    x, y = (torch.arange(side, device=device) - (side - 1) / 2 for side in (w, h))
+    return a[..., 0] * x[:, None] + a[..., 1] * y[:, None, None]

@@ -247,7 +247,7 @@ def complete(flags: argparse.Namespace) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     """Draw the picture that the command line names; each heeds the flags that concern it."""
     flags = parse(argv)
-    from models.processes import one_line_errors
+    from metrics.program import one_line_errors
 
     with one_line_errors("a smaller --run or --data_path, or fewer --image"):
         complete(flags)

@@ -5,6 +5,7 @@ from statistics import median_low
 from typing import Protocol
 
 from metadata_manager import EvaluationConfig
+from metrics.program import time_text
 from metrics.record import SystemRecord
 
 DAY = 24 * 3600
@@ -49,7 +50,7 @@ def duration_text(records: Sequence[SystemRecord], images: Collection[str], conf
     seconds = remaining_seconds(records, images, config.seeds)
     if not seconds:
         return ""
-    text = (f"about {_duration(seconds)} for {counted(len(images), 'image')} x "
+    text = (f"about {time_text(seconds)} for {counted(len(images), 'image')} x "
             f"{counted(len(config.seeds), 'seed')} x {counted(len(records), 'system')} on this machine")
     text += f", in each of {processes} processes" if processes > 1 else ""
     if seconds <= DAY:
@@ -62,11 +63,3 @@ def duration_text(records: Sequence[SystemRecord], images: Collection[str], conf
 def counted(number: int, noun: str) -> str:
     """A number with its noun: 1 seed, 2 seeds."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    if seconds < 90 * 60:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h" if seconds < 10 * 3600 else f"{seconds / 3600:,.0f} h"

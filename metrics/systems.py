@@ -74,13 +74,13 @@ def identity_of(dataset: TestImages) -> str:
 
 
 def evaluate_systems(systems: Sequence[System], dataset: TestImages, config: EvaluationConfig, folder: Path,
-                     processes: Processes, tf32: bool, after_each: Callable[[], None] = lambda: None
+                     processes: Processes, after_each: Callable[[], None] = lambda: None
                      ) -> list[Row]:
     """The scores (App. 7) of each system on every test image, or on those of --part.
 
     Each process tests every m-th image. Scores are appended to files in `folder` as they come: what is there
     of the same weights and images is not tested again. The first images of each system come first: by their
-    time a line says how long the test takes. tf32: of `RunConfig`, which changes scores. after_each: as in
+    time a line says how long the test takes. after_each: as in
     `evaluate`. Raises ValueError where the test was run in parts and some are missing, and as `evaluate` and
     `Record`."""
     part, parts = config.part_of_images
@@ -88,7 +88,7 @@ def evaluate_systems(systems: Sequence[System], dataset: TestImages, config: Eva
     names, first, rows = image_names(dataset), processes.rank == 0, []
     with Record(folder, part + 1, parts, processes.rank) as record:
         records = {system.label: record.of(system.label, system.weights, dataset.fingerprint,
-                                           processes.device.type, tf32) for system in systems}
+                                           processes.device.type, system.precision) for system in systems}
 
         def scores_of(system: System, seeds: Sequence[int], some: Sequence[int], title: str | None = None
                       ) -> Evaluation:

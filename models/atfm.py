@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from metadata_manager import GREY, Objective
-from models.chunks import STATES_ON_CPU, Chunks
+from models.chunks import MOST_ELEMENTS, STATES_ON_CPU, Chunks, LargestMap
 from models.flow import (
     NFE_PER_STEP,
     SOLVERS,
@@ -56,17 +56,24 @@ class ATFM(nn.Module):
         self.annotators_per_pass, self.images_per_pass, self.amp = annotators_per_pass, images_per_pass, amp
         self._at_once: dict[tuple, int] = {}  # by shape and device, see `states_at_once`
         self.in_chunks = Chunks()
+        self.compiled = self._several = False  # see `compile_net`
+
+    def compile_net(self) -> None:
+        """Has torch.compile make one graph of the net, for every number of states that goes through it."""
+        self.net.compile()
+        self.compiled = True
 
     def for_sampling(self, amp: bool, channels_last: bool = False, compiled: bool = False) -> "ATFM":
         """A copy whose net has fixed weights, in the precision and memory layout to sample in.
 
-        channels_last, compiled: faster on CUDA; either changes results by rounding only."""
+        channels_last, compiled: faster on CUDA, the first with the second only; either changes results by
+        rounding only."""
         net = self.net.with_fixed_weights()
-        if channels_last:
-            net.to(memory_format=torch.channels_last)
+        net.to(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+        copy = ATFM(self.gtr, net, self.objective, amp=amp).eval()
         if compiled:
-            net.compile()
-        return ATFM(self.gtr, net, self.objective, amp=amp).eval()
+            copy.compile_net()
+        return copy
 
     def for_validation(self, net: nn.Module) -> "ATFM":
         """The same flow over other weights of the net, such as averaged ones, in Euler steps."""
@@ -169,19 +176,32 @@ class ATFM(nn.Module):
         """How many states the net should take at once, of those (m, 1, h, w) with images (m, 1, h, w).
 
         On a CPU `STATES_ON_CPU`. On a GPU as many as fit in 70 % of its free memory, by what two of them
-        take, rounded down to a power of two, so that a little more or less memory changes nothing."""
+        take, rounded down to a power of two, so that a little more or less memory changes nothing; and no more
+        than leave the net's largest map with `MOST_ELEMENTS`."""
         if states.device.type != "cuda":
             return STATES_ON_CPU
         shape = (*states.shape[1:], states.device, self.amp)
-        if shape not in self._at_once:  # measured once
-            torch.cuda.reset_peak_memory_stats(states.device)
-            before = torch.cuda.memory_allocated(states.device)
-            self._velocity(conditions[:1].expand(2, -1, -1, -1))(states[:1].expand(2, -1, -1, -1), 0.0)
-            each = (torch.cuda.max_memory_allocated(states.device) - before) // 2
-            free, _ = torch.cuda.mem_get_info(states.device)
-            free += torch.cuda.memory_reserved(states.device) - torch.cuda.memory_allocated(states.device)
-            self._at_once[shape] = 1 << max(0, (free * 7 // (10 * each)).bit_length() - 1)
+        if shape not in self._at_once:
+            self._at_once[shape] = self.as_many_as_fit(states, conditions)
         return self._at_once[shape]
+
+    def as_many_as_fit(self, states: Tensor, conditions: Tensor) -> int:
+        """How many states fit in 70 % of a GPU's free memory and in `MOST_ELEMENTS`, measured by two of them."""
+        torch.cuda.reset_peak_memory_stats(states.device)
+        before = torch.cuda.memory_allocated(states.device)
+        self._velocity(conditions[:1].repeat(2, 1, 1, 1))(states[:1].repeat(2, 1, 1, 1), 0.0)
+        each = (torch.cuda.max_memory_allocated(states.device) - before) // 2
+        free, _ = torch.cuda.mem_get_info(states.device)
+        free += torch.cuda.memory_reserved(states.device) - torch.cuda.memory_allocated(states.device)
+        by_memory = 1 << max(0, (free * 7 // (10 * each)).bit_length() - 1)
+        by_index = MOST_ELEMENTS // self.largest_map(states, conditions)
+        return max(1, min(by_memory, by_index))
+
+    def largest_map(self, states: Tensor, conditions: Tensor) -> int:
+        """Elements per state of the largest tensor in an evaluation of the net: one state is sent through it."""
+        with LargestMap() as largest:
+            self._velocity(conditions[:1])(states[:1], 0.0)
+        return max(1, largest.elements)
 
     def _velocity(self, condition: Tensor) -> Velocity:
         """v(x, t) for one batch of states; guided, if `guidance` is not zero: both fields in one call."""
@@ -199,8 +219,25 @@ class ATFM(nn.Module):
 
     def v(self, x_t: Tensor, t: Tensor, condition: Tensor) -> Tensor:
         """The velocity by the net, in float32; the net runs under autocast if `amp`."""
+        states = self._for_one_graph(x_t, t, condition) if self.compiled else (x_t, t, condition)
         with torch.autocast(x_t.device.type, torch.bfloat16, enabled=self.amp):
-            return self.net(x_t, t, condition).float()
+            return self.net(*states).float()[:len(x_t)]
+
+    def _for_one_graph(self, *states: Tensor) -> list[Tensor]:
+        """The same states (m, ...), of which torch.compile takes any number m > 1 in one graph.
+
+        One state is another graph to it, which would cost minutes at an epoch's last batch: where there were
+        several before, it goes in twice."""
+        m = len(states[0])
+        self._several |= m > 1
+        if not self._several:
+            return list(states)
+        # Copies, for a view with its base is another graph, too.
+        alike = [torch.cat([one, one]) if m == 1 else one.clone(memory_format=torch.contiguous_format)
+                 for one in states]
+        for one in alike:
+            torch._dynamo.maybe_mark_dynamic(one, 0)
+        return alike
 
     def _drop_condition(self, condition: Tensor) -> Tensor:
         """Replaces whole images by zeros, each with probability `condition_dropout`."""
@@ -222,4 +259,5 @@ def grey(image: Tensor) -> Tensor:
         raise ValueError(f"image of shape {tuple(image.shape)}: expected (b, 1, h, w) or (b, 3, h, w)")
     if image.shape[1] == 1:
         return image
-    return torch.einsum("bchw,c->bhw", image, image.new_tensor(GREY))[:, None]
+    red, green, blue = (weight * channel for weight, channel in zip(GREY, image.split(1, dim=1)))
+    return red + green + blue

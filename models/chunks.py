@@ -3,11 +3,17 @@
 import math
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from metrics.program import out_of_gpu_memory
 
 STATES_ON_CPU = 8  # more at once leave a CPU's caches and are slower
+MOST_ELEMENTS = 2**31 - 1  # of a map: beyond, CUDA's kernels count in 64 bits, more slowly, where they can at all
 
 
 class Chunks:
@@ -24,9 +30,32 @@ class Chunks:
         parts = math.ceil(m / min(at_once, self.most_at_once))
         try:
             return torch.cat([net(*part) for part in zip(*(one.tensor_split(parts) for one in states))])
-        except torch.cuda.OutOfMemoryError:
-            if parts == m:
+        except RuntimeError as error:
+            if parts == m or not out_of_gpu_memory(error):
                 raise
         self.most_at_once = math.ceil(math.ceil(m / parts) / 2)
         print(f"out of GPU memory in sampling: going on with {self.most_at_once} states at once")
         return self(at_once, net, *states)
+
+
+class LargestMap(TorchDispatchMode):
+    """While it is active: the elements of the largest tensor that an operation gave.
+
+    torch.compile is left out meanwhile, as its kernels hide what they compute."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        found = [one.numel() for one in tree_leaves(result) if isinstance(one, Tensor)]
+        self.elements = max(self.elements, *found, 0)
+        return result
+
+    def __enter__(self) -> "LargestMap":
+        self._eager = torch.compiler.set_stance("force_eager")
+        self._eager.__enter__()
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        self._eager.__exit__(*error)

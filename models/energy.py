@@ -13,6 +13,8 @@ is, unbiased for every m >= 2; GED itself keeps them and so falls with n.
 import torch
 from torch import Tensor
 
+from models.products import exact_product
+
 
 def energy_score(samples: Tensor, masks: Tensor) -> Tensor:
     """The fair energy score, a scalar: the mean over images; lower is better, differentiable.
@@ -38,9 +40,9 @@ def soft_distance(a: Tensor, c: Tensor) -> Tensor:
     to the ones that give two empty masks 1. Only this form has d(a, a) = 0 for a soft a: with sum a + sum c in
     the denominator, as in soft Dice, a grey mask is at a distance from itself, and a sampler that always gives
     one grey mask could tie with the right one."""
-    # Sums over all pixels overflow half precision, and differences of near-equal sums lose TF32's digits.
+    # Sums over all pixels overflow half precision.
     with torch.autocast(a.device.type, enabled=False):
         a, c = a.flatten(2).float(), c.flatten(2).float()
-        overlap = a @ c.transpose(1, 2)
+        overlap = exact_product(a, c)
         union = a.square().sum(2)[:, :, None] + c.square().sum(2)[:, None, :] - overlap
         return 1 - (overlap + 1) / (union + 1)

@@ -32,7 +32,8 @@ def check_masks(image: Tensor, masks: Tensor) -> None:
 def one_expert(masks: Tensor) -> Tensor:
     """A random expert's mask for each image, (b, 1, h, w) of (b, k, h, w)."""
     b, k = masks.shape[:2]
-    return masks[torch.arange(b), torch.randint(k, (b,))][:, None]
+    chosen = torch.randint(k, (b,)).to(masks.device, non_blocking=True)
+    return masks[torch.arange(b, device=masks.device), chosen][:, None]
 
 
 def linear_path(x_0: Tensor, x_1: Tensor, t: Tensor) -> Path:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.distributions import LowRankMultivariateNormal
 
 from metadata_manager import GTRConfig
+from models.products import exact_product
 from models.unet import UNet
 
 MIN_VARIANCE = 2e-5  # added to the diagonal by the released code
@@ -155,6 +156,6 @@ def monte_carlo_nll(logits: Tensor, mask: Tensor) -> Tensor:
         raise ValueError(f"mask of shape {tuple(mask.shape)} does not fit logits of shape "
                          f"{tuple(logits.shape)}")
     flat = logits.flatten(2)  # (b, m, h * w)
-    agreement = torch.bmm(flat, masks.flatten(2).transpose(1, 2))  # (b, m, k)
+    agreement = exact_product(flat, masks.flatten(2))  # (b, m, k)
     log_p = agreement - F.softplus(flat).sum(2, keepdim=True)
     return math.log(logits.shape[1]) - log_p.logsumexp(dim=1).mean()

@@ -93,7 +93,7 @@ def flow_of(config: FlowConfig, gtr: Callable[[], GTR], metadata: Metadata) -> A
     net = network(config, metadata.flow_channels)
     return ATFM(gtr() if SOURCES[config.source].over_gtr else None, net, config,
                 annotators_per_pass=config.annotators_per_pass, images_per_pass=config.images_per_pass,
-                amp=config.amp)
+                amp=config.amp == "True")  # "auto" was settled where the device is known, or is for sampling
 
 
 def load_baseline(path: Path, method: str, metadata: Metadata, same_size: bool = True) -> Baseline:

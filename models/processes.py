@@ -18,8 +18,6 @@ import torch.distributed as dist
 from torch import Tensor
 
 from metadata_manager import RunConfig
-from metrics.program import memory_advice as memory_advice
-from metrics.program import one_line_errors as one_line_errors
 
 T = TypeVar("T")
 PATIENCE = timedelta(days=7)  # of a process for one that validates, tests or converts
@@ -170,6 +168,13 @@ def name_of(device: torch.device) -> str:
     warning = ("; warning: there is an NVIDIA GPU that torch cannot use: compare its driver's version with "
                "CUDA's in `python -m torch.utils.collect_env`") if unused else ""
     return f"{device}, {torch.get_num_threads()} threads{warning}"
+
+
+def in_bfloat16(amp: str, device: torch.device) -> bool:
+    """Whether ST-Net's products are in bfloat16, by --amp; "auto": on a GPU that does not merely emulate it."""
+    if amp != "auto":
+        return amp == "True"
+    return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def precision_of(device: torch.device, run: RunConfig, amp: bool) -> str:

@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -41,6 +42,74 @@ class StandardizedConv2d(nn.Conv2d):
         return self._conv_forward(x, standardize(self.weight, self.method), self.bias)
 
 
+class SplitNorm(torch.autograd.Function):
+    """GroupNorm(1) of maps x (b, c, h, w) whose moments are reduced by all of a GPU; its gradient is torch's."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+        mean, rstd = moments(x, eps)
+        ctx.save_for_backward(x, mean, rstd, weight)
+        return scaled(x, *coefficients(mean, rstd, weight, bias))
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        x, mean, rstd, weight = ctx.saved_tensors
+        b, c, h, w = x.shape
+        of_inputs = torch.ops.aten.native_group_norm_backward(
+            grad.contiguous(), x, mean, rstd, weight, b, c, h * w, 1, ctx.needs_input_grad[:3])
+        return *of_inputs, None
+
+
+def moments(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """Mean and 1 / sqrt(variance + eps) of each of the maps (b, c, h, w), both (b, 1)."""
+    variance, mean = torch.var_mean(x.flatten(1), dim=1, correction=0, keepdim=True)
+    return mean, (variance + eps).rsqrt()
+
+
+def coefficients(mean: Tensor, rstd: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """a and d, both (b, c), with norm(x) = a x + d."""
+    a = rstd * weight
+    return a, bias - a * mean
+
+
+def scaled(x: Tensor, a: Tensor, d: Tensor) -> Tensor:
+    """a x + d for x (b, c, h, w), a and d (b, c), in one pass over x."""
+    return torch.addcmul(d[:, :, None, None], x, a[:, :, None, None])
+
+
+class Norm(nn.GroupNorm):
+    """GroupNorm(1), each state's whole map (c, h, w) with one mean and variance, in float32.
+
+    On CUDA torch's kernel finds them with a single block of threads per state, which leaves most of a GPU idle
+    at ST-Net's few large maps: there they are reduced by all of it. torch.compile fuses the plain one."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(1, channels)
+
+    def forward(self, x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
+        """norm(x), or norm(x) * (1 + scale) + shift for scale and shift (b, c): (b, c, h, w)."""
+        if x.is_cuda and not torch.compiler.is_compiling():
+            return self.split(x, scale, shift)
+        return _modulated(super().forward(x), scale, shift)
+
+    def split(self, x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
+        """The same as `forward`, by `SplitNorm`; without a gradient, all of it in one pass after the moments."""
+        with torch.autocast(x.device.type, enabled=False):
+            x = x.float()
+            if torch.is_grad_enabled():
+                return _modulated(SplitNorm.apply(x, self.weight, self.bias, self.eps), scale, shift)
+            a, d = coefficients(*moments(x, self.eps), self.weight, self.bias)
+            if scale is not None and shift is not None:
+                a, d = a * (scale + 1), d * (scale + 1) + shift
+            return scaled(x, a, d)
+
+
+def _modulated(y: Tensor, scale: Tensor | None, shift: Tensor | None) -> Tensor:
+    if scale is None or shift is None:
+        return y
+    return y * (scale + 1)[:, :, None, None] + shift[:, :, None, None]
+
+
 class Recomputable(nn.Module):
     """A module that, where `recompute` is set, keeps only its inputs and runs again in the backward pass."""
 
@@ -63,16 +132,16 @@ class ResidualBlock(Recomputable):
         super().__init__()
         self.time = nn.Linear(time_channels, 2 * out_channels)
         self.conv1 = StandardizedConv2d(in_channels, out_channels, method)
-        self.norm1 = nn.GroupNorm(1, out_channels)
+        self.norm1 = Norm(out_channels)
         self.conv2 = StandardizedConv2d(out_channels, out_channels, method)
-        self.norm2 = nn.GroupNorm(1, out_channels)
+        self.norm2 = Norm(out_channels)
         self.shortcut = (nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels
                          else nn.Identity())
 
     def forward(self, time: Tensor, *joined: Tensor) -> Tensor:
         x = torch.cat(joined, dim=1) if len(joined) > 1 else joined[0]
-        scale, shift = self.time(F.silu(time))[:, :, None, None].chunk(2, dim=1)
-        y = self.norm1(self.conv1(x)) * (scale + 1) + shift
+        scale, shift = self.time(F.silu(time)).chunk(2, dim=1)  # (b, out_channels)
+        y = self.norm1(self.conv1(x), scale, shift)
         y = F.silu(self.norm2(self.conv2(F.silu(y))))
         return y + self.shortcut(x)
 
@@ -82,10 +151,10 @@ class LinearAttention(Recomputable):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.norm = nn.GroupNorm(1, channels)
+        self.norm = Norm(channels)
         self.to_qkv = nn.Conv2d(channels, 3 * HEADS * HEAD_WIDTH, 1, bias=False)
         self.to_out = nn.Conv2d(HEADS * HEAD_WIDTH, channels, 1)
-        self.out_norm = nn.GroupNorm(1, channels)
+        self.out_norm = Norm(channels)
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = _heads(self.to_qkv(self.norm(x)))  # each (b, heads, width, h * w)
@@ -99,7 +168,7 @@ class Attention(Recomputable):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.norm = nn.GroupNorm(1, channels)
+        self.norm = Norm(channels)
         self.to_qkv = nn.Conv2d(channels, 3 * HEADS * HEAD_WIDTH, 1, bias=False)
         self.to_out = nn.Conv2d(HEADS * HEAD_WIDTH, channels, 1)
 

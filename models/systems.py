@@ -28,7 +28,7 @@ from models.baselines import CLASSES, Baseline
 from models.baselines.stepwise import Stepwise
 from models.gtr import GTR, TrainedOn
 from models.loading import Images, baseline_for_test, flow_for_test, gtr_for_test
-from models.processes import precision_of
+from models.processes import in_bfloat16, precision_of
 
 Sampler = Callable[..., Tensor]
 
@@ -98,7 +98,7 @@ def load_systems(config: EvaluationConfig, metadata: Metadata, run: RunConfig, d
     if config.gtr is not None and len({row.preset for row in wanted}) > 1:
         raise ValueError(f"--gtr names one GTR, but --methods {' '.join(config.methods)} asks for those of several "
                          "presets; leave --gtr out, the folders of --output_path are taken")
-    output = Path(run.output_path or "runs")
+    output, amp = Path(run.output_path or "runs"), in_bfloat16(config.amp, device)
 
     @cache
     def gtr_of(preset: str) -> tuple[GTR, Path]:
@@ -134,9 +134,9 @@ def load_systems(config: EvaluationConfig, metadata: Metadata, run: RunConfig, d
             weights = checkpoint.fingerprint(system)
             systems += [System(label(about, config, alpha, way), row.method, sample, system.nfe(**way), size(system),
                                files, system.trained_on, weights, alpha, **way,
-                               precision=precision_of(device, run, config.amp and row.method in FLOWS),
+                               precision=precision_of(device, run, amp and row.method in FLOWS),
                                preset=system.trained_on.preset, training=training)
-                        for way, sample in ways_to_sample(system, config)]
+                        for way, sample in ways_to_sample(system, config, amp)]
     labels = [system.label for system in systems]
     twice = sorted({name for name in labels if labels.count(name) > 1})
     if twice:
@@ -150,9 +150,9 @@ def size(module: nn.Module) -> int:
     return sum(one.numel() for one in module.parameters())
 
 
-def ways_to_sample(system: ATFM | Baseline, config: EvaluationConfig
+def ways_to_sample(system: ATFM | Baseline, config: EvaluationConfig, amp: bool
                    ) -> Iterator[tuple[dict[str, Any], Sampler]]:
-    """The settings of sampling that a test asks for, each with its sample function."""
+    """The settings of sampling that a test asks for, each with its sample function; amp: of a flow."""
     numbers: tuple[int | None, ...] = (None,) if system.steps is None else config.steps or (system.steps,)
     if isinstance(system, Baseline):
         for steps in numbers:
@@ -160,7 +160,7 @@ def ways_to_sample(system: ATFM | Baseline, config: EvaluationConfig
                 raise ValueError(f"--steps {steps}: {type(system).__name__} has {system.most_steps} at most")
             yield {"steps": steps}, partial(system.sample, steps=steps, batch_size=config.batch_size)
         return
-    fast = system.for_sampling(config.amp, config.channels_last, config.compile)
+    fast = system.for_sampling(amp, config.channels_last, config.compile)
     for solver, steps in product(config.solver or (system.objective.solver,), numbers):
         way: dict[str, Any] = {"solver": solver, "steps": steps}
         yield way, partial(fast.sample, **way, batch_size=config.batch_size)
@@ -173,7 +173,7 @@ def check_flags(config: EvaluationConfig, methods: Sequence[str]) -> None:
     without_effect = [] if flows else ["solver", "amp", "channels_last", "compile", "alphas"]
     without_effect += [] if flows or stepwise else ["steps"]
     for name in without_effect:
-        if getattr(config, name):
+        if getattr(config, name) and getattr(config, name) not in ("auto", "False"):
             raise ValueError(f"--{name}: none of --methods {' '.join(config.methods)} has it; leave it out")
 
 

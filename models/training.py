@@ -10,7 +10,7 @@ import signal
 import time
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,15 +21,16 @@ from torch.optim.swa_utils import AveragedModel
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from metadata_manager import FlowConfig, GTRConfig, LoopConfig, Metadata, OptimizerConfig
+from metadata_manager import BASELINES, FLOWS, FlowConfig, GTRConfig, LoopConfig, Metadata, OptimizerConfig
+from metrics.program import memory_advice, time_text
 from models import checkpoint
 from models.loading import REMOVED, refuse_removed
 from models.processes import (
     NonFiniteLoss,
     Processes,
+    in_bfloat16,
     leave,
     lock,
-    memory_advice,
     peak_memory,
     seed_step,
     stop_signals,
@@ -39,6 +40,12 @@ from models.processes import (
 CHANGEABLE = {"data_path", "epochs", "num_epochs", "gtr", "alphas", "solver", "steps", "temperature", "annotators_per_pass",
         "images_per_pass", "recompute", "channels_last", "compile",
         "checkpoint"}  # what older files call `recompute`
+# How scalars are printed whose number alone says little.
+TEXTS: dict[str, Callable[[float], str]] = {
+    "speed/images_per_second": lambda value: f"{value:.3g} images/s",
+    "speed/hours_left": lambda value: f"{time_text(3600 * value)} left",
+    "memory/peak_GiB": lambda value: f"memory {value:.2g} GiB"}
+UNTIMED_STEPS, TIMED_STEPS = 3, 10  # of a run: the first prepare what the others use
 DIFFERENCES = {"gtr_weights": "over another GTR", "training_images": "on other images"}
 
 
@@ -84,8 +91,8 @@ def train_loop(model: nn.Module, losses: Callable[..., Iterable[dict[str, Tensor
                optimization: OptimizerConfig, processes: Processes) -> None:
     """Trains `model` in place up to `epochs`, going on from folder/last.pt if there is one.
 
-    losses(*batch): pieces of the loss of a batch (image, masks, ...), each a dict of "loss" and of terms to
-    log; the pieces' sum is the batch's mean. validate(model) sees the averaged weights, if there are any.
+    losses(done, *batch): pieces of the loss of a batch (image, masks, ...) before which a share `done` of all
+    steps was taken, each a dict of "loss" and of terms to log; the pieces' sum is the batch's mean. validate(model) sees the averaged weights, if there are any.
     about: what every checkpoint says of itself, see `loading.describe`. optimization: the learning rate and
     its schedule, clipping and averaging.
     Raises ValueError if the folder is in use or holds a run with other settings; NonFiniteLoss naming the
@@ -98,23 +105,32 @@ def train_loop(model: nn.Module, losses: Callable[..., Iterable[dict[str, Tensor
 
         def save(name: str) -> None:
             if config.save_model and processes.first:
-                checkpoint.save(folder / name, snapshot(about, model, average, optimizer, state))
+                checkpoint.save(folder / name, snapshot(about, model, average, optimizer, state)
+                                | {"measure": measure_of(config)})
 
         # Resume.
         if (folder / "last.pt").exists():
-            resume(folder / "last.pt", about, model, average, optimizer, state, len(batches))
+            resume(folder / "last.pt", about, model, average, optimizer, state, len(batches), measure_of(config))
         processes.agree((state.step, checkpoint.fingerprint(model)), "where the run stands (step, weights)")
         if state.epoch >= epochs:
             print(f"{folder}: already trained for {epochs} epochs; raise the number of epochs to go on")
             return
         # What a lost epoch logged is hidden; a finished one's scalars carry the number of its last step.
         purge = state.step + (0 if state.totals else 1)
+        timed_from, timer = state.step + UNTIMED_STEPS, 0.0
 
         with SummaryWriter(str(folder), purge_step=purge) if processes.first else nullcontext() as board:
             for epoch in range(state.epoch + 1, epochs + 1):
                 started = time.perf_counter()
                 steps = range(state.step, epoch * len(batches))
                 for step in tqdm(steps, f"epoch {epoch}/{epochs}", leave=False, disable=quiet(processes)):
+                    # How long it takes, said once.
+                    if step == timed_from:
+                        timer = time.perf_counter()
+                    if step == timed_from + TIMED_STEPS:
+                        each = (time.perf_counter() - timer) / TIMED_STEPS
+                        print(duration_text(each, epochs * len(batches) - step), flush=True)
+
                     # Batch.
                     seed_step(seed, step, processes.rank)
                     batch = batches(step)
@@ -132,7 +148,8 @@ def train_loop(model: nn.Module, losses: Callable[..., Iterable[dict[str, Tensor
                     if optimization.clip:
                         torch.nn.utils.clip_grads_with_norm_(model.parameters(), optimization.clip, norm)
 
-                    # Step. Terms are looked at one step later, so that a GPU does not wait for the host.
+                    # Step. The last step's terms are looked at here: the host waits for a GPU to finish this
+                    # step's gradients, and not for its update, during which it prepares the next batch.
                     read_terms(state, batches, folder)
                     if config.skip_nonfinite and not all(value.isfinite() for value in terms.values()):
                         state.totals["skipped_batches"] = state.totals.get("skipped_batches", 0.0) + 1
@@ -186,6 +203,36 @@ def train_loop(model: nn.Module, losses: Callable[..., Iterable[dict[str, Tensor
                     stop(signals, model, state, config, processes, save)
 
 
+def settle_precision(config: FlowConfig, folder: Path, device: torch.device) -> FlowConfig:
+    """The settings of a flow with what --amp auto comes to: what the run in `folder` began with, if there is one.
+
+    Else bfloat16 where the device computes in it. Says which, unless it is what it always was."""
+    if config.amp != "auto" or config.method not in FLOWS:
+        return config
+    usual, last = str(in_bfloat16("auto", device)), folder / "last.pt"
+    amp = str(checkpoint.load(last, config.method)["config"].get("amp", False)) if last.exists() else usual
+    if amp != usual:
+        print(f"{last}: goes on in {'bfloat16' if amp == 'True' else 'float32'}, as it began (--amp {amp})")
+    elif amp == "True":
+        print("ST-Net's products are in bfloat16 (--amp False: the paper's float32)")
+    return replace(config, amp=amp)
+
+
+def duration_text(seconds_per_step: float, steps: int) -> str:
+    """A line on how long the steps that remain take, and over a day on what helps."""
+    seconds = seconds_per_step * steps
+    text = f"about {time_text(seconds)} for {steps:,} steps on this machine, without validation"
+    if seconds <= 24 * 3600:
+        return text
+    return (f"{text}. More than a day; what makes it affordable: fewer epochs (--epochs of GTR, --num_epochs), "
+            "a narrower --dim, --crop, several GPUs (torchrun --nproc_per_node 4)")
+
+
+def measure_of(config: LoopConfig) -> dict[str, int]:
+    """By what validation scores are found: those of another number of images, samples or steps are others."""
+    return {"images": config.val_images, "samples": config.val_samples, "steps": config.val_steps}
+
+
 def learning_rate(optimization: OptimizerConfig, done: float) -> float:
     """Of a step before which a share `done`, in [0, 1), of all steps was taken."""
     falling = (1 + math.cos(math.pi * done)) / 2 if optimization.schedule == "cosine" else 1.0
@@ -216,7 +263,7 @@ def snapshot(about: dict[str, Any], model: nn.Module, average: AveragedModel | N
 
 
 def resume(path: Path, about: dict[str, Any], model: nn.Module, average: AveragedModel | None,
-           optimizer: torch.optim.Optimizer, state: State, steps_per_epoch: int) -> None:
+           optimizer: torch.optim.Optimizer, state: State, steps_per_epoch: int, measure: dict[str, int]) -> None:
     """Fills model, average, optimizer and state from a checkpoint, after checking that it is the same run."""
     content = checkpoint.load(path, about["stage"])
     theirs, ours = content["config"], about["config"]
@@ -224,10 +271,13 @@ def resume(path: Path, about: dict[str, Any], model: nn.Module, average: Average
     fixed_length = ours.get("schedule", "constant") != "constant" or ours.get("loss", "nll") != "nll"
     changeable = CHANGEABLE - {"epochs", "num_epochs"} if fixed_length else CHANGEABLE
     refuse_removed(content, path)
+    if about["stage"] in BASELINES:  # which are in float32, whatever it says
+        changeable = changeable | {"amp"}
     names = sorted((theirs.keys() | ours.keys()) - changeable - REMOVED.keys())
     # What runs did before there was a setting is its default.
     kinds = (Metadata, GTRConfig if about["stage"] == "GTR" else FlowConfig)
     theirs = {setting.name: setting.default for kind in kinds for setting in fields(kind)} | theirs
+    theirs = {name: str(value) if name == "amp" else value for name, value in theirs.items()}  # once a boolean
     different = [DIFFERENCES.get(name) or f"{name} {theirs.get(name)} there, {ours.get(name)} here"
                  for name in names if theirs.get(name) != ours.get(name)]
     if different:
@@ -246,6 +296,10 @@ def resume(path: Path, about: dict[str, Any], model: nn.Module, average: Average
     for name, value in saved.items():
         setattr(state, name, value)
     print(f"{path}: going on after step {state.step}")
+    if content.get("measure", measure) != measure and state.best < math.inf:
+        state.best = math.inf
+        print(f"{path}: validated otherwise until now ({content['measure']} there, {measure} here), so scores do not "
+              "compare: best.pt is chosen anew from the next validation on")
 
 
 def read_terms(state: State, batches: Batches, folder: Path) -> None:
@@ -293,7 +347,8 @@ def log(title: str, scalars: dict[str, float], board: SummaryWriter | None, fold
     for name, value in scalars.items():
         board.add_scalar(name, value, step)
     line = f"{title}: " + "  ".join(
-        f"{name.rpartition('/')[2]} {value:.5g}" for name, value in scalars.items())
+        TEXTS[name](value) if name in TEXTS else f"{name.rpartition('/')[2]} {value:.5g}"
+        for name, value in scalars.items())
     print(line)
     with open(folder / "log.txt", "a") as file:
         file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")

@@ -13,8 +13,10 @@ from torch import nn
 from metadata_manager import FLOWS, PRESETS, Objective, experiment
 from models import ATFM, GTR, STNet, flow
 from models.atfm import STATES_ON_CPU, grey
+from models.chunks import Chunks
 
 SIZE = 8
+NO_MEMORY_FOR_CUBLAS = RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
 
 
 def seeded(seed=0, device="cpu"):
@@ -207,7 +209,8 @@ def test_the_true_velocity_has_no_loss_and_ends_at_the_mask(signed, solver, devi
     image, masks = (one.to(device) for one in batch(k=2))
     x_1 = masks.flatten(0, 1)[:, None]
     atfm = ATFM(None, Leading(2 * x_1 - 1 if signed else x_1), Objective(source="normal", signed=signed))
-    torch.testing.assert_close(atfm.sample(image, 2, 4, solver), masks, rtol=0, atol=1e-5)
+    samples = atfm.sample(image, 2, 4, solver, batch_size=4)  # `Leading` takes all four states or none
+    torch.testing.assert_close(samples, masks, rtol=0, atol=1e-5)
     assert single_pass(atfm, image, masks)["loss"].item() == pytest.approx(0, abs=1e-5)
 
 
@@ -223,7 +226,8 @@ def test_samples_drawn_in_even_batches_are_those_drawn_at_once(batch_size, sizes
     assert found == 2 * sizes
 
 
-def test_without_memory_for_all_states_they_are_halved_and_the_samples_are_the_same(capsys):
+@pytest.mark.parametrize("error", [torch.cuda.OutOfMemoryError, NO_MEMORY_FOR_CUBLAS])
+def test_without_memory_for_all_states_they_are_halved_and_the_samples_are_the_same(error, capsys):
     """A net that says it is out of memory for more than three states at once."""
     atfm, (image, _), found = system(), batch(), []
     expected = atfm.sample(image, 5, steps=2, generator=seeded())
@@ -231,7 +235,7 @@ def test_without_memory_for_all_states_they_are_halved_and_the_samples_are_the_s
     def allocate(net, inputs):
         found.append(len(inputs[0]))
         if len(inputs[0]) > enough:
-            raise torch.cuda.OutOfMemoryError
+            raise error
 
     enough = 3
 
@@ -243,8 +247,43 @@ def test_without_memory_for_all_states_they_are_halved_and_the_samples_are_the_s
     atfm.sample(image, 5, steps=1, generator=seeded(), batch_size=10)
     assert found[10:] == [3, 3, 2, 2]  # from now on
     enough = 0
-    with pytest.raises(torch.cuda.OutOfMemoryError):
+    with pytest.raises(RuntimeError) as last:
         atfm.sample(image, 1, steps=1)
+    assert last.value is error or isinstance(last.value, torch.cuda.OutOfMemoryError)
+
+
+def test_another_error_is_not_taken_for_one_of_memory():
+    chunks, calls = Chunks(), []
+
+    def fail(state):
+        calls.append(len(state))
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    with pytest.raises(RuntimeError, match="illegal"):
+        chunks(10, fail, torch.zeros(10))
+    assert calls == [10]
+
+
+@pytest.mark.parametrize("guidance, states", [(0.0, 1), (0.5, 2)])
+def test_the_largest_map_of_a_pass_is_found_within_its_blocks(guidance, states):
+    atfm, (image, _) = system(guidance=guidance), batch()
+    of_attention = 3 * 4 * 32 * SIZE**2  # q, k and v of 4 heads of 32 channels, at all pixels
+    assert atfm.largest_map(torch.rand(5, 1, SIZE, SIZE), image[:1].expand(5, -1, -1, -1)) == states * of_attention
+
+
+def test_no_more_states_go_through_the_net_at_once_than_can_be_counted_in_31_bits(monkeypatch):
+    """With memory for thousands, as on a card of more than 100 GB."""
+    atfm, found = system(), []
+    memory = {"reset_peak_memory_stats": None, "memory_allocated": 0, "max_memory_allocated": 2,
+              "mem_get_info": (1000, 1000), "memory_reserved": 0}
+    for name, answer in memory.items():
+        monkeypatch.setattr(torch.cuda, name, lambda device, answer=answer: answer)
+    states = torch.rand(9, 1, SIZE, SIZE)
+    of_attention = 3 * 4 * 32 * SIZE**2
+    for most in (2**31 - 1, 7 * of_attention, 7 * of_attention - 1, 1):
+        monkeypatch.setattr("models.atfm.MOST_ELEMENTS", most)
+        found.append(atfm.as_many_as_fit(states, states))
+    assert found == [512, 7, 6, 1]
 
 
 def test_masks_of_minus_one_do_not_go_with_x_0_of_gtr():
@@ -266,6 +305,36 @@ def test_guidance_extrapolates_from_the_field_without_image(guidance):
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
+def test_a_compiled_net_is_one_graph_for_all_sizes_of_a_batch(monkeypatch):
+    """Of training and its last batches, of one image too; and of the probe and the parts of a sample."""
+    graphs = []
+
+    def count(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=count))
+    torch._dynamo.utils.counters.clear()
+    for recompute in (False, True):
+        atfm = system(recompute, annotators_per_pass=1)
+        atfm.compile_net()
+        plain = step(system(recompute, annotators_per_pass=1))[0]
+        torch.testing.assert_close(step(atfm)[0], plain)
+        for b in (3, 1, 5):
+            for part in atfm.losses(*batch(b)):
+                part["loss"].backward()
+        assert len(graphs) == 1
+        fast, sizes = atfm.for_sampling(amp=False, compiled=True), (4, 2, 3)
+        fast.sample(batch()[0], 5, steps=1, batch_size=4)
+        for n in sizes:
+            fast.sample(batch(b=1)[0], n, steps=1, batch_size=2)
+        assert len(graphs) == 2
+        graphs.clear()
+        torch._dynamo.reset()
+    assert not torch._dynamo.utils.counters["graph_break"]
+
+
 @pytest.mark.parametrize("options", [
     {}, {"channels_last": True}, pytest.param({"compiled": True}, marks=pytest.mark.slow)])
 def test_ways_to_be_fast_change_samples_by_rounding_only(options, monkeypatch):
@@ -276,6 +345,15 @@ def test_ways_to_be_fast_change_samples_by_rounding_only(options, monkeypatch):
     plain, found = (one.sample(image, 3, generator=seeded()) for one in (atfm, fast))
     torch.testing.assert_close(found, plain, rtol=0, atol=1e-5)
     assert fast.net is not atfm.net and all(weight.requires_grad for weight in atfm.net.parameters())
+
+
+def test_validation_is_in_the_plain_layout_as_it_is_not_compiled():
+    atfm = system()
+    atfm.net.to(memory_format=torch.channels_last)
+    assert not atfm.net.middle.block1.conv1.weight.is_contiguous()
+    found = atfm.for_validation(atfm.net).net
+    assert all(weight.is_contiguous() for weight in found.parameters())
+    assert not atfm.net.middle.block1.conv1.weight.is_contiguous()
 
 
 def test_bfloat16_changes_results_by_its_rounding_only():

@@ -42,6 +42,7 @@ def test_the_defaults_of_every_data_set_are_taken(what, preset):
 
 @pytest.mark.parametrize("flag, methods, refused", [
     ({"amp": True}, ("ssn", "ccdm"), True), ({"amp": True}, ("ssn", "atfm"), False),
+    ({"amp": "False"}, ("ssn",), False), ({}, ("ssn",), False),
     ({"solver": ("midpoint",)}, ("ccdm",), True), ({"alphas": (1.0,)}, ("ssn",), True),
     ({"steps": (2,)}, ("act-gtr", "ssn"), True), ({"steps": (2,)}, ("ssn", "ccdm"), False),
 ])
@@ -56,7 +57,7 @@ def test_flags_of_a_test_that_none_of_its_systems_has_are_refused(flag, methods,
 def test_more_steps_than_there_are_noise_levels_are_refused_before_anything_is_drawn():
     system = baseline("ccdm", 1, SMALL)
     with pytest.raises(ValueError, match="--steps 251: CCDM has 250 at most"):
-        list(ways_to_sample(system, EvaluationConfig(steps=(10, 251))))
+        list(ways_to_sample(system, EvaluationConfig(steps=(10, 251)), amp=False))
 
 
 @pytest.mark.parametrize("method", ["prob-unet", "ccdm"])

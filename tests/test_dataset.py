@@ -7,6 +7,10 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import functional
 
 import data
 from data import ExpertDataset, Loader, Writer, augment, augmentations, dihedral, prepare
@@ -356,6 +360,52 @@ def test_dihedral_gives_all_eight_positions_equally_often_and_moves_image_and_ma
     turned = [torch.rot90(way, turns, (-2, -1)) for way in ways for turns in range(4)]
     assert sorted(one.tolist() for one in positions) == sorted(one.tolist() for one in turned)
     assert counts.min() > 60
+
+
+def test_positions_are_a_flip_then_turns_of_the_numbers_drawn():
+    masks = torch.rand(40, 2, 5, 5)
+    torch.manual_seed(3)
+    _, moved = dihedral(masks[:, :1], masks)
+    torch.manual_seed(3)
+    sides, quarters = torch.randint(2, (40,)).tolist(), torch.randint(4, (40,)).tolist()
+    expected = [torch.rot90(one.flip(-1) if side else one, turns, (-2, -1))
+                for one, side, turns in zip(masks, sides, quarters)]
+    assert torch.equal(moved, torch.stack(expected))
+
+
+@pytest.mark.parametrize("shape", [(33, 33), (24, 40)])
+def test_a_batch_is_moved_as_torchvision_moves_each_image(shape):
+    image, masks = torch.rand(6, 3, *shape), (torch.rand(6, 2, *shape) < 0.5).float()
+    torch.manual_seed(7)
+    found = augment(image, masks)
+    torch.manual_seed(7)
+    for i in range(6):
+        side, end, turn, grow, slant = torch.rand(5).tolist()
+        affine = {"angle": 15 * (2 * turn - 1), "translate": [0, 0], "scale": 0.9 + 0.2 * grow,
+                  "shear": [5 * (2 * slant - 1), 0.0]}
+        one, its_masks = (functional.vertical_flip(x) if end < 0.5 else x for x in (
+            functional.horizontal_flip(x) if side < 0.5 else x for x in (image[i], masks[i])))
+        one = functional.affine(one, interpolation=InterpolationMode.BILINEAR, **affine)
+        its_masks = functional.affine(its_masks, interpolation=InterpolationMode.NEAREST, **affine)
+        torch.testing.assert_close(found[0][i], one, rtol=0, atol=1e-4)
+        assert (found[1][i] != its_masks).float().mean() < 0.002  # ties of the nearest pixel
+
+
+@pytest.mark.parametrize("change", [augment, dihedral])
+def test_operations_on_the_images_do_not_grow_with_the_batch(change):
+    """On a GPU each is a launch."""
+    counts = []
+
+    class Counted(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            counts[-1] += any(isinstance(one, torch.Tensor) and one.ndim > 3 for one in tree_leaves((args, kwargs)))
+            return func(*args, **(kwargs or {}))
+
+    for b in (2, 16):
+        counts.append(0)
+        with Counted():
+            change(torch.rand(b, 3, 8, 8), torch.rand(b, 2, 8, 8))
+    assert 0 < counts[0] == counts[1] < 30
 
 
 def test_settings_name_the_augmentations():

@@ -200,6 +200,14 @@ def test_a_run_says_which_preset_its_settings_are_those_of(line, script, label):
     assert read(line, script)[RunConfig].trained_as == label
 
 
+@pytest.mark.parametrize("script, kind", [("flow", FlowConfig), ("test", EvaluationConfig)])
+def test_amp_is_auto_or_a_boolean_as_older_checkpoints_have_it(script, kind):
+    assert [read(line, script)[kind].amp for line in ("", "--amp True", "--amp False")] == ["auto", "True", "False"]
+    assert [kind(amp=old).amp for old in (True, False)] == ["True", "False"]
+    with pytest.raises(SystemExit):
+        read("--amp half", script)
+
+
 @pytest.mark.parametrize("make, message", [
     (lambda: FlowConfig(dice="hard"), "dice='hard': expected one of soft, thresholded"),
     (lambda: GTRConfig(pool="min"), "pool='min': expected one of max, avg"),

@@ -21,6 +21,7 @@ import test_prior_LIDC
 import train_GTR
 from data import Loader, load
 from metadata_manager import LoopConfig, Metadata, OptimizerConfig, RunConfig
+from metrics.program import one_line_errors
 from models import Validation, checkpoint, train_loop
 from models.processes import (
     FLOW_MEMORY,
@@ -29,7 +30,6 @@ from models.processes import (
     device_of,
     join,
     lock,
-    one_line_errors,
     seed_step,
 )
 from tests import tiny
@@ -48,6 +48,38 @@ def test_a_user_s_mistake_ends_in_one_line(error, message):
     with pytest.raises(SystemExit) as end, one_line_errors(FLOW_MEMORY):
         raise error
     assert end.value.code == message  # which Python prints, with exit code 1
+
+
+@pytest.mark.parametrize("said", [
+    "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+    "cuDNN error: CUDNN_STATUS_ALLOC_FAILED", "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
+    "CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported"])
+def test_cuda_s_libraries_without_memory_end_in_the_same_line(said):
+    with pytest.raises(SystemExit) as end, one_line_errors("--batchsize"):
+        raise RuntimeError(said)
+    assert end.value.code == f"error: out of GPU memory. What helps: --batchsize. ({said.splitlines()[0]})"
+
+
+@pytest.mark.slow
+def test_compile_without_a_compiler_ends_in_one_line(monkeypatch):
+    import torch._inductor.config
+
+    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("/not/there/g++",))
+    compiled = torch.compile(lambda x: x.sin() + x.exp())
+    with pytest.raises(SystemExit) as end, one_line_errors():
+        compiled(torch.rand(3))
+    assert "error: --compile True: torch.compile needs a C++ compiler" in end.value.code
+    assert "/not/there/g++" in end.value.code and "\n" not in end.value.code and len(end.value.code) < 400
+
+
+@pytest.mark.parametrize("said", [
+    "TritonMissing: Cannot find a working triton installation. Either the package is not installed or too old.",
+    "RuntimeError: Failed to find C compiler. Please specify via CC environment variable.\nmore",
+    "Found a card which is too old to be supported by the triton GPU compiler"])
+def test_compile_without_triton_ends_in_one_line(said):
+    with pytest.raises(SystemExit, match="^error: --compile True: .*leave --compile out") as end, one_line_errors():
+        raise RuntimeError(f"backend='inductor' raised:\n{said}")
+    assert said.splitlines()[0] in end.value.code and "\n" not in end.value.code
 
 
 def test_our_own_mistakes_keep_their_traceback():

@@ -5,10 +5,11 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from metadata_manager import FlowConfig, experiment
 from models import STNet
-from models.st_net import ResidualBlock, StandardizedConv2d, standardize, time_embedding
+from models.st_net import Norm, ResidualBlock, StandardizedConv2d, _modulated, standardize, time_embedding
 
 
 def inputs(b=2, size=8):
@@ -61,6 +62,59 @@ def test_fixed_weights_give_the_same_field_and_leave_the_net_alone(method):
     assert {conv.method for conv in convolutions(net)} == {method}
     assert all(torch.equal(weight, before[name]) for name, weight in net.state_dict().items())
     assert all(weight.requires_grad for weight in net.parameters())
+
+
+def test_the_norm_for_cuda_is_torch_s_with_its_gradients():
+    """Called on a CPU; maps of a mean far from 0."""
+    norm, random = Norm(6), torch.Generator().manual_seed(0)
+    torch.nn.init.normal_(norm.weight), torch.nn.init.normal_(norm.bias)
+    x = 3 * torch.randn(2, 6, 5, 4, generator=random) + 5
+    scale, shift, weights = torch.randn(2, 6), torch.randn(2, 6), torch.randn(2, 6, 5, 4)
+    for modulation in ((), (scale, shift)):
+        found = []
+        for way in (norm.forward, norm.split):
+            inputs = [one.clone().requires_grad_() for one in (x, *modulation)]
+            y = way(*inputs)
+            (y * weights).sum().backward()
+            found.append([y, *(one.grad for one in inputs), norm.weight.grad, norm.bias.grad])
+            norm.zero_grad()
+        for plain, split in zip(*found, strict=True):
+            torch.testing.assert_close(split, plain, rtol=1e-5, atol=1e-5)
+        with torch.no_grad():
+            torch.testing.assert_close(norm.split(x, *modulation), found[0][0], rtol=1e-5, atol=1e-5)
+
+
+def test_its_moments_are_of_float32_under_bfloat16():
+    norm, x = Norm(4), (torch.randn(1, 4, 32, 32) + 30).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        for grad in (True, False):
+            with torch.set_grad_enabled(grad):
+                found = norm.split(x)
+            assert found.dtype == torch.float32
+            torch.testing.assert_close(found, F.group_norm(x.float(), 1), rtol=1e-4, atol=1e-4)
+
+
+def test_norms_of_checkpoints_keep_their_names():
+    assert list(ResidualBlock(2, 4, time_channels=3, method="none").norm1.state_dict()) == ["weight", "bias"]
+    assert all(isinstance(norm, Norm) for norm in STNet(8).modules() if isinstance(norm, torch.nn.GroupNorm))
+
+
+def test_a_net_of_cuda_s_norms_has_the_same_gradients(device, monkeypatch):
+    """On CUDA by itself against torch's kernel; on a CPU by asking for it."""
+    gradients = []
+    for forward in (Norm.split, torch.nn.GroupNorm.forward):
+        torch.manual_seed(0)
+        net = STNet(8).to(device)
+        with monkeypatch.context() as patch:
+            if forward is Norm.split:
+                if device.type == "cpu":
+                    patch.setattr(Norm, "forward", forward)
+            else:
+                patch.setattr(Norm, "forward", lambda norm, x, *modulation: _modulated(
+                    forward(norm, x), *modulation or (None, None)))
+            net(*(one.to(device) for one in inputs())).square().mean().backward()
+        gradients.append(torch.cat([weight.grad.flatten() for weight in net.parameters()]))
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-7)
 
 
 def test_time_embedding_agrees_with_its_formula():

@@ -15,10 +15,11 @@ import fig
 import train_GTR
 import train_prior_LIDC
 from data import Loader
-from metadata_manager import LoopConfig, OptimizerConfig
+from metadata_manager import FlowConfig, LoopConfig, OptimizerConfig
+from metrics.program import one_line_errors
 from models import Validation, checkpoint, train_loop
-from models.processes import NonFiniteLoss, Processes, one_line_errors, seed_step
-from models.training import State, learning_rate, moving_average
+from models.processes import NonFiniteLoss, Processes, seed_step
+from models.training import State, duration_text, learning_rate, moving_average, settle_precision
 from tests import tiny
 from tests.tiny import assert_same_runs, checkpoints
 
@@ -86,7 +87,7 @@ def train(folder, epochs=3, wrap=lambda losses: losses, settings=None, lr=0.01, 
 def log_lines(folder):
     """log.txt without dates, the number of epochs asked for, speed and memory."""
     lines = (folder / "log.txt").read_text().splitlines()
-    return [re.sub(r"^\S+ \S+ |/\d+(?=:)|  (images_per_second|peak_GiB).*", "", line) for line in lines]
+    return [re.sub(r"^\S+ \S+ |/\d+(?=:)|  (\S+ images/s|memory).*", "", line) for line in lines]
 
 
 def signal_at(step, number=signal.SIGTERM):
@@ -376,6 +377,46 @@ def test_batches_that_are_not_finite_are_left_out_and_counted_on_request(bad, tm
     assert counts == [["0"], ["2"], ["0"]]
 
 
+# Precision.
+
+def test_auto_is_what_a_run_began_with_or_bfloat16_where_a_gpu_has_it(tmp_path, monkeypatch, capsys):
+    cuda, asked = torch.device("cuda"), []
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **how: asked.append(how) or has_it)
+    for has_it in (False, True):
+        assert settle_precision(FlowConfig(), tmp_path, cuda).amp == str(has_it)
+    assert asked == [{"including_emulation": False}] * 2
+    assert capsys.readouterr().out == "ST-Net's products are in bfloat16 (--amp False: the paper's float32)\n"
+    assert settle_precision(FlowConfig(), tmp_path, CPU.device).amp == "False"
+    for began in (False, "False"):  # the first as it was written until November 2026
+        checkpoint.save(tmp_path / "last.pt", {"stage": "atfm", "model": {}, "config": {"amp": began}})
+        assert settle_precision(FlowConfig(), tmp_path, cuda).amp == "False"
+        assert "last.pt: goes on in float32, as it began (--amp False)" in capsys.readouterr().out
+    assert settle_precision(FlowConfig(), tmp_path, CPU.device).amp == "False" and not capsys.readouterr().out
+    assert settle_precision(FlowConfig(amp="True"), tmp_path, cuda).amp == "True"
+    assert settle_precision(FlowConfig(method="ssn"), tmp_path, cuda).amp == "auto"  # has no such part
+    checkpoint.save(tmp_path / "last.pt", {"stage": "atfm", "model": {}, "config": {"amp": "True"}})
+    assert settle_precision(FlowConfig(), tmp_path, CPU.device).amp == "True"
+    assert "goes on in bfloat16" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("method", ["atfm", "ssn"])
+def test_a_run_from_before_amp_was_a_choice_goes_on(method, lidc, run, tmp_path, no_pictures):
+    """It goes on by default, not with another precision."""
+    sizes = [*tiny.DATA, *tiny.LOOP, "--dim", "4", "--dim_mults", "1", "2", "--batch_size", "4"]
+    flags = [*sizes, *tiny.where(lidc, tmp_path), "--method", method, "--gtr", str(run / "GTR")]
+    train_prior_LIDC.main([*flags, "--num_epochs", "1"])
+    path = tmp_path / method / "last.pt"
+    content = torch.load(path)
+    assert content["config"]["amp"] == ("False" if method == "atfm" else "auto")
+    content["config"]["amp"] = False
+    torch.save(content, path)
+    if method == "atfm":
+        with pytest.raises(ValueError, match="amp False there, True here"):
+            train_prior_LIDC.main([*flags, "--num_epochs", "2", "--amp", "True"])
+    train_prior_LIDC.main([*flags, "--num_epochs", "2"])
+    assert torch.load(path)["state"]["epoch"] == 2
+
+
 # The training scripts themselves, on tiny data.
 
 STAGES = {
@@ -434,3 +475,21 @@ def test_a_script_killed_at_random_moments_repeats_the_whole_run(stage, lidc, ru
             kills += 1
         runs += 1
         assert_same_runs(folder / stage, tmp_path / "whole" / stage)
+
+
+def test_a_run_validated_otherwise_chooses_its_best_anew(tmp_path, capsys):
+    train(tmp_path, epochs=2, scores=[1, 2], validate_every=1)
+    train(tmp_path, epochs=3, scores=[3], validate_every=1)
+    assert "anew" not in capsys.readouterr().out
+    assert checkpoint.load(tmp_path / "best.pt")["state"]["best"] == 1
+    train(tmp_path, epochs=4, scores=[5], validate_every=1, val_images=2)
+    assert "best.pt is chosen anew from the next validation on" in capsys.readouterr().out
+    assert checkpoint.load(tmp_path / "best.pt")["state"]["best"] == 5
+
+
+@pytest.mark.parametrize("seconds, steps, text", [
+    (0.5, 10, "about 5 s for 10 steps"), (1, 3600, "about 60 min for 3,600 steps"),
+    (1, 200_000, "about 56 h for 200,000 steps on this machine.* More than a day; .*--num_epochs"),
+])
+def test_how_long_it_takes_is_said(seconds, steps, text):
+    assert re.match(text, duration_text(seconds, steps))

@@ -61,10 +61,12 @@ def to_older_form(path: Path) -> None:
     content = torch.load(path)
     del content["state"]["epoch"]
     content["config"]["checkpoint"] = content["config"].pop("recompute", False)
+    if "amp" in content["config"]:
+        content["config"]["amp"] = content["config"]["amp"] == "True"
     for name in ("schedule", "clip", "backbone", "network", "loss", "nll_first", "nll_weight", "temperature"):
         content["config"].pop(name, None)
     content["config"] |= {"groups": 1, "draws": 1, "times": "uniform", "objective": "velocity"}  # since removed
-    content.pop("preset")
+    content.pop("preset", None)
     for group in content["optimizer"]["param_groups"]:  # AdamW without weight decay, which is Adam
         group["decoupled_weight_decay"] = True
     torch.save(content, path)

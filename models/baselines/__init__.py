@@ -25,9 +25,10 @@ def baseline(method: str, channels: int, config: FlowConfig) -> Baseline:
     Raises ValueError, naming the flag, for a setting that it does not have."""
     kind = CLASSES[method]
     for one in fields(FlowConfig):
-        if one.name not in kind.settings and getattr(config, one.name) != one.default:
+        asked = getattr(config, one.name)
+        if one.name not in kind.settings and asked != one.default and asked != "False":  # --amp: they are in float32
             flag = (one.metadata["flags"] or (f"--{one.name}",))[-1]
-            raise ValueError(f"{flag} {getattr(config, one.name)}: {method} has no such part; "
+            raise ValueError(f"{flag} {asked}: {method} has no such part; "
                              "leave it out")
     return kind(channels, config)
 

@@ -19,7 +19,7 @@ from metadata_manager import experiment
 from metrics import Overlaps, ged, hm_iou
 from metrics.evaluation import draw
 from models import checkpoint, load_gtr
-from models.processes import one_line_errors
+from metrics.program import one_line_errors
 from tests.benchmarks.measure import report
 
 

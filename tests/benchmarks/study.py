@@ -36,7 +36,7 @@ from metadata_manager import EvaluationConfig, Metadata, RunConfig, experiment
 from metrics import bootstrap_interval, control, evaluate, two_level_interval, write_text
 from metrics.floor import floor
 from models import load_systems
-from models.processes import one_line_errors
+from metrics.program import one_line_errors
 from tests.benchmarks import measure
 
 RESULTS = Path(__file__).parent / "results"
