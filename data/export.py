@@ -15,9 +15,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from data.dataset import load
-from metadata_manager import EXPERIMENTS, Metadata, experiment
+from metadata_manager import EXPERIMENTS, Metadata
 from metrics.files import whole_file
 from metrics.program import one_line_errors, path
+from models.flags import experiment
 
 PARTS = ("train", "val", "test")
 

@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("data", "fig", "metrics", "models")
 # Commands in a package: may import all, nothing imports them.
-COMMANDS = {"fig.draw", "data.prepare", "metrics.__main__"}
+COMMANDS = {"fig.draw", "data.prepare", "data.export", "metrics.__main__"}
 
 
 def module_name(path):
