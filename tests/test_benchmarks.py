@@ -1,6 +1,7 @@
 """The benchmarks run at tiny size, refuse a wrong baseline, and count and fit as they say."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from tests.benchmarks import (
     benchmark_training,
     leak,
     measure,
+    plan,
     straightforward,
 )
 
@@ -133,6 +135,55 @@ def test_a_step_of_cfm_at_full_size_fits_a_gpu_of_24_gb(what):
         saved = benchmark_memory.saved_bytes(lambda: next(atfm.losses(*sizes.batch())), atfm.parameters())
         weights = sum(weight.numel() * 4 for weight in atfm.net.parameters())
     assert saved + 4 * weights < 22 * 2**30
+
+
+def test_a_plan_counts_products_bytes_and_operations_but_no_views():
+    with plan.Count() as count:
+        x = torch.nn.functional.conv2d(torch.rand(2, 3, 8, 8), torch.rand(4, 3, 1, 1))
+        (x.view(2, -1) + 1).bfloat16()
+    rand, rand_too, conv, add, cast = count.work.operations
+    assert conv == (2 * 2 * 4 * 3 * 64, 4 * (2 * 3 * 64 + 4 * 3 + 2 * 4 * 64), False)
+    assert add == (0, 4 * 2 * (2 * 4 * 64), False) and cast == (0, (4 + 2) * (2 * 4 * 64), True)
+    assert rand[0] == rand_too[0] == 0
+
+
+def test_a_plan_s_roofline():
+    gpu = plan.GPU(float32=10, tf32=100, bfloat16=1000, bandwidth=10)
+    work = plan.Work([(100, 1, False), (1000, 1, True), (100, 40, True)])
+    assumed = plan.Assumed(products=0.5, bandwidth=0.8, launch=0)
+    assert work.seconds(gpu, assumed) == pytest.approx(2 + 2 + 5)
+    assert work.seconds(gpu, replace(assumed, tf32=False)) == pytest.approx(20 + 2 + 5)
+    assert work.seconds(gpu, replace(assumed, launch=7)) == 21  # the host is slower
+
+
+@pytest.mark.parametrize("what, preset, method, passes, nfe", [
+    ("LIDC", "paper", "atfm", 4, 25), ("LIDC", "best", "atfm", 1, 2), ("LIDC", "paper", "cfm", 32, 400),
+    ("isic3_style_concat", "released", "atfm", 3, 50)])
+def test_a_plan_is_of_the_default_settings(what, preset, method, passes, nfe, monkeypatch):
+    """Every piece of work counted as one operation of a second."""
+    for name in ("gtr_step", "flow_pass", "evaluation", "update"):
+        monkeypatch.setattr(plan, name, lambda *_: plan.Work([(0.0, 1.0, False)]))
+    ours = plan.experiment(what, preset, method)
+    second = plan.GPU(1, 1, 1, 1)
+    gtr, flow, test = (3600 * stage.hours(second, plan.Assumed(1, 1, 0)) for stage in plan.stages(ours, 100, 7))
+    assert gtr == pytest.approx(2 * ours.gtr.epochs * -(-100 // ours.gtr.batchsize))
+    assert test == pytest.approx(7 * 5 * 100 * nfe / plan.AT_ONCE)
+    steps = ours.flow.num_epochs * -(-100 // ours.flow.batch_size)
+    loop = ours.loop
+    validations = -(-ours.flow.num_epochs // loop.validate_every) * loop.val_images * loop.val_samples * loop.val_steps
+    validations *= 2 if method == "cfm" else 1
+    assert flow == pytest.approx(steps * (passes + 1) + validations / plan.AT_ONCE)
+
+
+@pytest.mark.slow
+def test_the_plan_s_table_is_marked_estimated_beside_what_the_authors_measured(capsys):
+    plan.main(["--what", "LIDC_demo"])
+    found = [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
+    assert [row["stage"] for row in found[:3]] == ["GTR", "flow", "test, 4 NFE"]
+    assert {name for name in found[0] if ", h" in name} == {f"{name}, h (estimated)" for name in plan.GPUS}
+    last = found[-1]
+    assert last["authors, s (measured, precision unknown)"] == 113
+    assert 0 < last["bfloat16, s (estimated)"] < last["TF32, s (estimated)"] <= last["float32, s (estimated)"] < 113
 
 
 def test_training_lists_differ_only_in_whose_slices_they_hold():
