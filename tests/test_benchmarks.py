@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from metadata_manager import experiment
+from metadata_manager import BASELINES, FLOWS, experiment
 from models import ATFM, STNet
 from models.st_net import Attention
 from tests.benchmarks import (
@@ -16,6 +16,7 @@ from tests.benchmarks import (
     benchmark_sampling,
     benchmark_scoring,
     benchmark_training,
+    gpu,
     leak,
     measure,
     plan,
@@ -184,6 +185,32 @@ def test_the_plan_s_table_is_marked_estimated_beside_what_the_authors_measured(c
     last = found[-1]
     assert last["authors, s (measured, precision unknown)"] == 113
     assert 0 < last["bfloat16, s (estimated)"] < last["TF32, s (estimated)"] <= last["float32, s (estimated)"] < 113
+
+
+@pytest.mark.slow
+def test_the_check_of_a_gpu_runs_on_a_cpu_at_tiny_size(monkeypatch, capsys):
+    monkeypatch.setattr(gpu, "WAYS", [way for way in gpu.WAYS if not way.compile])
+    tiny = ["--device", "cpu", "--what", "LIDC_demo", "--samples", "2", "--repeats", "1"]
+    gpu.main(tiny)
+    found = [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
+    right, timed = ([row for row in found if name in row] for name in ("right", "way"))
+    assert {row["system"] for row in right} == {"gtr", *FLOWS, *BASELINES} and all(row["right"] for row in right)
+    assert len(timed) == 1 + 2 * len(gpu.WAYS) and all(row["s"] > 0 for row in timed)
+    monkeypatch.setattr(gpu, "correctness", lambda device: [{"system": "atfm", "loss": 1.0, "right": False}])
+    with pytest.raises(SystemExit, match="cpu: atfm differ from the CPU by more than"):
+        gpu.main([*tiny, "--minutes", "0"])
+    found = [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
+    assert {row["s"] for row in found if "way" in row} == {"not run: no time left"}
+
+
+def test_each_card_of_the_plan_is_known_by_its_name(monkeypatch):
+    names = {"NVIDIA GeForce RTX 3090": "RTX 3090", "NVIDIA A100-SXM4-80GB": "A100 80 GB",
+             "NVIDIA H100 80GB HBM3": "H100 SXM", "NVIDIA H200": "H200", "Tesla T4": None}
+    work = plan.Work([(1e15, 1e9, True)])
+    for name, known in names.items():
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda device, name=name: name)
+        expected = known and 2 * work.seconds(plan.GPUS[known], plan.Assumed())
+        assert gpu.estimate(work, 2, torch.device("cuda")) == expected
 
 
 def test_training_lists_differ_only_in_whose_slices_they_hold():

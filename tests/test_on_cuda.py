@@ -17,6 +17,7 @@ from models.flow import SOLVERS, one_expert
 from models.processes import Processes
 from models.st_net import SplitNorm
 from tests import pretended
+from tests.benchmarks import gpu
 
 pytestmark = pytest.mark.slow
 SMALL = {"dim": 4, "dim_mults": (1, 2), "batch_size": 2}
@@ -127,6 +128,16 @@ def test_a_step_s_losses_read_nothing_back(cuda):
     for piece in atfm.losses(image, masks):
         piece["loss"].backward()
     assert pretended.WAITS == []
+
+
+def test_the_check_of_a_gpu_finds_what_is_wrong_on_it(cuda, monkeypatch):
+    systems = dict(gpu.systems())
+    for name in ("gtr", "atfm", "ccdm", "prob-unet"):
+        found = gpu.differences(systems[name], cuda)
+        assert all(found[what] <= most for what, most in gpu.RIGHT.items()), (name, found)
+    assert gpu.differences(systems["atfm"], cuda)["gradient"] > 0  # by the norm for CUDA
+    monkeypatch.setattr("models.st_net.scaled", lambda x, a, d: 1.05 * x * a[:, :, None, None] + d[:, :, None, None])
+    assert gpu.differences(systems["atfm"], cuda)["gradient"] > gpu.RIGHT["gradient"]
 
 
 def test_a_mix_of_devices_is_seen(cuda):
