@@ -88,9 +88,13 @@ class Norm(nn.GroupNorm):
 
     def forward(self, x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
         """norm(x), or norm(x) * (1 + scale) + shift for scale and shift (b, c): (b, c, h, w)."""
-        if x.is_cuda and not torch.compiler.is_compiling():
+        if self.splits(x):
             return self.split(x, scale, shift)
         return _modulated(super().forward(x), scale, shift)
+
+    def splits(self, x: Tensor) -> bool:
+        """Whether x is normalized by `split`."""
+        return x.is_cuda and not torch.compiler.is_compiling()
 
     def split(self, x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
         """The same as `forward`, by `SplitNorm`; without a gradient, all of it in one pass after the moments."""

@@ -1,13 +1,14 @@
 """The benchmarks run at tiny size, refuse a wrong baseline, and count and fit as they say."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from metadata_manager import experiment
+from metadata_manager import BASELINES, FLOWS, experiment
 from models import ATFM, STNet
 from models.st_net import Attention
 from tests.benchmarks import (
@@ -15,8 +16,10 @@ from tests.benchmarks import (
     benchmark_sampling,
     benchmark_scoring,
     benchmark_training,
+    gpu,
     leak,
     measure,
+    plan,
     straightforward,
 )
 
@@ -133,6 +136,81 @@ def test_a_step_of_cfm_at_full_size_fits_a_gpu_of_24_gb(what):
         saved = benchmark_memory.saved_bytes(lambda: next(atfm.losses(*sizes.batch())), atfm.parameters())
         weights = sum(weight.numel() * 4 for weight in atfm.net.parameters())
     assert saved + 4 * weights < 22 * 2**30
+
+
+def test_a_plan_counts_products_bytes_and_operations_but_no_views():
+    with plan.Count() as count:
+        x = torch.nn.functional.conv2d(torch.rand(2, 3, 8, 8), torch.rand(4, 3, 1, 1))
+        (x.view(2, -1) + 1).bfloat16()
+    rand, rand_too, conv, add, cast = count.work.operations
+    assert conv == (2 * 2 * 4 * 3 * 64, 4 * (2 * 3 * 64 + 4 * 3 + 2 * 4 * 64), False)
+    assert add == (0, 4 * 2 * (2 * 4 * 64), False) and cast == (0, (4 + 2) * (2 * 4 * 64), True)
+    assert rand[0] == rand_too[0] == 0
+
+
+def test_a_plan_s_roofline():
+    gpu = plan.GPU(float32=10, tf32=100, bfloat16=1000, bandwidth=10)
+    work = plan.Work([(100, 1, False), (1000, 1, True), (100, 40, True)])
+    assumed = plan.Assumed(products=0.5, bandwidth=0.8, launch=0)
+    assert work.seconds(gpu, assumed) == pytest.approx(2 + 2 + 5)
+    assert work.seconds(gpu, replace(assumed, tf32=False)) == pytest.approx(20 + 2 + 5)
+    assert work.seconds(gpu, replace(assumed, launch=7)) == 21  # the host is slower
+
+
+@pytest.mark.parametrize("what, preset, method, passes, nfe", [
+    ("LIDC", "paper", "atfm", 4, 25), ("LIDC", "best", "atfm", 1, 2), ("LIDC", "paper", "cfm", 32, 400),
+    ("isic3_style_concat", "released", "atfm", 3, 50)])
+def test_a_plan_is_of_the_default_settings(what, preset, method, passes, nfe, monkeypatch):
+    """Every piece of work counted as one operation of a second."""
+    for name in ("gtr_step", "flow_pass", "evaluation", "update"):
+        monkeypatch.setattr(plan, name, lambda *_: plan.Work([(0.0, 1.0, False)]))
+    ours = plan.experiment(what, preset, method)
+    second = plan.GPU(1, 1, 1, 1)
+    gtr, flow, test = (3600 * stage.hours(second, plan.Assumed(1, 1, 0)) for stage in plan.stages(ours, 100, 7))
+    assert gtr == pytest.approx(2 * ours.gtr.epochs * -(-100 // ours.gtr.batchsize))
+    assert test == pytest.approx(7 * 5 * 100 * nfe / plan.AT_ONCE)
+    steps = ours.flow.num_epochs * -(-100 // ours.flow.batch_size)
+    loop = ours.loop
+    validations = -(-ours.flow.num_epochs // loop.validate_every) * loop.val_images * loop.val_samples * loop.val_steps
+    validations *= 2 if method == "cfm" else 1
+    assert flow == pytest.approx(steps * (passes + 1) + validations / plan.AT_ONCE)
+
+
+@pytest.mark.slow
+def test_the_plan_s_table_is_marked_estimated_beside_what_the_authors_measured(capsys):
+    plan.main(["--what", "LIDC_demo"])
+    found = [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
+    assert [row["stage"] for row in found[:3]] == ["GTR", "flow", "test, 4 NFE"]
+    assert {name for name in found[0] if ", h" in name} == {f"{name}, h (estimated)" for name in plan.GPUS}
+    last = found[-1]
+    assert last["authors, s (measured, precision unknown)"] == 113
+    assert 0 < last["bfloat16, s (estimated)"] < last["TF32, s (estimated)"] <= last["float32, s (estimated)"] < 113
+
+
+@pytest.mark.slow
+def test_the_check_of_a_gpu_runs_on_a_cpu_at_tiny_size(monkeypatch, capsys):
+    monkeypatch.setattr(gpu, "WAYS", [way for way in gpu.WAYS if not way.compile])
+    tiny = ["--device", "cpu", "--what", "LIDC_demo", "--samples", "2", "--repeats", "1"]
+    gpu.main(tiny)
+    found = [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
+    right, timed = ([row for row in found if name in row] for name in ("right", "way"))
+    assert {row["system"] for row in right} == {"gtr", *FLOWS, *BASELINES} and all(row["right"] for row in right)
+    assert len(timed) == 1 + 2 * len(gpu.WAYS) and all(row["s"] > 0 for row in timed)
+    monkeypatch.setattr(gpu, "correctness", lambda device: [{"system": "atfm", "loss": 1.0, "right": False}])
+    with pytest.raises(SystemExit, match="cpu: atfm differ from the CPU by more than"):
+        gpu.main([*tiny, "--minutes", "0"])
+    found = [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
+    assert {row["s"] for row in found if "way" in row} == {"not run: no time left"}
+
+
+def test_each_card_of_the_plan_is_known_by_its_name(monkeypatch):
+    names = {"NVIDIA GeForce RTX 3090": "RTX 3090", "NVIDIA A100-SXM4-80GB": "A100 80 GB",
+             "NVIDIA H100 80GB HBM3": "H100 SXM", "NVIDIA H200": "H200", "Tesla T4": None}
+    work = plan.Work([(1e15, 1e9, True)])
+    for name, known in names.items():
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda device, name=name: name)
+        expected = known and 2 * work.seconds(plan.GPUS[known], plan.Assumed())
+        assert gpu.estimate(work, 2, torch.device("cuda")) == expected
 
 
 def test_training_lists_differ_only_in_whose_slices_they_hold():
