@@ -63,8 +63,8 @@ def setting(default: Any, why: str, choices: tuple[str, ...] = (), flags: tuple[
     """A dataclass field that is also a flag: its default, the reason for it, and the values it may take.
 
     flags: how it is spelt on the command line, if not as the field. within: the interval of a number; a round
-    bracket leaves the end out. path: a leading ~ is the home folder. size: of an experiment, such as its number
-    of epochs; another value is still the same method, see `models.flags`."""
+    bracket leaves the end out. path: a leading ~ is the home folder. size: of an experiment, such as its
+    number of epochs; another value is still the same method, see `models.flags`."""
     return field(default=default, metadata={"why": why, "choices": choices, "flags": flags, "within": within,
                                             "path": path, "size": size})
 
@@ -100,8 +100,8 @@ class RunConfig(Config):
     """What all scripts share."""
 
     output_path: str | None = setting(None, "folder of this experiment (default: runs/<what>)", path=True)
-    preset: str = setting("paper", "paper; released: what the authors' code does; best: ours, what did better on "
-                                   "real images at small size, see docs/results.md", PRESETS)
+    preset: str = setting("paper", "paper; released: what the authors' code does; best: ours, what did "
+                                   "better on real images at small size, see docs/results.md", PRESETS)
     trained_as: str = "custom"  # the preset that a training step's settings are those of, see `models.flags`
     seed: int = setting(0, "seed of initialization and of every step's randomness", within="[0, 4294967295]")
     device: str = setting("auto", "auto, cpu, cuda, cuda:1, ...; auto takes CUDA when there is one")
@@ -180,9 +180,9 @@ class GTRConfig(OptimizerConfig):
     pool: str = setting("max", "paper: max; released: avg", ("max", "avg"))
     up: str = setting("transposed", "paper: transposed convolution; released: bilinear",
                       ("transposed", "bilinear"))
-    loss: str = setting("nll", "nll: Monte Carlo likelihood (Eq. 5); energy: Eq. 5 first, then the energy score "
-                               "of GTR's samples under 1 - IoU, see models/energy.py", ("nll", "energy"))
-    nll_first: float = setting(0.3, "share of the steps that Eq. 5 begins with before --loss energy takes over",
+    loss: str = setting("nll", "nll: Monte Carlo likelihood (Eq. 5); energy: Eq. 5 first, then the energy "
+                               "score of GTR's samples under 1 - IoU, see models/energy.py", ("nll", "energy"))
+    nll_first: float = setting(0.3, "fraction of the steps with Eq. 5 before --loss energy takes over",
                                within="[0, 1]")
     nll_weight: float = setting(0.0, "weight of Eq. 5 per pixel beside the energy score", within="[0, inf)")
     temperature: float = setting(1.0, "of samples: deviations from the mean are multiplied by it (Eq. 3: 1)",
@@ -222,7 +222,7 @@ class Objective(Config):
 
 
 def stage_folder(stage: str, preset: str, alpha: float | None = None) -> str:
-    """Name of the folder of a step, GTR or a method; presets share none. alpha: its own, if it is one of several."""
+    """Name of the folder of a step, GTR or a method; presets share none. alpha: of one of several flows."""
     name = stage if preset == "paper" else f"{stage}-{preset}"
     return name if alpha is None else f"{name}_alpha_{alpha:g}"
 
@@ -232,7 +232,8 @@ class FlowConfig(Objective, OptimizerConfig):
     """Step 2: training the flow, whose velocity is ST-Net, from the frozen GTR, Algorithm 1."""
 
     method: str = setting("atfm", "the system to train; it sets other settings", tuple(METHODS))
-    gtr: str | None = setting(None, "run folder or checkpoint of step 1 (default: <output_path>/GTR)", path=True)
+    gtr: str | None = setting(None, "run folder or checkpoint of step 1 (default: <output_path>/GTR)",
+                              path=True)
     num_epochs: int = setting(200, "passes over the training images (paper, LIDC: 200; ISIC3: 120)",
                               within="[1, inf)", size=True)
     batch_size: int = setting(6, "images per step, each with all its annotators (paper, LIDC: 6; ISIC3: 1)",
@@ -240,8 +241,10 @@ class FlowConfig(Objective, OptimizerConfig):
     alphas: tuple[float, ...] = setting((), "train one flow per alpha, each into its own folder",
                                         within="[0, inf)", size=True)
     network: str = setting("st-net", "network of the flow, see models/st_net.py")
-    dim: int = setting(128, "width of ST-Net (LIDC: 128; released ISIC3 script: 256)", within="[1, inf)", size=True)
-    dim_mults: tuple[int, ...] = setting((1, 2, 4), "width multipliers per level (App. 6)", within="[1, inf)", size=True)
+    dim: int = setting(128, "width of ST-Net (LIDC: 128; released ISIC3 script: 256)", within="[1, inf)",
+                       size=True)
+    dim_mults: tuple[int, ...] = setting((1, 2, 4), "width multipliers per level (App. 6)",
+                                         within="[1, inf)", size=True)
     weight_standardization: str = setting(
         "standard",
         "standard: divide by the standard deviation (arXiv 1903.10520); released: multiply by it; none",
@@ -258,7 +261,8 @@ class FlowConfig(Objective, OptimizerConfig):
     amp: str = setting("auto", AMP + "; a run that goes on stays as it began", AMP_CHOICES, size=True)
     channels_last: bool = setting(False, "train ST-Net in the layout that CUDA's convolutions are fastest "
                                          "in; with --compile only", size=True)
-    compile: bool = setting(False, "torch.compile ST-Net: minutes at the start, faster from then on", size=True)
+    compile: bool = setting(False, "torch.compile ST-Net: minutes at the start, faster from then on",
+                            size=True)
 
     def folder(self, preset: str) -> str:
         """Name of the folder that this flow is trained into, with its alpha if it is one of several."""
@@ -290,8 +294,10 @@ class LoopConfig(Config):
 class EvaluationConfig(Config):
     """Testing: sampling and scoring held-out images with the models of both steps."""
 
-    gtr: str | None = setting(None, "run folder or checkpoint of step 1 (default: <output_path>/GTR)", path=True)
-    prior: str | None = setting(None, "run folder or checkpoint of step 2 (default: <output_path>/<method>)", path=True)
+    gtr: str | None = setting(None, "run folder or checkpoint of step 1 (default: <output_path>/GTR)",
+                              path=True)
+    prior: str | None = setting(None, "run folder or checkpoint of step 2 (default: <output_path>/<method>)",
+                                path=True)
     methods: tuple[str, ...] = setting(("act-gtr", "atfm"), "systems; act-gtr: GTR's samples, no flow; "
                                        "-emptied: a control, see metrics/controls.py; others: docs/results.md; "
                                        "with -best or -released at the end: trained under that preset",
@@ -316,7 +322,8 @@ class EvaluationConfig(Config):
     report_images: int = setting(100, "images to look through in report.html, evenly spaced over the last "
                                       "system's GED; on each the first seed's samples are drawn again",
                                  within="[0, inf)")
-    images: tuple[str, ...] = setting((), "draw samples for these image files of yours instead of testing", path=True)
+    images: tuple[str, ...] = setting((), "draw samples for these image files of yours instead of testing",
+                                      path=True)
     allow_overlap: bool = setting(False, "test even if test images were trained on (as in split released)")
 
     def __post_init__(self) -> None:
@@ -407,7 +414,8 @@ def best(ours: Experiment) -> Experiment:
     a falling learning rate. The flow: one expert per step and as many more steps as there are experts, at the
     same cost; weights not standardized; slower embedding of time; few solver steps."""
     gtr = replace(ours.gtr, loss="energy", mc_samples=16, ema=0.99, schedule="cosine", temperature=0.8)
-    flow = replace(ours.flow, steps=2, schedule="cosine", clip=1.0, weight_standardization="none", time_scale=10.0)
+    flow = replace(ours.flow, steps=2, schedule="cosine", clip=1.0, weight_standardization="none",
+                   time_scale=10.0)
     if flow.experts == "all":
         flow = replace(flow, experts="one", num_epochs=flow.num_epochs * ours.metadata.annotators, ema=0.999)
     return replace(ours, metadata=replace(ours.metadata, dihedral=True), gtr=gtr, flow=flow)
@@ -418,41 +426,10 @@ def came_split(folds: set[str]) -> bool:
     return {"train", "test"} <= folds <= {"train", "val", "test"}
 
 
-def prepared(metadata: Metadata, output_path: str) -> Experiment:
-    """The settings for a file of `data.prepare`.
-
-    Up to 128 x 128 pixels they are LIDC's, above ISIC3's, but without augmentation and at LIDC's width of
-    ST-Net."""
-    like = EXPERIMENTS["LIDC" if metadata.size <= 128 else "isic3_style_concat"]
-    return replace(like, metadata=metadata, flow=replace(like.flow, dim=128), run=RunConfig(output_path=output_path))
-
-
-def experiment(what: str | Experiment, preset: str = "paper", method: str | None = None) -> Experiment:
-    """The settings of a data set under a preset; its path is from the environment or PATHS.
-
-    what: a name in EXPERIMENTS, or settings under the preset `paper`; for files see `models.flags.experiment`.
-    method: one of METHODS, whose changes come last; a baseline has its paper's settings at full size, and the
-    sizes of the flow in what is `small`. Act. GTR and its control change nothing.
-    Raises ValueError for another name, or a preset that is not in PRESETS."""
-    if isinstance(what, str):
-        if what not in EXPERIMENTS:
-            raise ValueError(f"--what {what}: unknown dataset; expected one of {', '.join(EXPERIMENTS)}, or an "
-                             ".h5 file of your own cases, by data.prepare")
-        path = os.environ.get(f"ATFM_{what.upper()}_PATH") or PATHS[what]
-        base = EXPERIMENTS[what]
-        base = replace(base, metadata=replace(base.metadata, data_path=os.path.expanduser(path)),
-                       run=replace(base.run, output_path=f"runs/{what}"))
-    else:
-        base = what
-    if preset not in PRESETS:
-        raise ValueError(f"--preset {preset}: unknown; expected one of {', '.join(PRESETS)}")
-    chosen = {"paper": lambda ours: ours, "released": released, "best": best}[preset](base)
-    chosen = replace(chosen, run=replace(chosen.run, preset=preset))
-    if method in BASELINES:  # which have nothing of ATFM's flow but its sizes in what is `small`
-        recipe = ({name: getattr(base.flow, name) for name in ("batch_size", "lr", "ema", "dim")}
-                  | {"experts": BASELINES[method].get("experts", "all")} if base.small else BASELINES[method])
-        return replace(chosen, flow=FlowConfig(method=method, num_epochs=base.flow.num_epochs, **recipe))
-    if method not in FLOWS:
-        return chosen
-    changes = FLOWS[method] | chosen.methods.get(method, {})
-    return replace(chosen, flow=replace(chosen.flow, method=method, **changes))
+def dataset(what: str) -> Metadata:
+    """A data set of EXPERIMENTS, where the environment or PATHS say that it lies; ValueError for another name."""
+    if what not in EXPERIMENTS:
+        raise ValueError(f"--what {what}: unknown dataset; expected one of {', '.join(EXPERIMENTS)}, or an .h5 "
+                         "file of your own cases, by data.prepare")
+    path = os.environ.get(f"ATFM_{what.upper()}_PATH") or PATHS[what]
+    return replace(EXPERIMENTS[what].metadata, data_path=os.path.expanduser(path))

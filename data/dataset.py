@@ -13,7 +13,7 @@ from data import splits
 from data.convert import converted
 from data.readers import reader_called, reader_of
 from data.store import BLOCK, Store, is_hdf5, open_store
-from metadata_manager import Metadata, experiment
+from metadata_manager import Metadata, dataset
 
 
 def load(what: str | Metadata, split: str) -> "ExpertDataset":
@@ -21,7 +21,7 @@ def load(what: str | Metadata, split: str) -> "ExpertDataset":
 
     `train_prior` differs from `train` only under the released split. Converts the original on first use.
     Raises FileNotFoundError or ValueError naming the file or flag that is wrong."""
-    metadata = experiment(what).metadata if isinstance(what, str) else what
+    metadata = dataset(what) if isinstance(what, str) else what
     if split not in splits.SPLITS:
         raise ValueError(f"split {split!r}: unknown; expected one of {', '.join(splits.SPLITS)}")
     store = _store_of(metadata)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import fig
-from metadata_manager import EXPERIMENTS, FLOWS, PRESETS, Metadata, experiment, stage_folder
+from metadata_manager import EXPERIMENTS, FLOWS, PRESETS, Metadata, dataset, stage_folder
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -124,7 +124,7 @@ def load_run(flags: argparse.Namespace, n: int) -> "tuple[ATFM, Tensor, Tensor, 
     metadata = Metadata(**{field.name: trained[field.name] for field in fields(Metadata)
                            if field.name in trained})
     named = metadata.what in EXPERIMENTS  # else a file of the user's own
-    path_now = experiment(metadata.what).metadata.data_path if named else metadata.data_path
+    path_now = dataset(metadata.what).data_path if named else metadata.data_path
     metadata = replace(metadata, data_path=flags.data_path or path_now)
     gtr = partial(load_gtr, flags.run / stage_folder("GTR", flags.preset) / "best.pt", metadata)
     atfm = load_flow(path, flags.method, gtr, metadata).to(device)

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from fig.canvas import DPI, SMALL, WIDTH, colour, save
 from fig.curves import label
-from metadata_manager import EXPERIMENTS, experiment
+from metadata_manager import EXPERIMENTS
 from metrics.parts import THIRDS, correlation_text, parts_of, thirds
 from metrics.report import bootstrap_interval, matching_n
 
@@ -117,7 +117,7 @@ def _curves(report: Report, field: str, axis: str, varying: str, needs: str) -> 
     # Alphas are evenly spaced, so that 0 and powers of ten fit on one axis; the paper's is marked.
     places = {value: value if cost else i for i, value in enumerate(values)}
     what = report["metadata"]["what"]
-    paper = experiment(what, "paper").flow.alpha if not cost and what in EXPERIMENTS else None
+    paper = EXPERIMENTS[what].flow.alpha if not cost and what in EXPERIMENTS else None
     samples = report["sampling"]["samples"]
     scores = ((f"GED{max(samples)}", "lower"), (f"HM-IoU{matching_n(samples)}", "higher"))
     groups = report["groups"]

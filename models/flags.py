@@ -1,7 +1,7 @@
-"""Command-line flags: every setting of metadata_manager's dataclasses is one. Defaults < preset < method < flags.
+"""Command-line flags: every setting of metadata_manager's dataclasses is one.
 
-Kept on argparse after a trial of tyro, which makes flags of dataclasses as well: the defaults here depend on two
-of the flags (--preset, --method), which tyro takes as subcommands, and booleans are `--flag True`.
+Defaults < preset < method < flags. The defaults depend on three of the flags (--what, --preset, --method), which
+are therefore read first.
 """
 
 import argparse
@@ -15,9 +15,10 @@ from typing import Any
 
 import h5py
 
-import metadata_manager
 from metadata_manager import (
+    BASELINES,
     EXPERIMENTS,
+    FLOWS,
     PRESETS,
     Config,
     Experiment,
@@ -25,8 +26,10 @@ from metadata_manager import (
     GTRConfig,
     Metadata,
     RunConfig,
+    best,
     came_split,
-    prepared,
+    dataset,
+    released,
 )
 from models.flow import SOLVERS
 from models.gtr import BACKBONES
@@ -36,21 +39,41 @@ from models.st_net import NETWORKS
 # Settings whose choices are the entries of a table: who adds an entry has added the choice.
 TABLES: dict[str, Mapping[str, Any]] = {
     "source": SOURCES, "backbone": BACKBONES, "network": NETWORKS, "solver": SOLVERS}
-TITLES = {"RunConfig": "every script", "Metadata": "data", "GTRConfig": "step 1, GTR", "LoopConfig": "training loop",
-          "FlowConfig": "step 2, the flow", "EvaluationConfig": "test"}
+TITLES = {"RunConfig": "every script", "Metadata": "data", "GTRConfig": "step 1, GTR",
+          "LoopConfig": "training loop", "FlowConfig": "step 2, the flow", "EvaluationConfig": "test"}
 
 
 def experiment(what: str, preset: str = "paper", method: str | None = None) -> Experiment:
     """The settings of a data set under a preset and a method.
 
-    what: a name in EXPERIMENTS, or an .h5 or .hdf5 file of `data.prepare`. Raises ValueError, naming the flag,
-    for another name."""
-    is_file = what not in EXPERIMENTS and what.lower().endswith((".h5", ".hdf5"))
-    return metadata_manager.experiment(_from_file(Path(what).expanduser()) if is_file else what, preset, method)
+    what: a name in EXPERIMENTS, or an .h5 or .hdf5 file of `data.prepare`. method: one of METHODS, whose changes
+    come last; a baseline has its paper's settings at full size, and the sizes of the flow in what is `small`.
+    Act. GTR and its control change nothing. Raises ValueError, naming the flag, for another name."""
+    if what not in EXPERIMENTS and what.lower().endswith((".h5", ".hdf5")):
+        base = _from_file(Path(what).expanduser())
+    else:
+        metadata = dataset(what)
+        base = replace(EXPERIMENTS[what], metadata=metadata,
+                       run=replace(EXPERIMENTS[what].run, output_path=f"runs/{what}"))
+    if preset not in PRESETS:
+        raise ValueError(f"--preset {preset}: unknown; expected one of {', '.join(PRESETS)}")
+    chosen = {"paper": lambda ours: ours, "released": released, "best": best}[preset](base)
+    chosen = replace(chosen, run=replace(chosen.run, preset=preset))
+    if method in BASELINES:  # which have nothing of ATFM's flow but its sizes in what is `small`
+        recipe = ({name: getattr(base.flow, name) for name in ("batch_size", "lr", "ema", "dim")}
+                  | {"experts": BASELINES[method].get("experts", "all")} if base.small else BASELINES[method])
+        return replace(chosen, flow=FlowConfig(method=method, num_epochs=base.flow.num_epochs, **recipe))
+    if method not in FLOWS:
+        return chosen
+    changes = FLOWS[method] | chosen.methods.get(method, {})
+    return replace(chosen, flow=replace(chosen.flow, method=method, **changes))
 
 
 def _from_file(path: Path) -> Experiment:
-    """The settings for a file of `data.prepare`; raises ValueError, naming --what, for one that is not."""
+    """The settings for a file of `data.prepare`; raises ValueError, naming --what, for one that is not.
+
+    Up to 128 x 128 pixels they are LIDC's, above ISIC3's, but without augmentation and at LIDC's width of
+    ST-Net."""
     try:
         with h5py.File(path, "r", locking=False) as file:
             _, h, w, c = (*file["images"].shape, 1)[:4]
@@ -66,7 +89,9 @@ def _from_file(path: Path) -> Experiment:
     split = "file" if came_split(folds) else "group"
     metadata = Metadata(path.name, "cases", c, k, h, options.get("axis", "fewest"),
                         tuple(options.get("window", ())), str(path), grey=False, split=split)
-    return prepared(metadata, f"runs/{path.stem}")
+    like = EXPERIMENTS["LIDC" if h <= 128 else "isic3_style_concat"]
+    return replace(like, metadata=metadata, flow=replace(like.flow, dim=128),
+                   run=RunConfig(output_path=f"runs/{path.stem}"))
 
 
 def parse(argv: Sequence[str] | None, what: str, description: str, *kinds: type[Config]) -> list[Any]:
@@ -104,7 +129,8 @@ def parse(argv: Sequence[str] | None, what: str, description: str, *kinds: type[
         return configs
     data = next((config for config in configs if isinstance(config, Metadata)), base.metadata)
     label = preset_of(chosen.what, chosen.preset, chosen.method, data, trained)
-    return [replace(config, trained_as=label) if isinstance(config, RunConfig) else config for config in configs]
+    return [replace(config, trained_as=label) if isinstance(config, RunConfig) else config
+            for config in configs]
 
 
 def preset_of(what: str, asked: str, method: str | None, metadata: Metadata, trained: GTRConfig | FlowConfig
@@ -140,8 +166,8 @@ def _add_flag(group: argparse._ArgumentGroup, setting: Field, default: Any) -> N
                                else {})
     kind = _boolean if kind is bool else os.path.expanduser if setting.metadata["path"] else kind
     choices = setting.metadata["choices"] or tuple(TABLES.get(setting.name, ())) or None
-    group.add_argument(*(setting.metadata["flags"] or (f"--{setting.name}",)), dest=setting.name, default=default,
-                       type=kind, choices=choices, help=setting.metadata["why"].replace("%", "%%"),
+    names = setting.metadata["flags"] or (f"--{setting.name}",)
+    group.add_argument(*names, dest=setting.name, default=default, type=kind, choices=choices, help=setting.metadata["why"].replace("%", "%%"),
                        metavar=None if choices and len(choices) < 8 else _placeholder(kind), **several)
 
 

@@ -15,11 +15,11 @@ from metadata_manager import (
     GTRConfig,
     Metadata,
     RunConfig,
-    experiment,
 )
 from models import checkpoint
 from models.atfm import ATFM
 from models.baselines import CLASSES, Baseline
+from models.flags import experiment
 from models.gtr import GTR, TrainedOn
 from models.released import released_flow, released_gtr
 from models.sources import SOURCES

@@ -10,10 +10,11 @@ import pytest
 import torch
 from torch import nn
 
-from metadata_manager import FLOWS, PRESETS, Objective, experiment
-from models import ATFM, GTR, STNet, flow
+from metadata_manager import FLOWS, PRESETS, Objective
+from models import ATFM, GTR, STNet
 from models.atfm import STATES_ON_CPU, grey
 from models.chunks import Chunks
+from models.flags import experiment
 
 SIZE = 8
 NO_MEMORY_FOR_CUBLAS = RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")

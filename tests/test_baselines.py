@@ -5,8 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from metadata_manager import BASELINES, EXPERIMENTS, EvaluationConfig, FlowConfig, experiment
+from metadata_manager import BASELINES, EXPERIMENTS, EvaluationConfig, FlowConfig
 from models.baselines import CLASSES, baseline
+from models.flags import experiment
 from models.systems import check_flags, ways_to_sample
 
 SMALL = FlowConfig(dim=4, dim_mults=(1,))

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from metadata_manager import BASELINES, FLOWS, experiment
+from metadata_manager import BASELINES, FLOWS
 from models import ATFM, STNet
+from models.flags import experiment
 from models.st_net import Attention
 from tests.benchmarks import (
     benchmark_memory,

@@ -17,8 +17,9 @@ from data import ExpertDataset, Loader, Writer, augment, augmentations, dihedral
 from data.convert import Reader
 from data.readers import READERS
 from data.store import open_store
-from metadata_manager import Metadata, Objective, experiment
+from metadata_manager import Metadata, Objective
 from models import ATFM, STNet
+from models.flags import experiment
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 RANDOM = np.random.RandomState(0)

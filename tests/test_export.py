@@ -6,7 +6,7 @@ import pytest
 
 import data
 from data.export import main
-from metadata_manager import experiment
+from models.flags import experiment
 
 
 def test_the_lists_are_those_of_the_runs_and_share_no_patient(tmp_path, capsys):

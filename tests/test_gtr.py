@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from metadata_manager import experiment
 from models import GTR, LowRankGaussian, monte_carlo_nll
+from models.flags import experiment
 from tests.oracle import golden
 
 

@@ -11,9 +11,10 @@ import pytest
 import torch
 
 import train_prior_LIDC
-from metadata_manager import EvaluationConfig, Objective, RunConfig, experiment
+from metadata_manager import EvaluationConfig, Objective, RunConfig
 from models import ATFM, STNet, checkpoint, load_flow, load_gtr, load_systems
 from models.atfm import STATES_ON_CPU
+from models.flags import experiment
 from models.gtr import TrainedOn
 from models.loading import refuse_overlap
 from tests import tiny

@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from data import Loader, augmentations, load
-from metadata_manager import BASELINES, FLOWS, FlowConfig, GTRConfig, LoopConfig, Metadata, experiment
+from metadata_manager import BASELINES, FLOWS, FlowConfig, GTRConfig, LoopConfig, Metadata
 from metrics import evaluate
 from models import ATFM, GTR, STNet, Validation, baseline, energy_score, monte_carlo_nll, train_loop
+from models.flags import experiment
 from models.flow import SOLVERS, one_expert
 from models.processes import Processes
 from models.st_net import SplitNorm

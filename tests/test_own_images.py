@@ -19,9 +19,9 @@ from data.images import fitted, read_image
 from data.volumes import unit_range
 from fig import draw_own_images, own_images, pictures
 from fig.own_images import claimed_folder
-from metadata_manager import experiment
 from metrics import image_seed
 from models import load_flow, load_gtr
+from models.flags import experiment
 from models.gtr import TrainedOn
 from models.processes import Processes
 

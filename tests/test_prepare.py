@@ -17,8 +17,8 @@ import train_prior_LIDC
 from data import prepare
 from data.dataset import ExpertDataset
 from data.store import open_store
-from models.flags import experiment
 from metrics import score
+from models.flags import experiment
 from tests import tiny
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"

@@ -11,9 +11,9 @@ import torch
 
 import data
 import test_prior_LIDC
-from metadata_manager import experiment
 from metrics import Record, evaluate
 from models import GTR, STNet, checkpoint, describe
+from models.flags import experiment
 from tests import tiny
 from tests.test_evaluation import dataset, noisy
 from tests.tiny import where

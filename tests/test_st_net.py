@@ -7,8 +7,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from metadata_manager import FlowConfig, experiment
+from metadata_manager import FlowConfig
 from models import STNet
+from models.flags import experiment
 from models.st_net import Norm, ResidualBlock, StandardizedConv2d, standardize, time_embedding
 
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from metadata_manager import FlowConfig, OptimizerConfig
-from models.gtr import TrainedOn
 from models.chunks import STATES_ON_CPU, Chunks
+from models.gtr import TrainedOn
 
 STATES_ON_GPU = 16  # estimated, not measured: about 10 GiB for 256x256 pixels at dim 256
 # What all take of a FlowConfig; none heeds `gtr`, but so a loop over methods may pass --gtr to them all.

@@ -25,8 +25,8 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from metadata_manager import experiment
 from models import ATFM, GTR, STNet
+from models.flags import experiment
 from models.st_net import Recomputable
 from tests.benchmarks import straightforward
 from tests.benchmarks.measure import machine, medians, report

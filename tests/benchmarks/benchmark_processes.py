@@ -20,8 +20,9 @@ from torch import Tensor
 
 import data
 from data import Loader
-from metadata_manager import Objective, RunConfig, experiment
+from metadata_manager import Objective, RunConfig
 from models import ATFM, GTR, STNet, processes
+from models.flags import experiment
 from models.processes import BUCKET, Processes, join, seed_step
 from tests.benchmarks.measure import machine, report
 

@@ -20,9 +20,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import data
-from metadata_manager import experiment
 from metrics import evaluate, ged
 from models import ATFM, GTR, STNet, checkpoint, load_flow, load_gtr
+from models.flags import experiment
 from models.flow import NFE_PER_STEP
 from tests.benchmarks import straightforward
 from tests.benchmarks.measure import exponent, flops, machine, matmul_peak, medians, report

@@ -25,8 +25,9 @@ from torch import Tensor, nn
 
 import data
 from data import Loader
-from metadata_manager import Experiment, LoopConfig, Objective, OptimizerConfig, experiment
+from metadata_manager import Experiment, LoopConfig, Objective, OptimizerConfig
 from models import ATFM, GTR, STNet, Validation, monte_carlo_nll, train_loop
+from models.flags import experiment
 from models.flow import one_expert
 from models.processes import Processes, seed_step
 from tests.benchmarks import straightforward

@@ -15,11 +15,11 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from data import load
-from metadata_manager import experiment
 from metrics import Overlaps, ged, hm_iou
 from metrics.evaluation import draw
-from models import checkpoint, load_gtr
 from metrics.program import one_line_errors
+from models import checkpoint, load_gtr
+from models.flags import experiment
 from tests.benchmarks.measure import report
 
 

@@ -32,11 +32,12 @@ import torch
 import train_GTR
 import train_prior_LIDC
 from data import load
-from metadata_manager import EvaluationConfig, Metadata, RunConfig, experiment
+from metadata_manager import EvaluationConfig, Metadata, RunConfig
 from metrics import bootstrap_interval, control, evaluate, two_level_interval, write_text
 from metrics.floor import floor
-from models import load_systems
 from metrics.program import one_line_errors
+from models import load_systems
+from models.flags import experiment
 from tests.benchmarks import measure
 
 RESULTS = Path(__file__).parent / "results"
