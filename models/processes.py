@@ -28,7 +28,7 @@ INITIALIZATION = -1  # the step before the first, see `seed_step`
 # What CUDA and its libraries say without memory where torch raises no OutOfMemoryError: cuBLAS and cuDNN 8,
 # cuDNN 9, and CUDA itself.
 NO_GPU_MEMORY = re.compile(r"_STATUS_ALLOC_FAILED|DEVICE_ALLOCATION_FAILED|CUDA error: out of memory")
-# What torch.compile says where it cannot work: on a CPU; on CUDA without Triton, a C compiler, or a new enough card.
+# What torch.compile says where it cannot work: on a CPU; on CUDA, without Triton, C compiler or new enough card.
 CANNOT_COMPILE = re.compile(r"No working C\+\+ compiler|Cannot find a working triton|Failed to find C compiler"
                             r"|too old to be supported by the triton")
 # What lowers memory in step 2: the first alone changes what is trained.
