@@ -322,9 +322,11 @@ class EvaluationConfig(Config):
     def __post_init__(self) -> None:
         super().__post_init__()
         _ = self.part_of_images  # checked at once
-        if len(set(self.seeds)) < len(self.seeds):
-            raise ValueError(f"--seeds {' '.join(map(str, self.seeds))}: a seed comes twice, which would be the same "
-                             "samples; expected different ones")
+        for name in ("methods", "solver", "steps", "alphas", "samples", "seeds"):
+            values = getattr(self, name)
+            if len(set(values)) < len(values):
+                raise ValueError(f"--{name} {' '.join(map(str, values))}: a value comes twice, which would give "
+                                 "the same again; expected different ones")
 
     @property
     def part_of_images(self) -> tuple[int, int]:
@@ -385,7 +387,7 @@ EXPERIMENTS = {
 
 
 def released(ours: Experiment) -> Experiment:
-    """The authors' code as it runs, the preset `released`: see README, "Where the sources disagree"."""
+    """The authors' code as it runs, the preset `released`: see docs/deviations.md."""
     isic3 = ours.metadata.reader == "isic3"
     return replace(
         ours,
@@ -400,15 +402,15 @@ def released(ours: Experiment) -> Experiment:
 def best(ours: Experiment) -> Experiment:
     """Ours, what did best on validation patients at small size: docs/results.md.
 
-    GTR is trained by the energy score of its samples under 1 - IoU, of which GED is made, and its samples are a
-    little narrower than its Gaussian. In both steps: averages of weights, a falling learning rate. The flow: one
-    expert per step and as many more steps as there are experts, at the same cost; weights not standardized; slower
-    embedding of time; few solver steps."""
+    GTR is trained by the energy score of its samples under 1 - IoU, of which GED is made, and its samples are
+    a little narrower than its Gaussian. In both steps: training images flipped and turned, averages of weights,
+    a falling learning rate. The flow: one expert per step and as many more steps as there are experts, at the
+    same cost; weights not standardized; slower embedding of time; few solver steps."""
     gtr = replace(ours.gtr, loss="energy", mc_samples=16, ema=0.99, schedule="cosine", temperature=0.8)
     flow = replace(ours.flow, steps=2, schedule="cosine", clip=1.0, weight_standardization="none", time_scale=10.0)
     if flow.experts == "all":
         flow = replace(flow, experts="one", num_epochs=flow.num_epochs * ours.metadata.annotators, ema=0.999)
-    return replace(ours, gtr=gtr, flow=flow)
+    return replace(ours, metadata=replace(ours.metadata, dihedral=True), gtr=gtr, flow=flow)
 
 
 def came_split(folds: set[str]) -> bool:
@@ -450,5 +452,7 @@ def experiment(what: str | Experiment, preset: str = "paper", method: str | None
         recipe = ({name: getattr(base.flow, name) for name in ("batch_size", "lr", "ema", "dim")}
                   | {"experts": BASELINES[method].get("experts", "all")} if base.small else BASELINES[method])
         return replace(chosen, flow=FlowConfig(method=method, num_epochs=base.flow.num_epochs, **recipe))
-    changes = FLOWS.get(method or "", {}) | chosen.methods.get(method or "", {})
-    return replace(chosen, flow=replace(chosen.flow, **changes))
+    if method not in FLOWS:
+        return chosen
+    changes = FLOWS[method] | chosen.methods.get(method, {})
+    return replace(chosen, flow=replace(chosen.flow, method=method, **changes))

@@ -14,10 +14,11 @@ import fig
 import metrics
 from data import load
 from metadata_manager import EvaluationConfig, Metadata, RunConfig
+from metrics.program import one_line_errors
 from models import load_systems
 from models.checkpoint import versions
 from models.flags import parse
-from models.processes import join, leave, one_line_errors, stop_signals
+from models.processes import join, leave, stop_signals
 
 CONTROL_IMAGES = 200
 MEMORY = "--batch_size 1 (the flow's, in proportion), fewer --samples (what is scored, in proportion)"
@@ -49,33 +50,24 @@ def main(argv: Sequence[str] | None = None) -> None:
 
         # Scores of each on every test image (App. 7), by each process of every m-th. They are appended to a
         # file as they come, so that a test that was stopped goes on.
-        folder = processes.in_turn(
-            lambda: metrics.free_folder(output / "test", metadata=metadata, sampling=config))
-        part, parts = config.part_of_images
-        record = metrics.Record(folder, f"{part + 1}of{parts}.{processes.rank}")
-        mine = range(processes.rank + part * processes.count, len(test), processes.count * parts)
-        rows = []
+        folder = processes.in_turn(lambda: metrics.free_folder(
+            output / "test", metadata=metadata, sampling=config, test_images=metrics.identity_of(test),
+            weights={f"weights of {system.label}": system.weights for system in systems},
+            device=device.type, tf32=run.tf32))
         with stop_signals() as signals:
             stop = partial(leave, signals, f": the same command goes on from what is in {folder}")
-            for system in systems:
-                known = record.of(system.label, system.weights, test.fingerprint, device.type, system.precision)
-                found = metrics.evaluate(system.sample, test, config.samples, config.seeds, device, mine,
-                                         title=system.label if processes.first else None, memory=known,
-                                         after_each=stop)
-                seconds = sum(processes.gather(known.seconds(found.ids)))
-                rows.append(metrics.Row(system, metrics.interleaved(processes.gather(found)), seconds,
-                                        max(config.samples)))
+            rows = metrics.evaluate_systems(systems, test, config, folder, processes, stop)
 
     if not processes.first:
         return
-    if parts > 1:
+    if config.part != "1/1":
         return print(f"{folder}: part {config.part} is done; after all parts, run this without --part")
     # Report: ours beside the paper's rows, and each system's difference from atfm, over patients.
-    table = metrics.report_tables(metadata.what, rows, test.patients, config.samples)
+    table = metrics.report_tables(metadata, rows, test.patients, config.samples)
     report = metrics.results(rows, test.patients, test.fingerprint, versions(), device,
                              run=run, metadata=metadata, sampling=config)
     print(table + metrics.cost_table(metadata.what, rows))  # seconds differ from run to run: not in a file
-    metrics.write_text(folder / "table.md", table)
+    metrics.write_text(folder / "table.md", table + metrics.training_section(report))
     metrics.write_text(folder / "results.json", report)
     drawn = {one.label: fig.draw_samples(one.sample, test, folder, one.label, config.seeds[0], device)
              for one in systems}

@@ -16,10 +16,11 @@ import fig
 from data import Loader, augmentations, load
 from metadata_manager import GTRConfig, LoopConfig, Metadata, RunConfig, stage_folder
 from metrics import evaluate
+from metrics.program import one_line_errors
 from models import GTR, Validation, describe, energy_score, monte_carlo_nll, train_loop
 from models.flags import parse
 from models.flow import one_expert
-from models.processes import INITIALIZATION, join, one_line_errors, seed_step
+from models.processes import INITIALIZATION, join, seed_step
 
 MEMORY = "a smaller --batchsize (in proportion), fewer --mc_samples"
 

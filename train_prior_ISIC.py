@@ -15,6 +15,7 @@ import fig
 from data import Loader, augmentations, load
 from metadata_manager import BASELINES, FlowConfig, LoopConfig, Metadata, RunConfig, stage_folder
 from metrics import evaluate
+from metrics.program import one_line_errors
 from models import (
     ATFM,
     GTR,
@@ -28,7 +29,7 @@ from models import (
     train_loop,
 )
 from models.flags import parse
-from models.processes import FLOW_MEMORY, INITIALIZATION, Processes, join, one_line_errors, seed_step
+from models.processes import FLOW_MEMORY, INITIALIZATION, Processes, join, seed_step
 
 
 def main(argv: Sequence[str] | None = None) -> None:

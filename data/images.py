@@ -39,6 +39,8 @@ def decoded(path: Path, formats: tuple[str, ...], modes: tuple[str, ...]) -> Ima
                 return ImageOps.exif_transpose(file)
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise ValueError(f"{path}: too large to be decoded safely ({error}); make it smaller") from error
+    except (MemoryError, PermissionError):
+        raise
     except Exception as error:  # Pillow's decoders raise anything on damaged files, OSError to SyntaxError
         raise ValueError(f"{path}: not an image that can be read ({error}); expected one image of mode "
                          f"{', '.join(modes)} as {', '.join(formats)}; convert or restore it") from error

@@ -3,36 +3,48 @@
 Three annotators outlined each lesion in one of three styles: f, m or p = 0, 1, 2.
 """
 
-import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
-from data.convert import files_in
+from data.convert import Reader, files_in
 from data.images import decoded
-from data.store import Writer
+from data.splits import released_isic
+from data.store import Store, normal
+from data.writer import Writer
 
 ANNOTATORS = 3
 STYLES = ("f", "m", "p")
+FOLDERS = ("Images", "Segmentations")
+
+
+def is_isic3(folder: Path) -> bool:
+    """Whether a folder has the two folders of ISIC3."""
+    return all((folder / name).is_dir() for name in FOLDERS)
 
 
 def files_of(original: Path) -> list[Path]:
-    """All images, then all masks of the folder, by name.
+    """All images, then all masks of the folder, by name; prints how many files there are no masks.
 
     Raises ValueError if a sub-folder is missing or there are no images."""
-    for name in ("Images", "Segmentations"):
+    for name in FOLDERS:
         if not (original / name).is_dir():
             raise ValueError(f"{original}: no folder {name}; expected Images and Segmentations in it")
     images = files_in(original / "Images")
     if not images:
         raise ValueError(f"{original / 'Images'}: no files; expected RGB images named <image id>.png or .jpg")
-    return images + files_in(original / "Segmentations", ".png")
+    masks = files_in(original / "Segmentations", ".png")
+    others = sorted(set(files_in(original / "Segmentations")) - set(masks))
+    if others:
+        print(f"warning: {len(others)} files are passed over, as masks are .png, such as {others[0]}; if "
+              "they are masks, convert them", flush=True)
+    return images + masks
 
 
 def convert(files: Sequence[Path], writer: Writer) -> None:
-    """Append every image that has exactly 3 masks to a store, by image id; says how many were left out.
+    """Append every image that has exactly 3 masks to a store, by image id; prints how many are left out.
 
     Raises ValueError naming the file that is not an image, misnamed, of another size or not two-valued."""
     masks_of = _masks_by_image(files)
@@ -43,7 +55,7 @@ def convert(files: Sequence[Path], writer: Writer) -> None:
     if not complete:
         raise ValueError(f"{folder}: no image has {ANNOTATORS} masks; expected masks named "
                          "Segmentations/<image id>_*_<style>.png")
-    size = None
+    size = None  # of the first image, which the others must have: a batch needs one size
     for path, mask_paths in tqdm(complete.items(), desc=folder.name, unit="image", disable=None):
         image = _pixels(path, ("RGB",), size)
         size = image.shape[:2]
@@ -53,9 +65,10 @@ def convert(files: Sequence[Path], writer: Writer) -> None:
 
 
 def _masks_by_image(files: Sequence[Path]) -> dict[Path, list[Path]]:
-    """Masks of each image, both by name; masks of images that are absent belong to none."""
+    """Masks of each image, both by name; prints how many masks are of images that are absent."""
     images: dict[str, Path] = {}
     masks_of: dict[Path, list[Path]] = {}
+    without_image = []
     for path in files:  # images come first
         if path.parent.name == "Images":
             if _stem(path) in images:
@@ -67,14 +80,19 @@ def _masks_by_image(files: Sequence[Path]) -> dict[Path, list[Path]]:
             # Both the id and what follows it may contain "_": the longest id that is an image's.
             ids = ("_".join(parts[:end]) for end in range(len(parts) - 2, 0, -1))
             owner = next((images[name] for name in ids if name in images), None)
-            if owner is not None:
+            if owner is None:
+                without_image.append(path)
+            else:
                 masks_of[owner].append(path)
+    if without_image:
+        print(f"warning: {len(without_image)} masks are left out, whose image is not there, such as "
+              f"{without_image[0]}", flush=True)
     return masks_of
 
 
 def _stem(path: Path) -> str:
-    """A file's name without its suffix; macOS writes letters such as é as two characters, others as one."""
-    return unicodedata.normalize("NFC", path.stem)
+    """A file's name without its suffix, in one Unicode form."""
+    return normal(path.stem)
 
 
 def _style(path: Path) -> int:
@@ -102,3 +120,13 @@ def _pixels(path: Path, modes: tuple[str, ...], size: tuple[int, ...] | None) ->
         raise ValueError(f"{path}: {pixels.shape[0]} x {pixels.shape[1]} pixels, "
                          f"expected {size[0]} x {size[1]} like the first image")
     return pixels
+
+
+def released(store: Store) -> dict[str, np.ndarray]:
+    """The authors' split of ISIC3, by style. Raises ValueError for a store without."""
+    if store.style is None:
+        raise ValueError("has no style; --split released needs it, use --split group")
+    return released_isic(store.style)
+
+
+READER = Reader("ISIC3 folder", is_isic3, files_of, convert, released)

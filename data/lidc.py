@@ -11,21 +11,28 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from data.convert import files_in
+from data.convert import Reader, files_in
 from data.safe_pickle import PickledArray, describe, read_pickle
-from data.store import Writer
+from data.store import is_hdf5, normal
+from data.writer import Writer
 
 ANNOTATORS = 4
 NAME_LENGTH = 1000
+SUFFIXES = (".pickle", ".pkl", ".pck", ".p")
+
+
+def is_lidc(path: Path) -> bool:
+    """Whether a folder has pickles; or a file is to be read as one, which says so if it is none."""
+    return not is_hdf5(path) if path.is_file() else bool(files_in(path, *SUFFIXES))
 
 
 def files_of(original: Path) -> list[Path]:
     """The pickles of a folder by name, or the one given. Raises ValueError if there is none."""
-    found = [original] if original.is_file() else files_in(original, ".pickle", ".pkl", ".pck", ".p")
-    if not found:
+    files = [original] if original.is_file() else files_in(original, *SUFFIXES)
+    if not files:
         raise ValueError(f"{original}: no .pickle or .pkl file in this folder; expected the LIDC pickles "
                          "(for an .h5 file give the path of the file itself)")
-    return found
+    return files
 
 
 def convert(files: Sequence[Path], writer: Writer) -> None:
@@ -42,20 +49,24 @@ def convert(files: Sequence[Path], writer: Writer) -> None:
         for key, entry in tqdm(slices.items(), desc=file.name, unit="slice", disable=None):
             where = f"{file}, key {key[:80]!r}"
             _check_name(key, "key", where)
-            if key in file_of_key:
-                raise ValueError(f"{where}: also in {file_of_key[key]}; expected every key once")
-            file_of_key[key] = file
+            if normal(key) in file_of_key:
+                raise ValueError(f"{where}: also in {file_of_key[normal(key)]}; expected every key once")
+            file_of_key[normal(key)] = file
             image, masks, series = _checked(entry, where)
             if image.shape != (shape := shape or image.shape):
                 raise ValueError(f"{where}: image of shape {image.shape}, expected {shape} like the first")
             bytes_left -= image.nbytes
             if bytes_left < 0:  # else a small file could fill the disk by naming one image again and again
                 raise ValueError(f"{where}: more image data than bytes in the file; is it forged?")
-            named = _named_in(key)
+            fields = _fields_of(key)
             # A patient may have two series: the patient is the group if keys name it. No series is divided.
-            patient = patient_of_series.setdefault(series, named.pop("patient", series))
+            patient = fields.pop("patient", series)
+            if patient_of_series.setdefault(series, patient) != patient:
+                raise ValueError(f"{where}: series {series} is of patient {patient_of_series[series]} by "
+                                 "another key; expected one patient for each series")
+            # 16 bits: half the size of float32, and finer than what a scanner tells apart.
             pixels = np.rint(image.astype(np.float64) * 65535).astype(np.uint16)
-            writer.append(pixels, masks, patient=patient, id=key, series=series, **named)
+            writer.append(pixels, masks, patient=patient, id=key, series=series, **fields)
 
 
 def _check_name(text: Any, name: str, where: str) -> None:
@@ -64,7 +75,7 @@ def _check_name(text: Any, name: str, where: str) -> None:
                          "characters")
 
 
-def _named_in(key: str) -> dict[str, Any]:
+def _fields_of(key: str) -> dict[str, Any]:
     """Patient, nodule and slice of a key like 'LIDC-IDRI-0643_nodule00_slice000'; nothing of any other."""
     match = re.fullmatch(r"(LIDC-IDRI-\d{4})_nodule(\d{1,9})_slice(\d{1,9})", key, re.ASCII)
     return {"patient": match[1], "nodule": int(match[2]), "slice": int(match[3])} if match else {}
@@ -73,8 +84,8 @@ def _named_in(key: str) -> dict[str, Any]:
 def _checked(entry: Any, where: str) -> tuple[np.ndarray, np.ndarray, str]:
     """Image (h, w), masks (4, h, w) and series of one slice, or ValueError beginning with `where`."""
     if not isinstance(entry, dict) or not {"image", "masks", "series_uid"} <= set(entry):
-        found = ", ".join(map(repr, entry)) if isinstance(entry, dict) else describe(entry)
-        raise ValueError(f"{where}: holds {found[:200]}; expected a dict with image, masks and series_uid")
+        content = ", ".join(map(repr, entry)) if isinstance(entry, dict) else describe(entry)
+        raise ValueError(f"{where}: holds {content[:150]}; expected a dict with image, masks and series_uid")
     image, masks, series = entry["image"], entry["masks"], entry["series_uid"]
     _check_name(series, "series_uid", where)
     if not isinstance(image, PickledArray) or image.values.ndim != 2 or image.values.size == 0:
@@ -91,3 +102,6 @@ def _checked(entry: Any, where: str) -> tuple[np.ndarray, np.ndarray, str]:
         if not np.isin(mask.values, (0, 1)).all():
             raise ValueError(f"{where}: mask {number} has values other than 0 and 1")
     return pixels, np.stack([mask.values for mask in masks]).astype(np.uint8), series
+
+
+READER = Reader("LIDC pickles", is_lidc, files_of, convert)

@@ -24,20 +24,21 @@ class Loader:
     every image once, in an order that depends on (seed, epoch) alone; its last batch may be smaller."""
 
     def __init__(self, dataset: ExpertDataset, batch_size: int, seed: int, device: torch.device | str = "cpu",
-                 augment: Sequence[Augment] = (), rank: int = 0, ranks: int = 1, apart: bool = True,
-                 with_style: bool = False):
-        """Of several processes, number `rank` of `ranks` gets its own part of each batch, see `_own`.
+                 augment: Sequence[Augment] = (), rank: int = 0, ranks: int = 1,
+                 per_annotator_loss: bool = True, with_style: bool = False):
+        """Of several processes, number `rank` of `ranks` gets a part of each batch, see `_part`.
 
-        apart: an annotator's loss does not depend on the other annotators' masks, so that these can be
-        divided. augment: changes (image, masks) -> (image, masks), one after the other, drawn from torch's
-        global generator, which the training loop seeds by step and rank. with_style: batches also have the
-        styles (b, k) int in which the experts drew.
+        per_annotator_loss: an annotator's loss does not depend on the other annotators' masks, so that these
+        can be divided. augment: changes (image, masks) -> (image, masks), one after the other, drawn from
+        torch's global generator, which the training loop seeds by step and rank. with_style: batches also
+        have the styles (b, k) int in which the experts drew.
         Raises ValueError for a batch size below 1, and for styles that the data lacks."""
         if batch_size < 1:
             raise ValueError(f"batch size {batch_size}: expected at least 1")
         self.dataset = dataset.to(device)
         self.batch_size, self.seed, self.augment = batch_size, seed, augment
-        self.rank, self.ranks, self.apart, self.with_style = rank, ranks, apart, with_style
+        self.rank, self.ranks, self.per_annotator_loss = rank, ranks, per_annotator_loss
+        self.with_style = with_style
         if with_style and dataset.store.style is None:
             raise ValueError(f"{dataset.store.path}: has no style of the experts' masks, as ISIC3 has; train "
                              "a --method that needs none")
@@ -48,7 +49,7 @@ class Loader:
 
     def __call__(self, step: int) -> tuple[Tensor, ...]:
         """This process's images of the batch of global step 0, 1, ..., with its annotators' masks."""
-        images, annotators, _ = self._own(step)
+        images, annotators, _ = self._part(step)
         image, masks = self.dataset.batch(images)
         batch = image, masks[:, annotators]
         for change in self.augment:
@@ -66,23 +67,23 @@ class Loader:
             self._epoch, self._order = epoch, generator.permutation(len(self.dataset))
         return self._order[within * self.batch_size:(within + 1) * self.batch_size]
 
-    def share(self, step: int) -> float:
+    def weight(self, step: int) -> float:
         """The weight of this process's mean loss in that of the whole batch of a step, in (0, 1]."""
-        return self._own(step)[2]
+        return self._part(step)[2]
 
-    def _own(self, step: int) -> tuple[np.ndarray, slice, float]:
+    def _part(self, step: int) -> tuple[np.ndarray, slice, float]:
         """This process's images of the batch, which of their annotators, and the weight of their mean loss.
 
         Every ranks-th image. Where there are fewer images than processes, an image's n processes have every
-        n-th of its annotators; those that would have none, and all if not `apart`, repeat what others have,
-        with other draws, and share its weight. Three processes, one image, k = 2: annotators 0, 1, 0 with
-        weights 1/4, 1/2, 1/4.
+        n-th of its annotators; those that would have none, and all without a per-annotator loss, repeat what
+        others have, with other random numbers, and divide its weight. Three processes, one image, k = 2:
+        annotators 0, 1, 0 with weights 1/4, 1/2, 1/4.
 
         Why this is an unbiased estimate: the batch's loss is the mean of l_ij over its b k pairs of image and
         annotator. In expectation over all that is drawn, a process's mean over its pairs times its weight is
         its part of that mean, also if it takes one of its annotators at random; and expectations add up
-        however each process draws. It needs l_ij to be the same in every share: not so where it depends on
-        masks that a share lacks, as when draws of x_0 are assigned to all experts."""
+        however each process draws. It needs l_ij to be the same in every process: not so where it depends on
+        masks that a process lacks, as when samples of x_0 are assigned to all experts."""
         whole = self.indices(step)
         b = len(whole)
         if b >= self.ranks:
@@ -90,10 +91,10 @@ class Loader:
             return images, slice(None), len(images) / b
         part, image = divmod(self.rank, b)
         parts = len(range(image, self.ranks, b))  # processes of this image
-        k = self.dataset.store.annotators if self.apart else 1  # what can be divided
+        k = self.dataset.store.annotators if self.per_annotator_loss else 1  # what can be divided
         first = part % k
         pairs, repeats = len(range(first, k, parts)), len(range(first, parts, k))
-        annotators = slice(first, None, parts) if self.apart else slice(None)
+        annotators = slice(first, None, parts) if self.per_annotator_loss else slice(None)
         return whole[image:image + 1], annotators, pairs / (b * k * repeats)
 
     def size(self, step: int) -> int:

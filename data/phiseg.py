@@ -11,8 +11,12 @@ import h5py
 import numpy as np
 from tqdm import tqdm
 
+from data.convert import Reader
 from data.splits import FOLDS
-from data.store import BLOCK, LayoutError, Writer, reading, stored_dataset
+from data.store import BLOCK, LayoutError, reading, stored_dataset
+from data.writer import Writer
+
+EXPERTS = 64  # at most: labels that were never written take no space, so that any number could be claimed
 
 
 def is_phiseg(path: Path) -> bool:
@@ -52,10 +56,12 @@ def _append_fold(writer: Writer, group: h5py.Group, fold: str, shift: float, whe
 
 def _arrays(group: h5py.Group, where: str) -> tuple[h5py.Dataset, h5py.Dataset, np.ndarray]:
     """images (N, h, w), labels (N, h, w, k) and the series of each row (N,), their shapes checked."""
-    images, labels, uids = (stored_dataset(group, where, name) for name in ("images", "labels", "uids"))
-    if images.ndim != 3 or labels.shape[:-1] != images.shape or uids.shape != images.shape[:1]:
+    images, uids = (stored_dataset(group, where, name) for name in ("images", "uids"))
+    labels = stored_dataset(group, where, "labels", sparse=True)
+    if (images.ndim != 3 or labels.shape[:-1] != images.shape or uids.shape != images.shape[:1]
+            or labels.shape[-1] > EXPERTS):
         raise LayoutError(f"{where}: images {images.shape}, labels {labels.shape}, uids {uids.shape}; "
-                          "expected (N, h, w), (N, h, w, k) and (N,)")
+                          f"expected (N, h, w), (N, h, w, k) and (N,), k up to {EXPERTS}")
     is_text = h5py.check_string_dtype(uids.dtype) is not None
     return images, labels, uids.asstr()[...] if is_text else uids[...]
 
@@ -65,3 +71,6 @@ def _minimum(group: h5py.Group, where: str) -> float:
     images = _arrays(group, where)[0]
     starts = range(0, len(images), BLOCK)
     return min((float(images[start:start + BLOCK].min()) for start in starts), default=0.0)
+
+
+READER = Reader("file of PHiSeg", is_phiseg, convert=convert)

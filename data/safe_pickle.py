@@ -22,7 +22,7 @@ def read_pickle(path: Path) -> Any:
     try:
         with open(path, "rb") as file:
             return _Unpickler(_Bounded(file)).load()
-    except OSError:
+    except (OSError, MemoryError):
         raise
     except Exception as error:  # a hostile pickle can provoke any exception
         raise ValueError(f"{path}: not a pickle of arrays ({type(error).__name__}: {str(error)[:300]}); "

@@ -24,11 +24,11 @@ def by_patient(patient: np.ndarray, seed: int) -> dict[str, np.ndarray]:
     count = len(unique)
     if count < 3:
         raise ValueError(f"{count} patients (LIDC) or images (ISIC3): too few to split; expected at least 3, "
-                         "one each for training, validation and test. If an own file of cases has more, "
+                         "one each for training, validation and test. If your file of cases has more, "
                          "name them: python -m data.prepare ... --patients")
     test, val = max(1, round(0.20 * count)), max(1, round(0.16 * count))
     random = np.random.RandomState(seed)
-    order = random.permutation(count)
+    order = random.permutation(count)  # of patients, so that all images of one lie on one side
     parts = dict(zip(("test", "val", "train"), np.split(order, (test, test + val))))
     rows = {name: random.permutation(np.flatnonzero(np.isin(number, members)))
             for name, members in parts.items()}

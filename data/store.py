@@ -3,33 +3,34 @@
     images        (N, h, w) or (N, h, w, c), uint8 or uint16; value / 255 or / 65535 lies in [0, 1]
     masks_packed  (N, ceil(k h w / 8)) uint8; row i is np.packbits of its k expert masks (k, h, w)
     patient       (N,) int or str; the group that no split may divide
-    id            (N,) str; nodule, slice (N,) int; style (N, k) int: optional
+    id            (N,) str, no two alike; nodule, slice (N,) int; style (N, k) int: optional
     experts       (N,) int, optional: an image has its first so many masks; the others are stored as zeros and
                   never shown
     series        (N,) str, optional: of CT
     file          (N,) str, optional: what the image was read from; axis (N,) int that was cut across, -1 for
                   an image that is no volume; height, width (N,) int of the image before it was fitted
 
-What a user has in another format, an original, is turned into a store by `data.convert`.
+`data.writer` writes it. What a user has in another format, an original, is turned into one by `data.convert`.
 """
 
-import io
+import fcntl
+import unicodedata
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import h5py
 import numpy as np
 
-from metrics.files import whole_file
-
 FORMAT = 1  # raise it when the layout changes: stores of another number are refused
 FIELDS = ("patient", "id", "nodule", "slice", "style", "experts", "series", "file", "axis", "height", "width")
 TEXT = ("id", "series", "file")
+NAMES = ("patient", "id", "series")  # equal if they differ by Unicode form alone; `file` is as on disk
+SUFFIXES = (".h5", ".hdf5")
 CHANNELS = 16  # at most; more is taken for (N, c, h, w)
 BLOCK = 256  # rows read at once: bounds memory, and one request per block is fast
+BITS = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).sum(1)  # that are set in each byte
 DEFLATE_LIMIT = 1032  # gzip cannot shrink data further than this; more is a forged size
 
 
@@ -59,10 +60,17 @@ class Store:
         """How many masks each image has, (N,), where not all have k."""
         return self.fields.get("experts")
 
-    def marked(self) -> np.ndarray:
-        """Whether any expert marked anything on each image, (N,) bool. Raises ValueError as `read`."""
+    def areas(self) -> np.ndarray:
+        """Pixels that experts marked on each image, of all masks together, (N,) int. Errors as of `read`."""
+        areas = np.zeros(len(self), np.int64)
         with reading(self.path) as file:
-            return np.any(_read_rows(file["masks_packed"], np.arange(len(self))) > 0, axis=1)
+            for start in range(0, len(self), BLOCK):
+                areas[start:start + BLOCK] = BITS[file["masks_packed"][start:start + BLOCK]].sum(1)
+        return areas
+
+    def marked(self) -> np.ndarray:
+        """Whether any expert marked anything on each image, (N,) bool. Errors as of `read`."""
+        return self.areas() > 0
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -86,25 +94,47 @@ def _read_rows(dataset: h5py.Dataset, rows: np.ndarray) -> np.ndarray:
     return out
 
 
+def is_hdf5(path: Path) -> bool:
+    """Whether a file is HDF5, or is called so and for `reading` to judge."""
+    return path.is_file() and (path.suffix.lower() in SUFFIXES or h5py.is_hdf5(path))
+
+
 @contextmanager
 def reading(path: Path) -> Iterator[h5py.File]:
-    """An HDF5 file to read from; what h5py raises on a damaged one becomes a ValueError that names it.
+    """An HDF5 file to read from.
 
-    No lock is asked for: stores are replaced whole, and a writer holds its own lock past the renaming."""
+    No lock is asked for: stores are replaced whole, and a writer holds its own lock past the renaming.
+    Raises ValueError, naming the file, for what h5py cannot read: a damaged file, or one that is in use."""
     try:
         with h5py.File(path, "r", locking=False) as file:
             yield file
-    except LayoutError:
+    except (LayoutError, MemoryError):
         raise
     except Exception as error:  # h5py raises nearly any type
-        raise ValueError(f"{path}: not a readable HDF5 file ({error}); restore it") from error
+        reason = " ".join(str(error).split())[:200]
+        if _has_writer(path) or "open for write" in reason:
+            raise ValueError(f"{path}: in use by a program that has it open for writing ({reason}); close it "
+                             "there and run the same command again") from error
+        raise ValueError(f"{path}: not a readable HDF5 file ({reason}); restore it") from error
+
+
+def _has_writer(path: Path) -> bool:
+    """Whether a process holds the lock that HDF5 takes to write to a file."""
+    try:
+        with open(path, "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # it cannot be opened, or the file system knows no locks
+        return False
+    return False
 
 
 def open_store(path: Path | str) -> Store:
     """Open a file of the layout above and check it; reads no pixels.
 
     Raises FileNotFoundError, or ValueError naming the file, what was found and what was expected."""
-    path = Path(path)
+    path = Path(path).expanduser()
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; expected an HDF5 file with images and masks_packed")
     with reading(path) as file:
@@ -120,7 +150,7 @@ def open_store(path: Path | str) -> Store:
     if experts is not None and not (1 <= experts.min() and experts.max() <= annotators):
         raise LayoutError(f"{path}: experts from {experts.min()} to {experts.max()}, expected 1 to "
                           f"{annotators}")
-    return Store(path, shape, annotators, fields["patient"], _names(fields), fields, digest)
+    return Store(path, shape, annotators, fields["patient"], _row_names(fields, path), fields, digest)
 
 
 def _sizes(images: h5py.Dataset, masks: h5py.Dataset, path: Path) -> tuple[tuple[int, int, int, int], int]:
@@ -138,136 +168,66 @@ def _sizes(images: h5py.Dataset, masks: h5py.Dataset, path: Path) -> tuple[tuple
     return shape, annotators
 
 
-def stored_dataset(group: h5py.Group, path: Path | str, name: str) -> h5py.Dataset:
+def stored_dataset(group: h5py.Group, path: Path | str, name: str, sparse: bool = False) -> h5py.Dataset:
     """The dataset `name` of a file or group, stored in this very file.
 
-    Raises LayoutError, beginning with `path`, for links, data in other files and impossible sizes."""
+    sparse: parts that were never written are zeros, as of masks that are empty there; the caller bounds the
+    size, by that of the image. Raises LayoutError, beginning with `path`, for links, data in other files and,
+    unless sparse, sizes beyond what is stored."""
     link = group.get(name, getlink=True)
     if link is None:
         held = ", ".join(sorted(group)[:10]) or "nothing"
         raise LayoutError(f"{path}: holds {held}, expected a dataset '{name}'")
     if not isinstance(link, h5py.HardLink):
         raise LayoutError(f"{path}: '{name}' is a {type(link).__name__}, expected a dataset in this file")
-    found = group[name]
-    if not isinstance(found, h5py.Dataset):
-        raise LayoutError(f"{path}: '{name}' is a {type(found).__name__}, expected a dataset")
-    if found.external or found.is_virtual:
+    dataset = group[name]
+    if not isinstance(dataset, h5py.Dataset):
+        raise LayoutError(f"{path}: '{name}' is a {type(dataset).__name__}, expected a dataset")
+    if dataset.external or dataset.is_virtual:
         raise LayoutError(f"{path}: '{name}' keeps its data in other files; copy the data here")
-    stored = found.id.get_storage_size()
-    if found.nbytes > DEFLATE_LIMIT * stored:
-        raise LayoutError(f"{path}: '{name}' claims {found.nbytes} bytes and stores {stored}; "
+    stored = dataset.id.get_storage_size()
+    if dataset.nbytes > DEFLATE_LIMIT * stored and not sparse:
+        raise LayoutError(f"{path}: '{name}' claims {dataset.nbytes} bytes and stores {stored}; "
                           "incomplete or forged")
-    return found
+    return dataset
 
 
 def _field(file: h5py.File, path: Path, name: str, count: int, annotators: int) -> np.ndarray:
-    """A small per-row array: ints as they are, strings as an object array of str."""
-    found = stored_dataset(file, path, name)
-    is_text = h5py.check_string_dtype(found.dtype) is not None
-    if not (is_text and name in ("patient", *TEXT) or found.dtype.kind in "iu" and name not in TEXT):
+    """A small per-row array: ints as they are, strings as an object array of str, NAMES in one Unicode form.
+    """
+    dataset = stored_dataset(file, path, name)
+    is_text = h5py.check_string_dtype(dataset.dtype) is not None
+    if not (is_text and name in ("patient", *TEXT) or dataset.dtype.kind in "iu" and name not in TEXT):
         expected = "text" if name in TEXT else "integers"
-        raise LayoutError(f"{path}: {name} is {found.dtype}, expected {expected}")
+        raise LayoutError(f"{path}: {name} is {dataset.dtype}, expected {expected}")
     shape = (count, annotators) if name == "style" else (count,)
-    if found.shape != shape:
-        raise LayoutError(f"{path}: {name} has shape {found.shape}, expected {shape}")
-    return found.asstr()[...] if is_text else found[...]
+    if dataset.shape != shape:
+        raise LayoutError(f"{path}: {name} has shape {dataset.shape}, expected {shape}")
+    if not is_text:
+        return dataset[...]
+    texts = dataset.asstr()[...]
+    return np.array([normal(text) for text in texts], object) if name in NAMES else texts
 
 
-def _names(fields: dict[str, np.ndarray]) -> list[str]:
-    """How to name each row: its id, or 'patient 7, nodule 0, slice 1' from what the file has."""
+def normal(name: str) -> str:
+    """A name in Unicode's form NFC: macOS writes a letter such as é as two characters, others as one."""
+    return unicodedata.normalize("NFC", name)
+
+
+def _row_names(fields: dict[str, np.ndarray], path: Path) -> list[str]:
+    """How to name each row: its id, or 'patient 7, nodule 0, slice 1' from what the file has.
+
+    Scores are kept by these names. Raises LayoutError for an id that two rows have."""
     if "id" in fields:
-        return [str(name) for name in fields["id"]]
+        names = [str(name) for name in fields["id"]]
+        first_row: dict[str, int] = {}
+        for row, name in enumerate(names):
+            if first_row.setdefault(name, row) != row:
+                raise LayoutError(f"{path}: rows {first_row[name]} and {row} have the same id {name!r}; "
+                                  "expected one of its own for each, such as '<patient>/<slice>'")
+        return names
     known = {str(name): fields[name] for name in ("patient", "nodule", "slice") if name in fields}
-    if len(known) == 1:
+    if len(known) == 1 or len(set(zip(*known.values()))) < len(fields["patient"]):
         known["row"] = np.arange(len(fields["patient"]))
     return [", ".join(f"{name} {value}" for name, value in zip(known, values))
             for values in zip(*known.values())]
-
-
-class Writer:
-    """Writes a store row by row; it appears under its name when complete, or not at all.
-
-    Until then the file is in memory: HDF5 2.0 ends the process when it meets a full disk.
-
-    with Writer("set.h5", origin="where it comes from") as writer:
-        writer.append(image, masks, patient=7, nodule=0, slice=1)
-    """
-
-    def __init__(self, path: Path | str, origin: str, digest: str = "", small: bool = False,
-                 prepared: str = ""):
-        """`origin` describes the data for a human; `digest` identifies the files it was made from.
-
-        small: compressed; without it a store loads fastest. prepared: axis and window of `data.prepare`, as
-        JSON."""
-        self.path = Path(path)
-        self._packing = {"compression": "gzip", "compression_opts": 9} if small else {}
-        self._stack = ExitStack()
-        self._out = self._stack.enter_context(whole_file(self.path))
-        self._memory = io.BytesIO()
-        self._file = self._stack.enter_context(h5py.File(self._memory, "w"))
-        self._file.attrs.update(atfm_format=FORMAT, source=_fixed(origin), fingerprint=_fixed(digest))
-        if prepared:
-            self._file.attrs["prepared"] = _fixed(prepared)
-        self._fields: dict[str, list] = {}
-        self._pixels: dict[str, list[np.ndarray]] = {"images": [], "masks_packed": []}  # not in the file yet
-        self._first: tuple = ()  # what the first row looks like
-
-    def __enter__(self) -> "Writer":
-        return self
-
-    def append(self, image: np.ndarray, masks: np.ndarray, **fields: Any) -> None:
-        """Add one image (h, w) or (h, w, c), uint8 or uint16, its masks (k, h, w) of 0/1, and its FIELDS.
-
-        Raises ValueError for a type or shape the layout does not hold or that differs from the first row."""
-        if image.dtype not in (np.uint8, np.uint16) or masks.shape[-2:] != image.shape[:2] or masks.ndim != 3:
-            raise ValueError(f"{self.path}: image {image.dtype} {image.shape} with masks {masks.shape}; "
-                             "expected uint8 or uint16 (h, w) or (h, w, c) with (k, h, w)")
-        if "patient" not in fields or not set(fields) <= set(FIELDS):
-            raise ValueError(f"{self.path}: a row with {sorted(fields)}; expected patient and any of "
-                             f"{', '.join(FIELDS[1:])}")
-        looks = (image.dtype, image.shape, masks.shape, sorted(fields))
-        self._first = self._first or looks
-        if looks != self._first:
-            raise ValueError(f"{self.path}: a row with image, masks and fields {looks}; expected what the "
-                             f"first row had, {self._first}")
-        for name, value in fields.items():
-            self._fields.setdefault(name, []).append(value)
-        self._pixels["images"].append(image)
-        self._pixels["masks_packed"].append(np.packbits(masks.astype(bool)))
-        if len(self._pixels["images"]) == BLOCK:
-            self._flush()
-
-    def _flush(self) -> None:
-        for name, rows in self._pixels.items():
-            block = np.stack(rows)
-            shape = block.shape[1:]
-            if name not in self._file:
-                self._file.create_dataset(name, (0, *shape), block.dtype, maxshape=(None, *shape),
-                                          chunks=(16, *shape), **self._packing)
-            dataset = self._file[name]
-            dataset.resize(len(dataset) + len(rows), axis=0)
-            dataset[-len(rows):] = block
-            rows.clear()
-
-    def _complete(self) -> None:
-        if not self._first:
-            raise ValueError(f"{self.path}: nothing was written; expected at least one image")
-        if self._pixels["images"]:
-            self._flush()
-        for name, values in self._fields.items():
-            data = _fixed(values) if isinstance(values[0], str) else values
-            self._file.create_dataset(name, data=data, **self._packing)
-        self._file.close()
-        self._out.write(self._memory.getbuffer())
-
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
-        with self._stack:
-            if error is not None:
-                raise error
-            self._complete()
-
-
-def _fixed(text: str | list[str]) -> np.ndarray:
-    """Fixed-length UTF-8. Other text lies on a heap, which HDF5 2.0 reads without end if it is damaged."""
-    encoded = np.char.encode(text, "utf-8")
-    return encoded.astype(h5py.string_dtype("utf-8", max(1, encoded.dtype.itemsize)))

@@ -16,14 +16,15 @@ import pydicom
 from nibabel import orientations
 
 from data.images import COLOUR, FORMATS, GREY_8, GREY_16, decoded
-from data.store import CHANNELS
+from data.store import CHANNELS, normal
 from metrics.files import whole_file
 
 PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 SUFFIXES = (*PICTURES, ".npy", ".nii", ".nii.gz", ".dcm")
 LPS = orientations.axcodes2ornt(("L", "P", "S"))
 AXES = {"z": 0, "y": 1, "x": 2}  # of a volume (z, h, w)
-LOSSY_SHARE = 0.01  # of the pixels of a JPEG mask that may be neither dark nor bright
+UNCLEAR = 0.01  # at most, of the pixels of a JPEG mask, may be neither dark nor bright
+ROUNDING = 1e-3  # what arithmetic leaves of a label: 0.99999
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class Scan:
     path: Path
     values: np.ndarray
     affine: np.ndarray | None = None  # of a NIfTI file, once turned
+    step: float = 0.0  # of values that a NIfTI header scales from integers: the least between two of them
 
 
 def suffix_of(path: Path) -> str:
@@ -42,15 +44,14 @@ def suffix_of(path: Path) -> str:
 
 
 def stem_of(path: Path) -> str:
-    """The name without its suffix, of which .nii.gz is one."""
-    return path.name[:len(path.name) - len(suffix_of(path))] or path.name
+    """The name without its suffix, of which .nii.gz is one, in one Unicode form."""
+    return normal(path.name[:len(path.name) - len(suffix_of(path))] or path.name)
 
 
 def read_scan(path: Path, mask: bool = False) -> Scan:
     """An image file, or a mask's. Raises FileNotFoundError, or ValueError naming what cannot be read.
 
-    In an image, a palette becomes RGB and transparency is left out; in a mask, a palette's numbers are the
-    labels, and colours must be grey."""
+    In an image, a palette becomes RGB and transparency is left out. Of a mask see `_mask_of_picture`."""
     suffix = suffix_of(path)
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file")
@@ -58,38 +59,61 @@ def read_scan(path: Path, mask: bool = False) -> Scan:
         raise ValueError(f"{path}: not one of {', '.join(SUFFIXES)}; convert it")
     try:
         if suffix in PICTURES:
-            return Scan(path, _picture(path, mask))
+            return Scan(path, _mask_of_picture(path) if mask else _picture(path))
         if suffix == ".npy":
-            found = Scan(path, np.load(path, allow_pickle=False))
+            scan = Scan(path, np.load(path, allow_pickle=False))
         else:
-            found = _dicom(path) if suffix == ".dcm" else _nifti(path)
+            scan = _dicom(path) if suffix == ".dcm" else _nifti(path)
+    except MemoryError:
+        raise
     except Exception as error:  # nibabel and pydicom raise nearly anything on damaged files
         reason = " ".join(str(error).split())
         raise ValueError(reason if reason.startswith(f"{path}: ") else f"{path}: cannot be read ({reason})"
                          ) from error
-    if found.values.dtype.kind not in "buif" or found.values.size == 0 or not 2 <= found.values.ndim <= 4:
-        raise ValueError(f"{path}: {found.values.dtype} {found.values.shape}, expected numbers (h, w) or "
+    if scan.values.dtype.kind not in "buif" or scan.values.size == 0 or not 2 <= scan.values.ndim <= 4:
+        raise ValueError(f"{path}: {scan.values.dtype} {scan.values.shape}, expected numbers (h, w) or "
                          "(z, h, w), or an image's with channels")
-    bad = np.count_nonzero(~np.isfinite(found.values))
-    if bad:
-        raise ValueError(f"{path}: {bad} values are NaN or infinite; replace them")
-    return found
+    if scan.values.dtype.kind == "f":
+        bad = scan.values.size - np.count_nonzero(np.isfinite(scan.values))
+        if bad:
+            raise ValueError(f"{path}: {bad} values are NaN or infinite; replace them")
+    return scan
 
 
-def _picture(path: Path, mask: bool) -> np.ndarray:
+def _picture(path: Path) -> np.ndarray:
+    """An image's pixels: (h, w), or (h, w, 3) of colours and of a palette."""
     image = decoded(path, FORMATS, GREY_8 + GREY_16 + COLOUR)
-    if image.mode in GREY_16 or mask and image.mode in ("1", "P"):
+    if image.mode in GREY_16:
         return np.asarray(image)
-    if not mask:
-        return np.asarray(image.convert("L" if image.mode in GREY_8 else "RGB"))
-    pixels = np.asarray(image.convert("RGBA"))
-    if (np.ptp(pixels[..., :3].astype(int), axis=-1) > 0).any() or np.ptp(pixels[..., 3]) > 0:
+    return np.asarray(image.convert("L" if image.mode in GREY_8 else "RGB"))
+
+
+def _mask_of_picture(path: Path) -> np.ndarray:
+    """A mask's labels (h, w): its grey values.
+
+    A palette of greys is applied, for it may show its number 0 in white. Of a palette in colours the numbers
+    are the labels, if 0 is black and no other that occurs is. Raises ValueError for all other colours."""
+    image = decoded(path, FORMATS, GREY_8 + GREY_16 + COLOUR)
+    if image.mode in (*GREY_16, "1"):
+        return np.asarray(image)
+    colours = np.asarray(image.convert("RGBA"))
+    grey = not np.ptp(colours[..., :3].astype(int), axis=-1).any()
+    if image.mode == "P" and not grey:
+        labels = np.asarray(image)
+        if (image.getpalette() or [])[:3] != [0, 0, 0] or (colours[labels > 0, :3] == 0).all(-1).any():
+            raise ValueError(f"{path}: a palette of colours in which black is not number 0 alone, so that "
+                             "its numbers need not be labels; save the mask in grey, 0 for what is unmarked")
+        return labels
+    if not grey or np.ptp(colours[..., 3]) and image.mode != "P":
         raise ValueError(f"{path}: a mask in colours or with transparency; expected grey or a palette")
-    return pixels[..., 0]
+    return colours[..., 0]
 
 
 def _dicom(path: Path) -> Scan:
     header = pydicom.dcmread(path)
+    if header.get("PhotometricInterpretation") == "PALETTE COLOR":
+        raise ValueError(f"{path}: colours by a palette (PALETTE COLOR), whose numbers are no intensities; "
+                         "convert it to PNG in RGB or grey")
     values = header.pixel_array
     slope, intercept = float(header.get("RescaleSlope", 1)), float(header.get("RescaleIntercept", 0))
     if (slope, intercept) != (1, 0):
@@ -113,26 +137,42 @@ def _nifti(path: Path) -> Scan:
     turn = orientations.ornt_transform(nibabel.io_orientation(file.affine), LPS)
     affine = file.affine @ orientations.inv_ornt_aff(turn, values.shape[:3])
     values = orientations.apply_orientation(values, turn).swapaxes(0, 2)  # (z, h, w), (z, h, w, c)
-    return Scan(path, values[0] if len(values) == 1 else values, affine)
+    scaled = file.get_data_dtype().kind in "iu" and values.dtype.kind == "f"  # by the header's slope
+    step = abs(float(file.dataobj.slope)) if scaled else 0.0
+    return Scan(path, values[0] if len(values) == 1 else values, affine, step)
 
 
 def labels_of(scan: Scan) -> np.ndarray:
     """The labels of a mask's file, integers.
 
-    A JPEG's are 0 and 1: what compression left is rounded. Raises ValueError for values between integers, and
-    for a JPEG with more than LOSSY_SHARE of its pixels between dark and bright."""
+    A JPEG's are 0 and 1: what compression left is rounded. So is what is within ROUNDING of an integer; where
+    a header scales integers, also what is as near to one as the file could hold it, and a line says so.
+    Raises ValueError for other values between integers, and for a JPEG with more than UNCLEAR of its pixels
+    between dark and bright."""
     values = scan.values
     if suffix_of(scan.path) in (".jpg", ".jpeg"):
         unclear = float(((values > 63) & (values < 192)).mean())
-        if unclear > LOSSY_SHARE:
+        if unclear > UNCLEAR:
             raise ValueError(f"{scan.path}: {unclear:.1%} of its pixels are neither dark nor bright; "
                              "expected a mask of 0 and 255, check --masks")
-        return (values >= 128).astype(np.int64)
-    between = values[values != np.rint(values)]
-    if between.size:
-        raise ValueError(f"{scan.path}: a mask with values such as {between[0]:.4g}, expected whole numbers, "
+        return (values >= 128).astype(np.uint8)
+    if values.dtype.kind != "f":
+        return values.astype(np.uint8) if values.dtype.kind == "b" else values
+    labels = np.empty(values.shape, np.int64)
+    furthest, off = 0.0, 0.0  # the value that is furthest from an integer, and how far
+    for plane, rounded in zip(values, labels):  # one at a time, since a volume may fill much of the memory
+        rounded[...] = np.rint(plane)
+        difference = np.abs(plane - rounded)
+        if difference.max() > off:
+            furthest, off = float(plane.flat[difference.argmax()]), float(difference.max())
+    # Half a step is what rounding to the file's integers costs; above 1/4 a value has no nearest label.
+    if off > max(ROUNDING, min(0.501 * scan.step, 0.25)):
+        raise ValueError(f"{scan.path}: a mask with values such as {furthest:.4g}, expected whole numbers, "
                          "such as 0 and 1")
-    return values.astype(np.int64)
+    if off > ROUNDING:
+        print(f"{scan.path}: labels such as {furthest:.4g}, as its header scales integers, are rounded",
+              flush=True)
+    return labels
 
 
 def check_same_place(scans: Sequence[Scan]) -> None:
@@ -178,19 +218,29 @@ def alone(scan: Scan, channels: int) -> np.ndarray:
     return values[..., None]
 
 
-def unit_range(values: np.ndarray, window: Sequence[float] = ()) -> np.ndarray:
-    """Intensities as float in [0, 1], all channels together.
+def limits_of(values: np.ndarray, window: Sequence[float] = ()) -> tuple[float, float]:
+    """The intensities that become 0 and 1, of all channels and slices together.
 
     8 bits are divided by 255 and what lies in [0, 1] already is kept; all else goes from its minimum to its
-    maximum. window: what becomes 0 and 1 instead, beyond which is cut off."""
+    maximum. window: these two instead. Raises ValueError unless they ascend."""
     if window:
         low, high = window
-    elif values.dtype == np.uint8:
-        low, high = 0.0, 255.0
-    else:
-        low, high = float(values.min()), float(values.max())
-        if values.dtype.kind in "bf" and 0 <= low and high <= 1:
-            low, high = 0.0, 1.0
+        if not (np.isfinite([low, high]).all() and low < high):
+            raise ValueError(f"--window {low:g} {high:g}: expected two numbers of which the second is larger")
+        return low, high
+    if values.dtype == np.uint8:
+        return 0.0, 255.0
+    low, high = float(values.min()), float(values.max())
+    return (0.0, 1.0) if values.dtype.kind in "bf" and 0 <= low and high <= 1 else (low, high)
+
+
+def unit_range(values: np.ndarray, window: Sequence[float] = ()) -> np.ndarray:
+    """Intensities as float64 in [0, 1], by their `limits_of`; what lies beyond a window is cut off."""
+    return between(values, *limits_of(values, window))
+
+
+def between(values: np.ndarray, low: float, high: float) -> np.ndarray:
+    """Intensities as float64, from 0 at `low` to 1 at `high`, beyond which they are cut off."""
     return np.clip((values.astype(np.float64) - low) / ((high - low) or 1.0), 0, 1)
 
 
@@ -212,6 +262,7 @@ def write_volume(path: Path, maps: np.ndarray, like: Path) -> None:
         values = orientations.apply_orientation(values, turn)
         header.set_data_dtype(values.dtype)
         header.set_slope_inter(1, 0)
+        header["cal_min"] = header["cal_max"] = 0  # no display range: a viewer's would be that of intensities
     image = nibabel.Nifti1Image(values, affine, header)
     with whole_file(path) as file:
         file.write(zlib.compress(image.to_bytes(), wbits=31))  # gzip without a time stamp

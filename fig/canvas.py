@@ -1,15 +1,13 @@
-"""What all pictures share: checked arrays, panels, contours, rendering. Nothing here is of pyplot."""
+"""What all pictures share: checked arrays, panels, contours, rendering.
 
-import os
-import sys
+Figures are made without pyplot, which keeps a global state and chooses a backend.
+"""
+
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-
-if "IPython" not in sys.modules:  # a notebook's backend, left to its shell, may not be installed here
-    os.environ.pop("MPLBACKEND", None)
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -26,8 +24,11 @@ DPI = 200  # twice README's width, for dense screens
 SMALL, NORMAL = 8, 9  # points
 GAP, WIDE_GAP, BAR = 0.05, 0.14, 0.5  # inches between panels, between groups of them, for a colour bar
 VARIANCE_MAX = 0.25  # largest variance of a variable in [0, 1]; as a fixed scale it makes maps comparable
-# Okabe and Ito's colours that tell apart on grey images for every common colour blindness, black left out.
-COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#CC79A7", "#D55E00", "#0072B2", "#F0E442")
+EXPERTS = 8  # of an image that a picture shows at most: the contours of more would hide each other
+# Okabe and Ito's colours, which are distinct on grey images for every common colour blindness. Their black,
+# which a dark image hides, is replaced by Tol's wine. The last, yellow, is that of samples.
+COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#CC79A7", "#D55E00", "#0072B2", "#882255", "#F0E442")
+SUFFIXES = (".png", ".pdf", ".svg")
 
 
 def checked(unbounded: Collection[str] = (), **arrays: tuple[Array, str]) -> list[np.ndarray]:
@@ -40,29 +41,29 @@ def checked(unbounded: Collection[str] = (), **arrays: tuple[Array, str]) -> lis
     for name, (value, shape) in arrays.items():
         if isinstance(value, torch.Tensor):
             value = value.detach().cpu().float().numpy()
-        found, sides = np.asarray(value, np.float32), shape.split()
+        array, sides = np.asarray(value, np.float32), shape.split()
         expected = [lengths.get(side, side) for side in sides]
-        if found.size == 0 or found.ndim != len(sides) or any(
-                want not in (side, length) for want, side, length in zip(expected, sides, found.shape)):
-            raise ValueError(f"{name}: found shape {found.shape}, expected "
+        if array.size == 0 or array.ndim != len(sides) or any(
+                want not in (side, length) for want, side, length in zip(expected, sides, array.shape)):
+            raise ValueError(f"{name}: found shape {array.shape}, expected "
                              f"({', '.join(map(str, expected))}) with no side of 0")
-        if not np.isfinite(found).all():
+        if not np.isfinite(array).all():
             raise ValueError(f"{name}: found values that are not finite; draw finite values only")
-        if name not in unbounded and not -1e-3 <= found.min() <= found.max() <= 1.001:  # resampling rounds
-            raise ValueError(f"{name}: found values from {found.min():.3g} to {found.max():.3g}, expected "
+        if name not in unbounded and not -1e-3 <= array.min() <= array.max() <= 1.001:  # resampling rounds
+            raise ValueError(f"{name}: found values from {array.min():.3g} to {array.max():.3g}, expected "
                              "[0, 1]; pass logits through a sigmoid and rescale images first")
-        lengths |= zip(sides, found.shape)
-        copies.append(found)
+        lengths |= zip(sides, array.shape)
+        copies.append(array)
     return copies
 
 
 def colour(i: int) -> str:
-    """Of expert, run or method i."""
+    """The colour of expert, run or method i; it repeats after all of COLOURS."""
     return COLOURS[i % len(COLOURS)]
 
 
 def evenly_spaced(n: int, count: int) -> list[int]:
-    """Indices of min(n, count) of n things: the first, the last where two or more fit, and between them."""
+    """The indices of min(n, count) of n things: the first, the last where two or more fit, those between."""
     return np.linspace(0, n - 1, min(n, count)).round().astype(int).tolist()
 
 
@@ -70,14 +71,15 @@ def panel_grid(gaps: Sequence[Sequence[float]], h_over_w: float, titles: Sequenc
                names: Sequence[str] = (), experts: int = 0, top: float = 0.25, bottom: float = 0.0,
                left: float = 0.05, right: float = 0.05, between: float = GAP, width: float = WIDTH,
                dpi: int = DPI) -> tuple[Figure, np.ndarray]:
-    """A figure of exactly `width` inches and its panels (rows, columns), equal, without ticks, that fill it.
+    """A figure of exactly `width` inches, filled by equal panels (rows, columns) without ticks.
 
-    gaps[i][j]: inches before panel j of row i, of the same sum in each row; the margins and what is `between`
-    rows are in inches too. h_over_w: of a panel. titles are above the first row's panels, names left of the
-    rows; experts: how many a legend at the foot names by the colours of their contours."""
+    gaps[i][j] is the space in inches before panel j of row i; each row has the same sum. The margins and the
+    space `between` rows are in inches too. h_over_w is the height of a panel over its width. titles stand
+    above the panels of the first row, names left of the rows. experts: how many the image has; a legend at
+    the foot gives the colours of the first EXPERTS, and says so where there are more."""
     side = (width - left - right - sum(gaps[0])) / len(gaps[0])
     tall = side * h_over_w
-    bottom += 0.3 if experts else 0
+    bottom += (0.5 if experts > EXPERTS else 0.3) if experts else 0
     height = top + len(gaps) * tall + (len(gaps) - 1) * between + bottom
     figure = Figure(figsize=(width, height), dpi=dpi)
     for i, row in enumerate(gaps):
@@ -93,10 +95,17 @@ def panel_grid(gaps: Sequence[Sequence[float]], h_over_w: float, titles: Sequenc
     for ax, name in zip(axes[:, 0], names):
         ax.set_ylabel(name, fontsize=NORMAL)
     if experts:
+        shown = min(experts, EXPERTS)
         figure.legend(handles=[Line2D([], [], color=colour(i), linewidth=2, label=f"expert {i + 1}")
-                               for i in range(experts)],
-                      loc="lower center", ncols=experts, frameon=False, fontsize=SMALL, borderaxespad=0.2)
+                               for i in range(shown)], loc="lower center", ncols=shown, frameon=False,
+                      fontsize=SMALL, title=first_of(EXPERTS, experts, "experts"), title_fontsize=SMALL,
+                      borderaxespad=0.2, columnspacing=0.8, handlelength=1.2, handletextpad=0.5)
     return figure, axes
+
+
+def first_of(shown: int, count: int, things: str) -> str | None:
+    """What a picture says where it shows the first of more things: "first 8 of 40 experts"; else None."""
+    return f"first {shown} of {count} {things}" if count > shown else None
 
 
 def show(ax: Axes, values: np.ndarray, cmap: str = "gray", low: float = 0, high: float = 1) -> AxesImage:
@@ -109,24 +118,27 @@ def show(ax: Axes, values: np.ndarray, cmap: str = "gray", low: float = 0, high:
     return ax.imshow(drawn.transpose(1, 2, 0), cmap="gray", vmin=0, vmax=1)
 
 
-def draw_contours(ax: Axes, masks: np.ndarray, alike: bool = False) -> None:
-    """The borders of masks (k, h, w) at level 0.5, along the pixels' edges; `alike`, as samples are, or not.
+def draw_contours(ax: Axes, masks: np.ndarray, samples: bool = False) -> None:
+    """Draw the borders of masks (k, h, w) at level 0.5, along the edges of pixels.
 
-    Then earlier ones are thicker, so that a border on which experts agree shows the colours of all."""
+    samples: all are drawn alike. Otherwise each expert has a colour, and earlier ones are thicker, so that a
+    border on which experts agree shows the colours of all. At most EXPERTS experts are drawn."""
     h, w = masks.shape[1:]
+    masks = masks if samples else masks[:EXPERTS]
+    thicker = 0 if samples else min(0.4, 1.6 / max(1, len(masks) - 1))  # points, for each expert above
     for i, mask in enumerate(masks):
         if (mask > 0.5).any():
             # One ring of zeros closes the contour of a mask that touches the image's edge.
             ax.contour(np.arange(-1, w + 1), np.arange(-1, h + 1), np.pad(mask, 1), levels=[0.5],
-                       colors=[COLOURS[-1] if alike else colour(i)],
-                       linewidths=[0.7 + (0 if alike else 0.4 * (len(masks) - 1 - i))])
+                       colors=[COLOURS[-1] if samples else colour(i)],
+                       linewidths=[0.7 + thicker * (len(masks) - 1 - i)])
     ax.set(xlim=(-0.5, w - 0.5), ylim=(h - 0.5, -0.5))
 
 
 def zoom(axes: Iterable[Axes], *marks: np.ndarray, framed: Axes | None = None) -> None:
-    """Show only the part of the image that holds all marks (n, h, w).
+    """Show only the part of the image that holds all masks `marks` (n, h, w), see `marked_part`.
 
-    framed: a panel of the whole image, to show which part it is by a thin box. The part: `marked_part`."""
+    framed: a panel of the whole image, on which a thin box shows which part it is."""
     left, top, *part = marked_part(*marks)
     for ax in axes:
         ax.set(xlim=(left, left + part[0]), ylim=(top + part[1], top))
@@ -135,10 +147,10 @@ def zoom(axes: Iterable[Axes], *marks: np.ndarray, framed: Axes | None = None) -
 
 
 def marked_part(*marks: np.ndarray) -> tuple[float, float, float, float]:
-    """Left, top, width and height of the part of an image that holds all marks (n, h, w) above 0.5.
+    """Left, top, width and height of the part of an image that holds all masks `marks` (n, h, w) above 0.5.
 
-    It is half as large again as the marked box, at least a quarter of the image's side, and of its
-    proportions; the whole image where nothing is marked. The corner pixel's centre is (0, 0)."""
+    It is half as large again as the box around them, at least a quarter of the image's side, and of its
+    proportions; the whole image where all masks are empty. The corner pixel's centre is (0, 0)."""
     marked = np.argwhere((np.concatenate(marks) > 0.5).any(axis=0))[:, ::-1]  # x, y
     whole = np.array(marks[0].shape[:0:-1])  # w, h
     first, last = (marked.min(axis=0), marked.max(axis=0)) if len(marked) else (0 * whole, whole)
@@ -155,13 +167,15 @@ def colour_bar(figure: Figure, drawn: AxesImage, axes: Sequence[Axes] | np.ndarr
     bar.tick_params(length=2, pad=2, labelsize=SMALL)
 
 
-def save(figure: Figure, path: str | Path) -> None:
-    """Write the figure in the format of the suffix (.png, .pdf, .svg), whole or not at all; makes folders.
+def save(figure: Figure, path: str | Path, made_by: str | None = None) -> None:
+    """Write the figure in the format of the suffix, one of SUFFIXES, whole or not at all; makes folders.
 
-    Raises ValueError for a suffix that matplotlib cannot write, OSError as `whole_file`."""
-    path, known = Path(path), figure.canvas.get_supported_filetypes()
-    kind = path.suffix.lstrip(".").lower()
-    if kind not in known:
-        raise ValueError(f"{path}: found suffix {path.suffix!r}, expected one of {', '.join(sorted(known))}")
+    made_by: ASCII text of no special characters that the file names as its creator. Raises ValueError for
+    another suffix, OSError as `whole_file`."""
+    path = Path(path)
+    kind = path.suffix.lower()
+    if kind not in SUFFIXES:
+        raise ValueError(f"{path}: found suffix {path.suffix!r}, expected one of {', '.join(SUFFIXES)}")
     with whole_file(path) as file:
-        figure.savefig(file, format=kind)
+        figure.savefig(file, format=kind[1:],
+                       metadata={"Software" if kind == ".png" else "Creator": made_by} if made_by else None)

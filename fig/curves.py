@@ -1,31 +1,18 @@
-"""Training as curves, TensorBoard's scalars read, and the effects of choices with their intervals."""
+"""Training curves, and the reader of TensorBoard's scalars that they are drawn from."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from itertools import chain
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import LogLocator, NullFormatter
 
-from fig.canvas import COLOURS, DPI, NORMAL, SMALL, WIDTH, colour
+from fig.canvas import DPI, NORMAL, SMALL, WIDTH, colour
 
 Series = tuple[np.ndarray, np.ndarray]  # steps and values, one number each per logged point
-
-
-class Difference(NamedTuple):
-    """A choice's score minus another's: mean over runs, the ends of its interval, and that of each run."""
-
-    mean: float
-    low: float
-    high: float
-    runs: Sequence[float]
-
-
-Differences = Mapping[str, Mapping[str, Difference]]  # title of a panel -> name of a choice -> its difference
 
 
 def learning_curves(panels: Mapping[str, Mapping[str, Series]]) -> Figure:
@@ -74,30 +61,6 @@ def read_scalars(folder: str | Path) -> dict[str, Series]:
         values = {event.step: event.value for event in events.Scalars(name)}
         series[name] = np.array(sorted(values)), np.array([values[step] for step in sorted(values)])
     return series
-
-
-def differences(panels: Differences) -> Figure:
-    """Which choices matter: a panel per score, a row per choice with its interval and a dot per training run.
-
-    A choice is in the same row of all panels that have it. Raises ValueError where there is nothing."""
-    names = list(dict.fromkeys(chain.from_iterable(panels.values())))
-    if not names:
-        raise ValueError(f"panels: found {dict(panels)}, expected a score, and a choice for one")
-    columns, rows = min(2, len(panels)), -(-len(panels) // 2)
-    figure = Figure(figsize=(WIDTH, rows * (0.8 + 0.16 * len(names))), dpi=DPI, layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False, sharey=True)
-    for ax, (title, choices) in zip(axes.flat, panels.items()):
-        ax.axvline(0, color="0.4", linewidth=1)
-        for name, (mean, low, high, runs) in choices.items():
-            y, shade = names.index(name), COLOURS[5] if low > 0 or high < 0 else "0.5"  # grey: perhaps 0
-            ax.plot([low, high], [y, y], color=shade, linewidth=2)
-            ax.plot(runs, [y] * len(runs), ".", color="0.2", markersize=3)
-            ax.plot([mean], [y], "o", color=shade, markersize=5)
-        label(ax, title=title)
-        ax.xaxis.set_major_locator(MaxNLocator(5))
-        ax.set_yticks(range(len(names)), names)
-    axes[0, 0].set_ylim(len(names) - 0.5, -0.5)  # from top to bottom, the same in all panels
-    return figure
 
 
 def label(ax: Axes, x: str = "", y: str = "", title: str = "") -> None:

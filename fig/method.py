@@ -53,12 +53,12 @@ def overview(image: Array, masks: Array, mean: Array, factor: Array, gtr_samples
     for ax, logits in zip(above[2:6], [mean, *leading_directions(factor, 3)], strict=True):
         extent = float(np.abs(logits).max()) or 1.0
         canvas.show(ax, logits, "RdBu_r", -extent, extent)
-    drawn = np.concatenate([of[canvas.evenly_spaced(len(of), 3)] for of in (gtr_samples, samples)])
+    drawn = np.concatenate([gtr_samples[:3], samples[:3]])
     for ax, values in zip([*above[6:], *below[5:8], *below[:5]], [*drawn, *states], strict=True):
         canvas.show(ax, values)
     variance = canvas.show(below[8], samples.var(axis=0), "magma", high=canvas.VARIANCE_MAX)
     canvas.colour_bar(figure, variance, below[8:])
-    canvas.zoom([*above[1:], *below], masks, drawn, framed=above[0])
+    canvas.zoom([*above[1:], *below], masks[:canvas.EXPERTS], drawn, framed=above[0])
     names = ["image", "experts", r"mean $\mu$", "$D$: 1st", "$D$: 2nd", "$D$: 3rd", *["$x_0$"] * 3,
              *[f"$t = {t:g}$" for t in times], *["mask"] * 3, ""]
     for ax, name in zip([*above, *below], names, strict=True):

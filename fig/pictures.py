@@ -1,11 +1,13 @@
 """Pictures of images, experts' masks and samples: in training, in testing, of a user's own images.
 
-image (c, h, w) in [0, 1]; masks (k, h, w) of 0/1; samples (n, h, w), of 0/1 or probabilities; the
-plural `images` and what goes with it have m images in front. Arrays or tensors on any device; other shapes
-and values raise ValueError. A system to draw is sample(images, n, generator=None) -> (m, n, h, w) in [0, 1];
-an item of a data set is (image, masks), see `to_draw`.
+image is (c, h, w) in [0, 1], masks (k, h, w) of 0/1, samples (n, h, w) of 0/1 or probabilities. Where a
+function takes `images`, these and what goes with them have m images in front. They are arrays, or tensors on
+any device; other shapes and values raise ValueError. A system to draw is a function
+sample(images, n, generator=None) -> (m, n, h, w) in [0, 1]; an item of a data set is (image, masks).
+Where not all samples fit into a picture, the first are drawn: none is chosen.
 """
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,16 +22,31 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from fig import canvas
-from fig.canvas import BAR, GAP, VARIANCE_MAX, WIDE_GAP, Array, checked, draw_contours, panel_grid, show
+from fig.canvas import (
+    BAR,
+    EXPERTS,
+    GAP,
+    VARIANCE_MAX,
+    WIDE_GAP,
+    Array,
+    checked,
+    draw_contours,
+    first_of,
+    panel_grid,
+    show,
+)
 from metrics.files import whole_file
 
 CONTOURS = 8  # of samples on one image
+NARROW_EXPERTS = 4  # that fit into a picture of narrow panels
 PICTURE_SIDE = 512  # pixels; a larger image is drawn smaller in picture.png, as contours take long
 
 
 def to_draw(dataset: Any, indices: Sequence[int], device: torch.device | str = "cpu"
             ) -> tuple[Tensor, Tensor]:
-    """Items of a data set as (images, masks) on a device; of masks as many as each of these images has."""
+    """Items of a data set as images (m, c, h, w) and masks (m, k, h, w) on a device.
+
+    k is the smallest number of masks that one of these images has."""
     images, masks = zip(*(dataset[index] for index in indices))
     k = min(map(len, masks))
     return torch.stack(images).to(device), torch.stack([of_image[:k] for of_image in masks]).to(device)
@@ -38,7 +55,7 @@ def to_draw(dataset: Any, indices: Sequence[int], device: torch.device | str = "
 @torch.no_grad()
 def validation_picture(sample: Callable[..., Tensor], dataset: Any, device: torch.device | str = "cpu"
                        ) -> np.ndarray:
-    """For TensorBoard, (h, w, 3) uint8: contours, experts' masks and 4 samples of the first 4 images."""
+    """A picture for TensorBoard, (h, w, 3) uint8: contours, masks and 4 samples of the first 4 images."""
     images, masks = to_draw(dataset, range(min(4, len(dataset))), device)
     samples = sample(images, 4, generator=torch.Generator(device).manual_seed(0)) >= 0.5
     agg = FigureCanvasAgg(prediction_grid(images, masks, samples, small=True))
@@ -51,23 +68,30 @@ def draw_samples(sample: Callable[..., Tensor], dataset: Any, folder: Path, name
                  device: torch.device | str = "cpu") -> Tensor:
     """Write <name>.png, 16 samples on each of four images, and <name>_uncertainty.png of the first of them.
 
-    The images are those of `four_of`. In file names ", " and " " become "_". Returns the samples, bool."""
+    The images are those of `four_of`. For the files' names see `file_stem`. Returns the samples, bool."""
     images, masks = four_of(dataset, device)
     samples = sample(images, 16, generator=torch.Generator(device).manual_seed(seed)) >= 0.5
-    name = name.replace(", ", "_").replace(" ", "_")
+    name = file_stem(name)
     canvas.save(prediction_grid(images, masks, samples), folder / f"{name}.png")
     canvas.save(variance_and_entropy(images[0], masks[0], samples[0]), folder / f"{name}_uncertainty.png")
     return samples
 
 
+def file_stem(label: str) -> str:
+    """The name of a file for a system's label: "atfm (best), 10 steps" -> "atfm_best_10_steps"."""
+    return "_".join(re.findall(r"[^\s(),/\\]+", label))
+
+
 def draw_comparison(drawn: Mapping[str, Tensor], dataset: Any, folder: Path) -> None:
-    """Write comparison.png, samples of several systems on the same four images; drawn: of `draw_samples`."""
+    """Write comparison.png, if there are several systems: their samples on the same four images.
+
+    drawn: by label, the samples that `draw_samples` returned."""
     if len(drawn) > 1:
         canvas.save(comparison(*four_of(dataset), drawn), folder / "comparison.png")
 
 
 def four_of(dataset: Any, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
-    """Four images, evenly spaced over a data set, and their masks."""
+    """Four images, evenly spaced over a data set, and their masks, see `to_draw`."""
     return to_draw(dataset, canvas.evenly_spaced(len(dataset), 4), device)
 
 
@@ -75,53 +99,64 @@ def write_samples(folder: Path, image: Tensor, masks: Tensor) -> None:
     """Write masks (n, side, side), bool, of an image (c, h, w) as PNGs of its size, enlarged by nearest.
 
     sample_00.png, ...: 0 and 255. mean.png: 255 is a mean of 1. variance.png: 255 is 1/4, the largest
-    possible. picture.png: the image, contours, mean and variance. Samples of an earlier run are removed."""
+    possible. picture.png: the image, contours, mean and variance."""
     h, w = image.shape[1:]
     digits = max(2, len(str(len(masks) - 1)))
+    mean = masks.float().mean(0)
     maps = {f"sample_{i:0{digits}}.png": mask for i, mask in enumerate(masks)}
-    maps["mean.png"] = masks.float().mean(0)
-    maps["variance.png"] = masks.double().var(0, correction=0) / VARIANCE_MAX
+    maps |= {"mean.png": mean, "variance.png": variance_of(mean) / VARIANCE_MAX}
     for name, values in maps.items():
         pixels = interpolate(values[None, None].float(), (h, w), mode="nearest-exact")[0, 0]
         with whole_file(folder / name) as file:
             Image.fromarray((255 * pixels).round().byte().numpy()).save(file, format="PNG")
     size = [max(1, round(side * min(1, PICTURE_SIDE / max(h, w)))) for side in (h, w)]
     smaller = interpolate(image[None], size, mode="bilinear", antialias=True)[0]
-    drawn = interpolate(masks[None].float(), size, mode="nearest-exact")[0]
-    canvas.save(samples_picture(smaller, drawn), folder / "picture.png")
-    for old in set(folder.glob("sample_*.png")) - {folder / name for name in maps}:
-        old.unlink()
+    # Only what is drawn is enlarged: all samples of a large image would take gigabytes as floats.
+    *contours, mean = interpolate(torch.cat([masks[:CONTOURS].float(), mean[None]])[None], size,
+                                  mode="nearest-exact")[0]
+    canvas.save(samples_picture(smaller, torch.stack(contours), mean, len(masks)), folder / "picture.png")
+
+
+def variance_of(mean: Any) -> Any:
+    """The variance per pixel of binary masks with this mean, in [0, 1/4]."""
+    return mean * (1 - mean)
 
 
 def prediction_grid(images: Array, masks: Array, samples: Array, small: bool = False) -> Figure:
     """Qualitative results, as in the paper's figures: experts, samples and their variance, a row per image.
 
-    As many samples as fit are shown, evenly spaced. All panels but the first show the part of the image,
-    framed there, that holds every mask shown. small: 600 pixels wide, the whole image with contours, experts
-    and 4 samples only."""
+    The first samples are shown, as many as fit, and at most EXPERTS experts; the variance is over all
+    samples. All panels but the first show the part of the image, framed there, that holds every mask shown.
+    small: 600 pixels wide, the whole image with contours, up to NARROW_EXPERTS experts and 4 samples."""
     images, masks, samples = checked(
         images=(images, "m c h w"), masks=(masks, "m k h w"), samples=(samples, "m n h w"))
-    m, k, h, w = masks.shape
-    shown = canvas.evenly_spaced(samples.shape[1], 4 if small else max(1, 7 - k))  # ten panels, if k <= 6
-    gaps = [WIDE_GAP, *[GAP] * (k - 1), WIDE_GAP, *[GAP] * (len(shown) - 1)]
-    titles = ["experts", *[f"expert {i + 1}" for i in range(k)], *[f"sample {i + 1}" for i in shown]]
+    m, count, h, w = masks.shape
+    masks = masks[:, :NARROW_EXPERTS if small else EXPERTS]
+    k = masks.shape[1]
+    shown = samples[:, :4 if small else max(2, 7 - k)]  # ten panels, if k <= 5
+    n = shown.shape[1]
+    gaps = [WIDE_GAP, *[GAP] * (k - 1), WIDE_GAP, *[GAP] * (n - 1)]
+    titles = ["experts", *[f"expert {i + 1}" for i in range(k)], *[f"sample {i + 1}" for i in range(n)]]
     if small:
-        figure, axes = panel_grid([[0, *gaps]] * m, h / w, titles, bottom=0.1, width=6, dpi=100)
+        note = first_of(k, count, "experts")
+        figure, axes = panel_grid([[0, *gaps]] * m, h / w, titles, bottom=0.25 if note else 0.1, width=6,
+                                  dpi=100)
+        figure.text(0.5, 0.02, note or "", ha="center", va="bottom", fontsize=canvas.SMALL)
     else:
         titles = ["image", *titles, "variance"]
-        figure, axes = panel_grid([[0, GAP, *gaps, WIDE_GAP]] * m, h / w, titles, experts=k, right=BAR)
-    for row, image, experts, of_image in zip(axes, images, masks, samples, strict=True):
+        figure, axes = panel_grid([[0, GAP, *gaps, WIDE_GAP]] * m, h / w, titles, experts=count, right=BAR)
+    for row, image, experts, of_image, first in zip(axes, images, masks, samples, shown, strict=True):
         contours, *others = row if small else row[1:-1]
         show(contours, image)
         draw_contours(contours, experts)
-        for ax, mask in zip(others, [*experts, *of_image[shown]], strict=True):
+        for ax, mask in zip(others, [*experts, *first], strict=True):
             show(ax, mask)
         for i, ax in enumerate(others[:k]):
             ax.spines[:].set(linewidth=1.5, color=canvas.colour(i))
         if not small:
             show(row[0], image)
             variance = show(row[-1], of_image.var(axis=0), "magma", high=VARIANCE_MAX)
-            canvas.zoom(row[1:], experts, of_image[shown], framed=row[0])
+            canvas.zoom(row[1:], experts, first, framed=row[0])
     if not small:
         canvas.colour_bar(figure, variance, axes[:, -1])
     return figure
@@ -130,25 +165,42 @@ def prediction_grid(images: Array, masks: Array, samples: Array, small: bool = F
 def comparison(images: Array, masks: Array, drawn: Mapping[str, Array]) -> Figure:
     """The experts of each image, and below them as many samples of each system (paper, Fig. 4).
 
-    drawn: samples (m, n, h, w) by the system's label. A group of columns for each image; the panels show the
-    part of it, framed on the left, that holds every mask shown."""
+    drawn: samples (m, n, h, w) by the system's label, of which the first are shown, as many as there are
+    experts, but at least 3 and at most NARROW_EXPERTS. Two images stand side by side, the next two below. The
+    panels show the part of an image, framed on the left, that holds every mask shown."""
     images, masks = checked(images=(images, "m c h w"), masks=(masks, "m k h w"))
-    m, k, h, w = masks.shape
-    shown = {name: checked(samples=(samples, "m n h w"))[0][:, :k] for name, samples in drawn.items()}
-    gaps = [0, *[GAP] * k, *[WIDE_GAP, *[GAP] * k] * (m - 1)]
-    names = ["experts", *shown]
+    m, count, h, w = masks.shape
+    masks = masks[:, :NARROW_EXPERTS]
+    k = masks.shape[1]
+    columns = max(3, k)
+    shown = {name: checked(samples=(samples, "m n h w"))[0][:, :columns] for name, samples in drawn.items()}
+    names, side_by_side = ["experts", *shown], min(2, m)
+    gaps = [0, *[GAP] * columns, *[WIDE_GAP, *[GAP] * columns] * (side_by_side - 1)]
+    below = -(-m // side_by_side)  # how many times the rows are repeated
     widest = max(TextPath((0, 0), name, size=canvas.SMALL).get_extents().width for name in names)  # points
-    figure, axes = panel_grid([gaps] * len(names), h / w, names=names, top=0.05, left=widest / 72 + 0.15)
+    note = first_of(k, count, "experts")
+    figure, axes = panel_grid([gaps] * len(names) * below, h / w, names=names * below, between=0.22,
+                              left=widest / 72 + 0.15, bottom=0.25 if note else 0.05)
+    figure.text(0.5, 0.05 / figure.get_figheight(), note or "", ha="center", fontsize=canvas.SMALL)
     for ax in axes[:, 0]:
         ax.yaxis.label.set(rotation=0, ha="right", va="center", fontsize=canvas.SMALL)
-    groups = axes.reshape(len(axes), m, k + 1).swapaxes(0, 1)  # (m, rows, k + 1)
-    for i, (group, image, experts) in enumerate(zip(groups, images, masks, strict=True)):
+    # A group of panels (rows, columns) for each image; where m is odd, nothing stands beside the last.
+    groups = axes.reshape(below, len(names), side_by_side, -1).swapaxes(1, 2).reshape(
+        below * side_by_side, len(names), -1)
+    for ax in groups[m:].flat:
+        ax.remove()
+    for i, (group, image, experts) in enumerate(zip(groups, images, masks)):
         rows = [experts, *(samples[i] for samples in shown.values())]
         for row, members in zip(group, rows, strict=True):
+            of_experts = members is experts
             show(row[0], image)
-            draw_contours(row[0], members, alike=members is not experts)
-            for ax, mask in zip(row[1:], members):
+            draw_contours(row[0], members, samples=not of_experts)
+            row[0].set_title(f"image {i + 1}" if of_experts else "contours", fontsize=canvas.SMALL, pad=3)
+            for j, (ax, mask) in enumerate(zip(row[1:], members)):
                 show(ax, mask)
+                ax.set_title(f"{'expert' if of_experts else 'sample'} {j + 1}", fontsize=canvas.SMALL, pad=3)
+            for ax in row[1 + len(members):]:  # where there are fewer masks than columns
+                ax.remove()
         canvas.zoom(group[:, 1:].flat, *rows, framed=group[0, 0])
     return figure
 
@@ -156,8 +208,9 @@ def comparison(images: Array, masks: Array, drawn: Mapping[str, Array]) -> Figur
 def variance_and_entropy(image: Array, masks: Array, samples: Array) -> Figure:
     """Uncertainty of one image: mean, variance and entropy per pixel, of experts above, of samples below.
 
-    Entropy is of the mean p, -p log2 p - (1 - p) log2 (1 - p), in bits, so at most 1. The panels show the
-    part of the image that holds the contours of the first: all experts' above, CONTOURS samples' below."""
+    Entropy is of the mean p, -p log2 p - (1 - p) log2 (1 - p), in bits, so at most 1. The contours are those
+    of the first EXPERTS experts and the first CONTOURS samples, the maps are of all. The panels show the part
+    of the image that holds these contours."""
     image, masks, samples = checked(
         image=(image, "c h w"), masks=(masks, "k h w"), samples=(samples, "n h w"))
     k, h, w = masks.shape
@@ -170,35 +223,34 @@ def variance_and_entropy(image: Array, masks: Array, samples: Array) -> Figure:
         show(row[1], p)
         variance = show(row[2], members.var(axis=0), "magma", high=VARIANCE_MAX)
         entropy = show(row[3], -sum(q * np.log2(np.where(q > 0, q, 1)) for q in (p, 1 - p)), "magma")
-    drawn = samples[canvas.evenly_spaced(len(samples), CONTOURS)]
     draw_contours(axes[0, 0], masks)
-    draw_contours(axes[1, 0], drawn, alike=True)
-    canvas.zoom(axes.flat, masks, drawn)
+    draw_contours(axes[1, 0], samples[:CONTOURS], samples=True)
+    canvas.zoom(axes.flat, masks[:EXPERTS], samples[:CONTOURS])
     canvas.colour_bar(figure, variance, axes[:, 2])
     canvas.colour_bar(figure, entropy, axes[:, 3])
     return figure
 
 
-def samples_picture(image: Array, samples: Array) -> Figure:
-    """Samples for one image that no expert has marked: contours of CONTOURS of them, mean and variance.
+def samples_picture(image: Array, contours: Array, mean: Array, count: int) -> Figure:
+    """Samples for one image that no expert has marked: contours of the first, mean and variance of all.
 
-    All panels but the first show the part of the image, framed there, that holds the contours."""
-    image, samples = checked(image=(image, "c h w"), samples=(samples, "n h w"))
-    n, h, w = samples.shape
-    drawn = samples[canvas.evenly_spaced(n, CONTOURS)]
-    titles = ["image", f"{len(drawn)} of {n} samples", "mean", "variance"]
+    contours: the first samples (m, h, w), 0/1, of `count`; mean (h, w) of all. All panels but the first show
+    the part of the image, framed there, that holds the contours."""
+    image, contours, mean = checked(image=(image, "c h w"), contours=(contours, "m h w"), mean=(mean, "h w"))
+    h, w = mean.shape
+    titles = ["image", first_of(len(contours), count, "samples") or f"{count} samples", "mean", "variance"]
     figure, (row,) = panel_grid([[0, GAP, GAP, BAR]], h / w, titles, bottom=0.1, right=BAR)
     show(row[0], image)
     show(row[1], image)
-    draw_contours(row[1], drawn, alike=True)
-    canvas.colour_bar(figure, show(row[2], samples.mean(axis=0)), row[2:3])
-    canvas.colour_bar(figure, show(row[3], samples.var(axis=0), "magma", high=VARIANCE_MAX), row[3:])
-    canvas.zoom(row[1:], drawn, framed=row[0])
+    draw_contours(row[1], contours, samples=True)
+    canvas.colour_bar(figure, show(row[2], mean), row[2:3])
+    canvas.colour_bar(figure, show(row[3], variance_of(mean), "magma", high=VARIANCE_MAX), row[3:])
+    canvas.zoom(row[1:], contours, framed=row[0])
     return figure
 
 
 def augmentation_sheet(images: Array, masks: Array, moved_images: Array, moved_masks: Array) -> Figure:
-    """Images before (above) and after (below) augmentation with their contours: do both move together?"""
+    """Images before (above) and after (below) augmentation, to see whether their contours move with them."""
     images, masks, moved_images, moved_masks = checked(
         images=(images, "m c h w"), masks=(masks, "m k h w"), moved_images=(moved_images, "m c h w"),
         moved_masks=(moved_masks, "m k h w"))
@@ -212,9 +264,9 @@ def augmentation_sheet(images: Array, masks: Array, moved_images: Array, moved_m
 
 
 def case_sheet(items: Sequence[tuple[Tensor, Tensor]]) -> Figure:
-    """Images (above) and their experts' contours on them (below): do they lie as they should?
+    """Images (above) and their experts' contours on them (below), to see whether these lie as they should.
 
-    items: (image (c, h, w), masks (k, h, w)) of one size, k may differ."""
+    items: (image (c, h, w), masks (k, h, w)) of one size; k may differ between them."""
     k = max(len(masks) for _, masks in items)
     h, w = items[0][0].shape[1:]
     figure, axes = panel_grid([[0, *[GAP] * (len(items) - 1)]] * 2, h / w, experts=k, top=0.05)

@@ -1,14 +1,11 @@
 """report.html, the page of a test to look through: its tables, and images with outlines and samples to sort.
 
-One file that refers to no other. Its text, style and script are in report_page.html; here samples are drawn
-and become outlines and small pictures.
+It is a single file that refers to no other. Its text, style and script are in the template report_page.html;
+here samples are drawn and become outlines and small pictures.
 """
 
 import base64
-import html
 import io
-import json
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +13,8 @@ from typing import Any
 import matplotlib
 import numpy as np
 import torch
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2.utils import htmlsafe_json_dumps
 from matplotlib.colors import Colormap, LinearSegmentedColormap
 from PIL import Image
 from skimage.measure import find_contours
@@ -35,9 +34,9 @@ BETTER = {"GED": "lower", "ECE": "lower", "HM-IoU": "higher", "MDM": "higher", "
           "Dice of means": "higher"}  # of the others neither
 CAPTIONS = {  # of a table, by the first word of its first cell
     "system": "Scores: mean, and standard deviation over seeds",
-    "minus": "Differences with 95 % intervals over patients",
-    "share": "Masks that mark nothing",
-    "by": "Where GED comes from: twice the distance of samples from experts, minus the diversity of both"}
+    "difference": "Differences, ours minus the other, with 95 % intervals over patients",
+    "empty": "Empty masks",
+    "parts": "Where GED comes from: twice the distance of samples from experts, minus the diversity of both"}
 
 
 @torch.no_grad()
@@ -47,8 +46,9 @@ def write_report(folder: Path, systems: Sequence[Any], dataset: Any, report: Rep
 
     systems: as `models.systems.System`; dataset: the test images, as `metrics.evaluation.Images`; report: of
     results.json; table: of table.md. The images are evenly spaced over the last system's GED. Samples are
-    drawn again as they were scored under the first seed, SHOWN are shown, maps are of all. Where the page
-    would be larger than LARGEST, fewer images are in it. Raises ValueError as `draw` and `checked`."""
+    drawn again as they were scored under the first seed; the first SHOWN are shown, the maps are of all.
+    Where the page would be larger than LARGEST, fewer images are in it. Raises ValueError as `draw` and
+    `checked` do."""
     sampling = report["sampling"]
     n, seed = max(sampling["samples"]), sampling["seeds"][0]
     ged = np.mean(report["systems"][systems[-1].label]["scores"][f"GED{n}"], axis=0)
@@ -56,23 +56,23 @@ def write_report(folder: Path, systems: Sequence[Any], dataset: Any, report: Rep
     chosen = ranked[evenly_spaced(len(ranked), sampling["report_images"])].tolist()
     items = []
     for index in progress(chosen, "report.html"):
-        image, masks = (one.to(device)[None] for one in dataset[index])
+        image, masks = (array.to(device)[None] for array in dataset[index])
         samples = [draw(system.sample, image, n, seed, dataset.ids[index])[0] for system in systems]
-        of_image = {"id": dataset.ids[index], "patient": report["groups"][index],
-                    "scores": [_scores(report, system.label, index) for system in systems]}
-        items.append(_json(of_image | drawing(
-            image[0], masks[0], torch.stack([one[:SHOWN] for one in samples]),
-            torch.stack([one.float().mean(0) for one in samples]))))
-    write_text(folder / "report.html", page(report, table, items, len(ranked)))
+        item = {"id": dataset.ids[index], "patient": report["groups"][index],
+                "scores": [_scores(report, system.label, index) for system in systems]}
+        item |= image_item(image[0], masks[0], torch.stack([of_system[:SHOWN] for of_system in samples]),
+                           torch.stack([of_system.float().mean(0) for of_system in samples]))
+        items.append(htmlsafe_json_dumps(item, allow_nan=False))
+    write_text(folder / "report.html", page(report, systems, table, items, len(ranked)))
 
 
 def _scores(report: Report, label: str, index: int) -> list[float]:
-    """Of a system on an image, means over seeds, in the order of results.json."""
+    """A system's scores on an image, means over seeds, in the order of results.json."""
     scores = report["systems"][label]["scores"].values()
     return [round(sum(run[index] for run in runs) / len(runs), 4) for runs in scores]
 
 
-def drawing(image: Array, masks: Array, samples: Array, means: Array) -> dict[str, Any]:
+def image_item(image: Array, masks: Array, samples: Array, means: Array) -> dict[str, Any]:
     """What the page shows of an image (c, h, w) with masks (k, h, w) and samples (systems, m, h, w) of 0/1.
 
     means (systems, h, w): of all samples, m or more; error is theirs minus the experts' mean. box: the part
@@ -130,51 +130,34 @@ def _data_uri(drawn: Image.Image, kind: str) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
-def page(report: Report, table: str, items: Sequence[str], tested: int) -> str:
-    """The page's text. items: what is shown of each image, as JSON; tested: how many images there are."""
-    drawn = kept = len(items)
-    while sum(len(items[i]) for i in evenly_spaced(drawn, kept)) > LARGEST - TEXT:
+def page(report: Report, systems: Sequence[Any], table: str, items: Sequence[str], count: int) -> str:
+    """The page's text, of as many of the items as keep it smaller than LARGEST.
+
+    items: what is shown of each image, by `htmlsafe_json_dumps`; count: how many test images there are. The
+    other arguments are those of `write_report`."""
+    kept = len(items)
+    while sum(len(items[i]) for i in evenly_spaced(len(items), kept)) > LARGEST - TEXT:
         kept = kept * 9 // 10
-    items = [items[i] for i in evenly_spaced(drawn, kept)]
-    labels, sampling = list(report["systems"]), report["sampling"]
-    n, names = max(sampling["samples"]), list(report["systems"][labels[0]]["scores"])
-    better = [next((way for start, way in BETTER.items() if name.startswith(start)), "") for name in names]
+    sampling, names = report["sampling"], list(report["systems"][systems[0].label]["scores"])
     ramp = np.linspace(0, 1, 4 * LEVELS)[None]
-    shared = {"systems": labels, "scores": names, "better": better, "first": names.index(f"GED{n}"),
-              "colours": COLOURS}
-    notes = [f"{kept} of {tested} test images are shown, evenly spaced over GED{n} of {labels[-1]}."]
-    if kept < drawn:
-        notes.append(f"{drawn - kept} that were drawn are left out, as the page would be larger than "
-                     f"{LARGEST / 1e6:g} MB.")
-    notes.append(f"Of each system's {n} samples under seed {sampling['seeds'][0]} the first "
-                 f"{min(SHOWN, n)} are outlined; variance and error are over all. Scores are means over "
-                 f"all seeds. The test's flag --report_images sets how many images are shown.")
-    parts = {
-        "title": html.escape(f"{report['metadata']['what']}: test of {', '.join(labels)}"),
-        "command": html.escape(report["command"]), "hardware": html.escape(report["hardware"]),
-        "tables": html_tables(table), "notes": html.escape(" ".join(notes)),
-        "variance": _map(ramp, matplotlib.colormaps["magma"]), "error": _map(ramp, ERROR),
-        "data": f"{_json(shared)[:-1]}, \"images\": [{', '.join(items)}]}}"}
-    template = Path(__file__).with_suffix(".html").read_text()
-    return re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], template)
+    environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True,
+                              undefined=StrictUndefined)  # a misspelt name is an error, not an empty text
+    return environment.get_template("report_page.html").render(
+        report=report, systems=systems, tables=tables_of(table), shown=SHOWN, largest=LARGEST // 10**6,
+        n=max(sampling["samples"]), seed=sampling["seeds"][0], kept=kept, left_out=len(items) - kept,
+        count=count, variance=_map(ramp, matplotlib.colormaps["magma"]), error=_map(ramp, ERROR),
+        scores=names, colours=COLOURS, images=[items[i] for i in evenly_spaced(len(items), kept)],
+        better=[next((way for start, way in BETTER.items() if name.startswith(start)), "") for name in names])
 
 
-def html_tables(markdown: str) -> str:
-    """Tables of markdown, with an empty line between, as HTML."""
-    found = []
+def tables_of(markdown: str) -> list[dict[str, Any]]:
+    """Tables of markdown, an empty line between them, as caption, head and rows; lines as their text."""
+    tables: list[dict[str, Any]] = []
     for table in markdown.strip().split("\n\n"):
-        head, _, *rows = ([html.escape(cell.strip()) for cell in line.strip("|").split("|")]
+        if not table.startswith("|"):
+            tables.append({"text": table})
+            continue
+        head, _, *rows = ([cell.strip() for cell in line.strip("|").split("|")]
                           for line in table.splitlines())
-        caption = CAPTIONS.get(head[0].split()[0], head[0])
-        top = "".join(f'<th scope="col">{cell}</th>' for cell in head)
-        body = "".join(f'<tr><th scope="row">{name}</th>{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>'
-                       for name, *cells in rows)
-        found.append(f'<div class="wide" tabindex="0" role="region" aria-label="{caption}"><table>'
-                     f"<caption>{caption}</caption><thead><tr>{top}</tr></thead>"
-                     f"<tbody>{body}</tbody></table></div>")
-    return "\n".join(found)
-
-
-def _json(content: dict[str, Any]) -> str:
-    """JSON that may stand in an HTML script: nothing in it ends the element."""
-    return json.dumps(content, allow_nan=False).replace("<", "\\u003c")
+        tables.append({"caption": CAPTIONS.get(head[0].split()[0], head[0]), "head": head, "rows": rows})
+    return tables

@@ -1,23 +1,17 @@
 """Scores of App. 7 on binary masks, others' scores used in the field, and their evaluation over a dataset."""
 
+from metrics.catalogue import SCORES, columns, score
 from metrics.controls import control
-from metrics.evaluation import Evaluation, evaluate, image_seed, interleaved, score
+from metrics.duration import workload
+from metrics.evaluation import Evaluation, evaluate, image_names, image_seed, interleaved
+from metrics.files import write_text
+from metrics.folder import free_folder
+from metrics.intervals import FEWEST_PATIENTS, bootstrap_interval, count_patients, two_level_interval
 from metrics.maps import calibration_error, dice_of_means, entropy_map, s_ncc, variance_map
 from metrics.overlap import Overlaps, dice_matrix, iou_matrix
-from metrics.record import Record
-from metrics.report import (
-    Row,
-    bootstrap_interval,
-    cost_table,
-    differences_table,
-    free_folder,
-    report_tables,
-    results,
-    scores_table,
-    two_level_interval,
-    workload,
-    write_text,
-)
+from metrics.provenance import commit, training_section
+from metrics.record import Record, SystemRecord
+from metrics.report import cost_table, differences_table, report_tables, results, scores_table
 from metrics.scores import (
     d_max,
     diversity,
@@ -29,12 +23,14 @@ from metrics.scores import (
     mdm,
     mdm_from,
 )
+from metrics.systems import Row, evaluate_systems, identity_of
 
 __all__ = [
-    "Evaluation", "Overlaps", "Record", "Row", "bootstrap_interval", "calibration_error", "control",
-    "cost_table", "d_max", "dice_matrix", "dice_of_means", "differences_table", "diversity", "diversity_from",
-    "entropy_map", "evaluate", "free_folder", "ged", "ged_from", "hm_iou", "hm_iou_from", "image_seed",
-    "interleaved", "iou_matrix", "mdm", "mdm_from", "report_tables", "results", "s_ncc", "score",
-    "scores_table", "two_level_interval", "variance_map", "workload",
-    "write_text",
+    "FEWEST_PATIENTS", "SCORES", "Evaluation", "Overlaps", "Record", "Row", "SystemRecord",
+    "bootstrap_interval", "calibration_error", "columns", "commit", "control", "cost_table",
+    "count_patients", "d_max", "dice_matrix", "dice_of_means", "differences_table", "diversity",
+    "diversity_from", "entropy_map", "evaluate", "evaluate_systems", "free_folder", "ged", "ged_from",
+    "hm_iou", "hm_iou_from", "identity_of", "image_names", "image_seed", "interleaved", "iou_matrix", "mdm",
+    "mdm_from", "report_tables", "results", "s_ncc", "score", "scores_table", "training_section",
+    "two_level_interval", "variance_map", "workload", "write_text",
 ]

@@ -4,108 +4,177 @@
 
 Each folder holds a case per sub-folder of files of one mask each (PNG, NIfTI and the others of
 data/volumes.py), or per file <case>.npy of an array (n, h, w). A volume is one mask; NIfTI is turned as its
-header says. The same cases must be in both. A mask has two values, of which 0 is unmarked. Empty masks count:
-see PROTOCOL.md.
+header says. The same cases must be in both. A mask has two values, of which 0 is background. Empty masks
+count: see PROTOCOL.md.
 """
 
 import argparse
-import sys
-from collections.abc import Sequence
+import json
+import unicodedata
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import torch
 
 from data.volumes import SUFFIXES, Scan, check_same_place, labels_of, read_scan, suffix_of
-from metrics.evaluation import score
-from metrics.report import columns, write_text
+from metrics.catalogue import columns, score_blocks
+from metrics.files import write_text
+from metrics.packed import PackedSets, pack
+from metrics.program import one_line_errors, path
+
+MEMORY = "fewer --samples; masks of fewer pixels, such as volumes cropped to what is of interest"
 
 
 def cases_of(folder: Path) -> dict[str, list[Path]]:
-    """Name of each case -> its files, by name. Raises ValueError if there is none."""
+    """Name of each case -> its files, by name. Raises ValueError if there is none, or one is there twice.
+
+    Names that differ in Unicode form (NFC, NFD) only, as they do between file systems, are the same."""
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such folder; expected one with a sub-folder or .npy file per case")
     cases: dict[str, list[Path]] = {}
-    for path in sorted(one for one in folder.iterdir() if not one.name.startswith(".")):
-        if path.is_dir():
-            files = sorted(one for one in path.iterdir()
-                           if suffix_of(one) and not one.name.startswith("."))
+    for entry in sorted(entry for entry in folder.iterdir() if not entry.name.startswith(".")):
+        if entry.is_dir():
+            files = sorted(file for file in entry.iterdir()
+                           if suffix_of(file) and not file.name.startswith("."))
         else:
-            files = [path] if path.suffix.lower() == ".npy" else []
-        if files and path.stem in cases:
-            raise ValueError(f"{path}: case {path.stem} is also in {cases[path.stem][0]}; expected it once")
+            files = [entry] if entry.suffix.lower() == ".npy" else []
+        case = unicodedata.normalize("NFC", entry.name if entry.is_dir() else entry.stem)
+        if files and case in cases:
+            raise ValueError(f"{entry}: case {case} is also in {cases[case][0]}; expected it once")
         if files:
-            cases[path.stem if path.is_file() else path.name] = files
+            cases[case] = files
     if not cases:
         raise ValueError(f"{folder}: no case; expected sub-folders of files ({', '.join(SUFFIXES)}), or "
                          "<case>.npy")
     return cases
 
 
-def masks_of(files: Sequence[Path], folder: Path) -> list[Scan]:
-    """The masks of a case, each (h, w) or (z, h, w) bool. Raises ValueError naming the file that is none.
+def number_of_masks(files: Sequence[Path], folder: Path) -> int:
+    """How many masks the files of a case have: one each, or the n of <case>.npy in `folder`, (n, h, w)."""
+    if files[0].parent != folder:
+        return len(files)
+    try:
+        shape = np.load(files[0], mmap_mode="r", allow_pickle=False).shape
+    except (ValueError, OSError, EOFError, AttributeError):
+        return len(files)  # what is wrong with the file is said where its masks are read
+    return 1 if len(shape) == 2 else shape[0]
 
-    files: one each, or the <case>.npy of `folder` with all of them, (n, h, w)."""
-    masks: list[Scan] = []
-    for path in files:
-        scan = read_scan(path, mask=True)
-        labels = labels_of(scan)
-        several = path.parent == folder and labels.ndim == 3
-        if labels.ndim not in (2, 3):
-            raise ValueError(f"{path}: {labels.shape}, expected a mask (h, w) or (z, h, w), of "
+
+def masks_of(files: Sequence[Path], folder: Path, number: int) -> Iterator[Scan]:
+    """The first masks of a case, one after the other, each (h, w) or (z, h, w) bool.
+
+    files: one each, or the <case>.npy of `folder` with all of them, (n, h, w). Raises ValueError naming the
+    file that is none."""
+    several = files[0].parent == folder
+    for file in files[:number]:
+        scan = read_scan(file, mask=True)
+        if scan.values.ndim not in (2, 3):
+            raise ValueError(f"{file}: {scan.values.shape}, expected a mask (h, w) or (z, h, w), of "
                              "<case>.npy (n, h, w)")
-        values = np.unique(labels)
-        if np.count_nonzero(values) > 1:
-            raise ValueError(f"{path}: the values {', '.join(map(str, values[:5]))}"
-                             f"{', ...' if len(values) > 5 else ''}; expected 0 and one other")
-        masks += [Scan(path, one, scan.affine) for one in (labels != 0 if several else [labels != 0])]
-    return masks
+        arrays = scan.values[:number] if several and scan.values.ndim == 3 else [scan.values]
+        for values in arrays:
+            yield Scan(file, foreground(file, values), scan.affine)
 
 
-def stacked(masks: Sequence[Scan], n: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The first n masks and the others, (1, m, h, w) each; of volumes (1, m, z, h * w).
+def foreground(file: Path, values: np.ndarray) -> np.ndarray:
+    """The pixels of a mask (h, w) or (z, h, w) that are not background, bool of its shape.
 
-    Raises ValueError naming the file that has not the first's size and place."""
-    for one in masks[1:]:
-        if one.values.shape != masks[0].values.shape:
-            raise ValueError(f"{one.path}: {one.values.shape} pixels, expected {masks[0].values.shape} as in "
-                             f"{masks[0].path}")
-    check_same_place(masks)
-    values = torch.from_numpy(np.stack([one.values.reshape(len(one.values), -1) for one in masks]))
-    return values[None, :n], values[None, n:]
+    Labels take 8 bytes a pixel: only those of one slice are in memory. Raises ValueError, naming the file,
+    for several labels, and as `labels_of`."""
+    mask, labels_inside = np.empty(values.shape, bool), set()
+    for plane, plane_mask in zip(*((array if array.ndim == 3 else array[None]) for array in (values, mask))):
+        labels = labels_of(Scan(file, plane))
+        np.not_equal(labels, 0, out=plane_mask)
+        if plane_mask.any():
+            inside = labels[plane_mask]
+            labels_inside |= {int(inside.min()), int(inside.max())}
+    if len(labels_inside) > 1:
+        others = np.unique(values)
+        raise ValueError(f"{file}: the values {', '.join(map(str, others[:5]))}"
+                         f"{', ...' if len(others) > 5 else ''}; expected 0 and one other")
+    return mask
+
+
+def score_case(samples: Iterator[Scan], masks: Iterator[Scan], counts: Sequence[int]) -> dict[str, float]:
+    """All scores of the samples of a case against its masks, read one at a time and kept as bits.
+
+    Raises ValueError naming the file that has not the first sample's size and place."""
+    first: Scan | None = None
+    packed: list[list[np.ndarray]] = []
+    for scans in (samples, masks):
+        packed.append([])
+        for scan in scans:
+            first = first or scan
+            if scan.values.shape != first.values.shape:
+                raise ValueError(f"{scan.path}: {scan.values.shape} pixels, expected {first.values.shape} as "
+                                 f"in {first.path}")
+            check_same_place([first, scan])
+            packed[-1].append(pack(scan.values))
+    assert first is not None, "a case has files"
+    scores = score_blocks(PackedSets(packed[0], packed[1], first.values.size), counts)
+    return {name: value.item() for name, value in scores.items()}
+
+
+def checked_counts(counts: Sequence[int], numbers: dict[str, int]) -> list[int]:
+    """The n of GED_n and the others: those of --samples, or as many as each case has.
+
+    numbers: of samples, by case. A line says which samples are not scored. Raises ValueError for --samples
+    that are out of range or not there."""
+    fewest, most = min(numbers, key=lambda case: numbers[case]), max(numbers, key=lambda case: numbers[case])
+    if counts and (min(counts) < 1 or len(set(counts)) < len(counts)):
+        raise ValueError(f"--samples {' '.join(map(str, counts))}: expected different numbers from 1")
+    if counts and max(counts) > numbers[fewest]:
+        raise ValueError(f"case {fewest}: {numbers[fewest]} samples, expected {max(counts)}; --samples must "
+                         "be from 1 to the number there is")
+    n = max(counts) if counts else numbers[fewest]
+    if numbers[most] > n:
+        print(f"case {fewest} has {numbers[fewest]} samples, case {most} {numbers[most]}: of each case the "
+              f"first {n} are scored, so that cases are comparable; --samples sets how many")
+    return list(counts) or [n]
 
 
 def main(flags: Sequence[str] | None = None) -> None:
     """Reads the command line, and ends with a message for what a user can put right."""
     parser = argparse.ArgumentParser(prog="python -m metrics", description=__doc__.split("\n\n")[0])
-    parser.add_argument("samples", type=Path, help="folder of a model's masks")
-    parser.add_argument("masks", type=Path, help="folder of the experts' masks")
+    parser.add_argument("samples", type=path, help="folder of a model's masks")
+    parser.add_argument("masks", type=path, help="folder of the experts' masks")
     parser.add_argument("--samples", dest="counts", type=int, nargs="+", default=[],
-                        help="n of GED_n and the others (default: all samples)")
-    parser.add_argument("--output", type=Path, help="a JSON file of the scores of each case")
+                        help="n of GED_n and the others (default: as many samples as each case has)")
+    parser.add_argument("--output", type=path, help="a JSON file of the scores of each case")
     arguments = parser.parse_args(flags)
-    try:
-        ours, theirs = cases_of(arguments.samples), cases_of(arguments.masks)
-        if ours.keys() != theirs.keys():
-            alone = sorted(ours.keys() ^ theirs.keys())
+    with one_line_errors(MEMORY):
+        samples, masks = cases_of(arguments.samples), cases_of(arguments.masks)
+        if samples.keys() != masks.keys():
+            alone = sorted(samples.keys() ^ masks.keys())
             raise ValueError(f"{len(alone)} cases are in one folder only, such as {alone[0]}")
-        found = {}
-        for case, files in ours.items():
-            samples, masks = masks_of(files, arguments.samples), masks_of(theirs[case], arguments.masks)
-            counts = arguments.counts or [len(samples)]
-            if max(counts) > len(samples) or min(counts) < 1:
-                raise ValueError(f"case {case}: {len(samples)} samples, expected {max(counts)}; --samples "
-                                 "must be from 1 to the number there is")
-            scores = score(*stacked([*samples, *masks], len(samples)), counts)
-            found[case] = {name: value.item() for name, value in scores.items()}
-        names = [name for name in columns(counts) if all(name in one for one in found.values())]
-        means = {name: float(np.mean([one[name] for one in found.values()])) for name in names}
-        print(f"| cases | {' | '.join(names)} |\n" + "|---" * (len(names) + 1) + "|")
-        print(f"| {len(found)} | " + " | ".join(f"{means[name]:.4f}" for name in names) + " |")
+        counts = checked_counts(arguments.counts, {case: number_of_masks(files, arguments.samples)
+                                                   for case, files in samples.items()})
+        content = {"samples": str(arguments.samples), "masks": str(arguments.masks), "counts": counts}
         if arguments.output:
-            write_text(arguments.output, {"mean": means, "cases": found})
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+            refuse_other_content(arguments.output, content)
+        scores = {case: score_case(masks_of(files, arguments.samples, max(counts)),
+                                   masks_of(masks[case], arguments.masks, number_of_masks(
+                                       masks[case], arguments.masks)), counts)
+                  for case, files in samples.items()}
+        names = columns(counts)
+        means = {name: float(np.mean([of_case[name] for of_case in scores.values()])) for name in names}
+        print(f"| cases | {' | '.join(names)} |\n" + "|---" * (len(names) + 1) + "|")
+        print(f"| {len(scores)} | " + " | ".join(f"{means[name]:.4f}" for name in names) + " |")
+        if arguments.output:
+            write_text(arguments.output, {**content, "mean": means, "cases": scores})
+
+
+def refuse_other_content(output: Path, content: dict[str, Any]) -> None:
+    """Raises ValueError if there is a file that is not of scores of the same folders and counts."""
+    if not output.exists():
+        return
+    with suppress(ValueError, AttributeError):  # neither JSON nor text, or JSON of another kind
+        if content.items() <= json.loads(output.read_bytes()).items():
+            return
+    raise ValueError(f"--output {output}: exists, and is not what this command wrote before; choose another "
+                     "name or move it away")
 
 
 if __name__ == "__main__":

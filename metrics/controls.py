@@ -1,7 +1,7 @@
-"""Controls: what simple post-processing of Act. GTR does, which a flow's gain must beat.
+"""The control: what simple post-processing of Act. GTR does, which a flow's gain must beat.
 
-Each takes a sampler of probabilities, images to choose its settings on (validation patients, never those of
-the test), the device, and gives a sampler.
+A control takes a sampler of probabilities, images to choose its settings on (validation patients, never those
+of the test) and the device, and gives a sampler.
 """
 
 from collections.abc import Callable
@@ -9,32 +9,30 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from metrics.evaluation import Images, draw
 from metrics.scores import ged
 
-DRAWN = 16  # samples per image, by whose GED the threshold is chosen
-SHARES = np.linspace(0, 0.6, 25)  # of the samples that mark something, the thresholds to choose from
+SAMPLES = 16  # per image, by whose GED the threshold is chosen
+FRACTIONS = np.linspace(0, 0.6, 25)  # quantiles of the size of samples that are not empty
 
 Sample = Callable[..., Tensor]  # (image (b, c, h, w), n, generator=None) -> (b, n, h, w) in [0, 1]
 
 
 def emptied(sample: Sample, images: Images, device: torch.device | str = "cpu") -> Sample:
-    """Samples that mark few pixels become empty; how few, gives the least GED on `images`."""
-    drawn, sizes, masks = [], [], []
+    """Samples of few pixels become empty; how few, is what gives the least GED on `images`."""
+    pairs = []
     for index, name in enumerate(images.ids):
-        image, of_experts = images[index]
-        drawn.append(draw(sample, image[None].to(device), DRAWN, 0, name))
-        sizes.append(drawn[-1].sum((2, 3)))
-        masks.append(of_experts[None].to(device).bool())
-    pixels_of_all = torch.cat(sizes).flatten().cpu().numpy()
-    marked = pixels_of_all[pixels_of_all > 0]
-    pixels = np.unique([0, *np.quantile(marked, SHARES).astype(int)]) if len(marked) else [0]
-    found = {int(below): float(np.mean([ged(_without_small(each, below), of).item()
-                                        for each, of in zip(drawn, masks)])) for below in pixels}
-    best = min(found, key=lambda below: found[below])
+        image, masks = images[index]
+        samples = draw(sample, image[None].to(device), SAMPLES, 0, name)
+        pairs.append((samples, masks[None].to(device).bool()))
+    sizes = torch.cat([samples.sum((2, 3)).flatten() for samples, _ in pairs]).cpu().numpy()
+    sizes = sizes[sizes > 0]
+    thresholds = np.unique([0, *np.quantile(sizes, FRACTIONS).astype(int)]) if len(sizes) else [0]
+    ged_at = {int(pixels): float(np.mean([ged(_without_small(samples, pixels), masks).item()
+                                          for samples, masks in pairs])) for pixels in thresholds}
+    best = min(ged_at, key=lambda pixels: ged_at[pixels])
     print(f"act-gtr-emptied: samples of fewer than {best} pixels, by {len(images)} validation images")
 
     def without_small(*arguments: Any, **settings: Any) -> Tensor:
@@ -43,21 +41,12 @@ def emptied(sample: Sample, images: Images, device: torch.device | str = "cpu") 
     return without_small
 
 
-def smoothed(sample: Sample, images: Images, device: torch.device | str = "cpu") -> Sample:
-    """Logits are replaced by their mean over 3 x 3 pixels; nothing is chosen."""
-
-    def smooth(*arguments: Any, **settings: Any) -> Tensor:
-        logits = sample(*arguments, **settings).logit(eps=1e-6)
-        return F.avg_pool2d(logits, 3, stride=1, padding=1, count_include_pad=False).sigmoid()
-
-    return smooth
+def _without_small(samples: Tensor, pixels: int) -> Tensor:
+    """samples (b, n, h, w) bool, those of fewer pixels empty."""
+    return samples & (samples.sum((2, 3), keepdim=True) >= pixels)
 
 
-def _without_small(samples: Tensor, below: int) -> Tensor:
-    return samples & (samples.sum((2, 3), keepdim=True) >= below)
-
-
-CONTROLS = {"act-gtr-emptied": emptied, "act-gtr-smoothed": smoothed}
+CONTROLS = {"act-gtr-emptied": emptied}
 
 
 def control(method: str, sample: Sample, validation: Callable[[], Images], device: torch.device | str

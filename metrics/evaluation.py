@@ -1,10 +1,13 @@
-"""Scores of a sampler over a dataset, as the paper's tables report them: mean and deviation over runs."""
+"""Scores of a sampler over a dataset, as the paper's tables report them: mean and spread over runs."""
 
 import hashlib
 import sys
-from collections.abc import Callable, Container, Iterable, Iterator, MutableMapping, Sequence
+import time
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby, islice
+from itertools import count, groupby, islice
 from typing import Any, Protocol
 
 import numpy as np
@@ -12,30 +15,14 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from metrics.maps import calibration_error, dice_of_means, s_ncc
-from metrics.overlap import Overlaps
-from metrics.scores import (
-    distance_from,
-    diversity_from,
-    empty_share,
-    experts_diversity_from,
-    ged_from,
-    hm_iou_from,
-    mdm_from,
-)
-
-PER_N = {"GED": ged_from, "HM-IoU": hm_iou_from, "MDM": mdm_from, "Diversity": diversity_from}
-AT_MAX_N = {"S_NCC": s_ncc, "Dice of means": dice_of_means, "ECE": calibration_error}
-# Where GED_n comes from, and how often nothing is marked (`metrics.parts`): also of all n samples.
-PARTS = {"Distance": distance_from, "Experts' diversity": experts_diversity_from}
-OF_MASKS = {"Empty": lambda samples, _: empty_share(samples),
-            "Experts empty": lambda _, masks: empty_share(masks),
-            "Size": lambda _, masks: masks.sum((1, 2, 3)) / masks.shape[1]}  # pixels, mean over experts
+from metrics.catalogue import score, score_names
+from metrics.record import SystemRecord
 
 SCORED_TOGETHER = 8  # sets of samples on a GPU, which waits for launches; on a CPU one at a time is faster
 
 # (image (b, c, h, w), n, generator=...) -> probabilities (b, n, h, w)
 SampleFunction = Callable[..., Tensor]
+Key = tuple[str, int]  # name of an image, seed
 
 
 class Images(Protocol):
@@ -52,7 +39,9 @@ class Images(Protocol):
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Per-image scores of one sampler, named as in the paper's tables: "GED16", "HM-IoU32", ..."""
+    """Per-image scores of one sampler, named as in the paper's tables: "GED16", "HM-IoU32", ...
+
+    ids: the names of the images, see `image_names`."""
 
     ids: tuple[str, ...]
     seeds: tuple[int, ...]
@@ -61,7 +50,7 @@ class Evaluation:
     def mean_std(self) -> dict[str, tuple[float, float | None]]:
         """Of each score the mean and standard deviation over seeds (runs) of its mean over images.
 
-        The deviation is that of a sample of runs (ddof = 1), None when there is one run."""
+        The standard deviation is that of a sample of runs (ddof = 1), None when there is one run."""
         runs = {name: values.mean(1) for name, values in self.scores.items()}
         return {name: (float(run.mean()), float(run.std(ddof=1)) if len(run) > 1 else None)
                 for name, run in runs.items()}
@@ -77,29 +66,19 @@ class Evaluation:
                 "mean_std": self.mean_std()}
 
 
-def interleaved(parts: Sequence[Evaluation]) -> Evaluation:
+def interleaved(evaluations: Sequence[Evaluation]) -> Evaluation:
     """One evaluation out of m with the same seeds and scores: of images 0, m, ..., of 1, m + 1, ..., etc.
 
-    Parts without an image are left out."""
-    parts = [part for part in parts if part.ids]
-    count = sum(len(part.ids) for part in parts)
-    ids = np.empty(count, object)
-    scores = {name: np.empty((len(parts[0].seeds), count)) for name in parts[0].scores}
-    for start, part in enumerate(parts):
-        ids[start::len(parts)] = part.ids
-        for name, values in part.scores.items():
-            scores[name][:, start::len(parts)] = values
-    return Evaluation(tuple(ids), parts[0].seeds, scores)
-
-
-def score(samples: Tensor, masks: Tensor, prefixes: Sequence[int]) -> dict[str, Tensor]:
-    """All scores of binary samples (b, n, h, w) against masks (b, k, h, w): name -> (b,).
-
-    GED, HM-IoU, MDM and diversity of the first n samples per n of `prefixes`; the rest of all samples."""
-    overlaps = Overlaps.of(samples, masks)
-    per_n = {f"{name}{n}": of(overlaps.prefix(n)) for name, of in PER_N.items() for n in prefixes}
-    parts = {name: of(overlaps) for name, of in PARTS.items()}
-    return per_n | parts | {name: of(samples, masks) for name, of in (AT_MAX_N | OF_MASKS).items()}
+    Those without an image are left out."""
+    evaluations = [evaluation for evaluation in evaluations if evaluation.ids]
+    number, seeds = sum(len(evaluation.ids) for evaluation in evaluations), evaluations[0].seeds
+    ids = np.empty(number, object)
+    scores = {name: np.empty((len(seeds), number)) for name in evaluations[0].scores}
+    for start, evaluation in enumerate(evaluations):
+        ids[start::len(evaluations)] = evaluation.ids
+        for name, values in evaluation.scores.items():
+            scores[name][:, start::len(evaluations)] = values
+    return Evaluation(tuple(ids), seeds, scores)
 
 
 @torch.no_grad()
@@ -112,42 +91,63 @@ def evaluate(
     indices: Sequence[int] | None = None,
     title: str | None = None,
     together: int | None = None,
-    memory: MutableMapping[tuple[str, int], dict[str, float]] | None = None,
+    record: SystemRecord | None = None,
     after_each: Callable[[], None] = lambda: None,
 ) -> Evaluation:
     """Score `sample` on the images of `dataset`: its samples thresholded at >= 0.5 against all experts.
 
     sample(image (1, c, h, w), n, generator=...) -> (1, n, h, w) probabilities, all of it on `device`.
     Per image and seed max(samples) are drawn once, and the first n of them are scored for each n of
-    `samples`. The generator depends on seed and image id alone, so that images may be split over processes
+    `samples`. The generator depends on seed and image name alone, so that images may be split over processes
     at will; CPU and CUDA draw different numbers.
     indices: of the images to score (default: all). title: of the progress that is shown, None for none.
     together: how many sets of samples are scored at once, which changes nothing beyond the rounding of
     float64 (default: 8 on a GPU, 1 on a CPU).
-    memory: scores by image id and seed; what it holds is not drawn again, what is found is put there.
-    after_each() is called when an image, or those that are scored together, is in memory.
-    Raises ValueError for an empty or inconsistent dataset, masks other than 0/1, and samples that are not
-    finite or not of the right shape, naming the image."""
+    record: of this sampler's scores; what it holds is not drawn again, what is scored is added to it.
+    after_each() is called when an image, or those that are scored together, is in the record.
+    Raises ValueError for an empty or inconsistent dataset, a seed that is given twice, masks other than 0/1,
+    and samples that are not finite or not of the right shape, naming the image."""
     if not (samples and seeds) or min(samples) < 1:
         raise ValueError(f"samples {tuple(samples)}, seeds {tuple(seeds)}: expected counts >= 1, and a seed")
+    if len(set(seeds)) < len(seeds):
+        raise ValueError(f"seeds {' '.join(map(str, seeds))}: the same seed twice is the same run twice; "
+                         "expected different ones")
     if not 0 < len(dataset) == len(dataset.ids):
         raise ValueError(f"dataset of {len(dataset)} images with {len(dataset.ids)} ids: "
                          "expected at least one image, and an id for each")
+    names = image_names(dataset)
     indices = range(len(dataset)) if indices is None else indices
     together = together or (SCORED_TOGETHER if torch.device(device).type == "cuda" else 1)
-    memory = {} if memory is None else memory
-    sets = _sets(sample, dataset, max(samples), seeds, device, progress(indices, title), memory)
+    record = SystemRecord() if record is None else record
+    columns = score_names(samples)
+
+    def missing_sets() -> Iterator[tuple[Key, Tensor, Tensor]]:
+        """Image name and seed, samples (1, n, h, w) and masks (1, k, h, w), both bool."""
+        for index in progress(indices, title):
+            missing = [seed for seed in seeds if not record.has(names[index], seed, columns)]
+            if missing:
+                image, masks = (pixels.to(device)[None] for pixels in dataset[index])
+                if not ((masks == 0) | (masks == 1)).all():
+                    raise ValueError(f"masks of image {names[index]}: expected 0 and 1; check its file")
+                for seed in missing:
+                    drawn = draw(sample, image, max(samples), seed, names[index])
+                    yield (names[index], seed), drawn, masks.bool()
+
+    sets, started = missing_sets(), time.perf_counter()
     while block := sorted(islice(sets, together), key=_experts):
+        scored: dict[Key, dict[str, float]] = {}
         for _, alike in groupby(block, key=_experts):
             keys, drawn, masks = zip(*alike)
-            found = score(torch.cat(drawn), torch.cat(masks), samples)
-            values = torch.stack([value.double() for value in found.values()], dim=1).tolist()
-            for key, of_set in zip(keys, values):
-                memory[key] = dict(zip(found, of_set))
+            values = score(torch.cat(drawn), torch.cat(masks), samples)
+            per_set = torch.stack([value.double() for value in values.values()], dim=1).tolist()
+            scored |= {key: dict(zip(values, row)) for key, row in zip(keys, per_set)}
+        seconds, started = (time.perf_counter() - started) / len(block), time.perf_counter()
+        for (name, seed), of_set in scored.items():
+            record.add(name, seed, of_set, seconds)
         after_each()
-    ids = tuple(dataset.ids[index] for index in indices)
-    names = list(memory[ids[0], seeds[0]]) if ids else []
-    scores = {name: np.array([[memory[one, seed][name] for one in ids] for seed in seeds]) for name in names}
+    ids = tuple(names[index] for index in indices)
+    scores = {column: np.array([[record.scores(name, seed)[column] for name in ids] for seed in seeds])
+              for column in (columns if ids else ())}
     return Evaluation(ids, tuple(seeds), scores)
 
 
@@ -161,29 +161,37 @@ def progress(indices: Iterable[int], title: str | None) -> Iterable[int]:
                 bar_format="{desc}: {n_fmt} of {total_fmt} images, {remaining} left\n")
 
 
-def _sets(sample: SampleFunction, dataset: Images, n: int, seeds: Sequence[int], device: torch.device | str,
-          indices: Iterable[int], known: Container[tuple[str, int]]
-          ) -> Iterator[tuple[tuple[str, int], Tensor, Tensor]]:
-    """Of all that is not known: image id and seed, samples (1, n, h, w) and masks (1, k, h, w), both bool."""
-    for index in indices:
-        name = dataset.ids[index]
-        missing = [seed for seed in seeds if (name, seed) not in known]
-        if not missing:
-            continue
-        image, masks = (one.to(device)[None] for one in dataset[index])
-        if not ((masks == 0) | (masks == 1)).all():
-            raise ValueError(f"masks of image {name}: expected 0 and 1, found others; check its file")
-        for seed in missing:
-            yield (name, seed), draw(sample, image, n, seed, name), masks.bool()
+def image_names(dataset: Images) -> list[str]:
+    """A name for each image, by which its scores are kept: its id; of other images with the same id "id (2)".
+
+    An image that is listed several times, as the authors' split of ISIC3 does, has one name. Ids that differ
+    in Unicode form (NFC, NFD) only are the same."""
+    ids = [unicodedata.normalize("NFC", name) for name in dataset.ids]
+    repeated = {name for name, times in Counter(ids).items() if times > 1}
+    taken, names = set(ids), []
+    versions: dict[str, dict[bytes, str]] = defaultdict(dict)  # of an id: digest of an image -> its name
+    for index, name in enumerate(ids):
+        if name in repeated:
+            digest = hashlib.blake2b(b"".join(pixels.cpu().contiguous().numpy().tobytes()
+                                              for pixels in dataset[index])).digest()
+            if versions[name] and digest not in versions[name]:
+                versions[name][digest] = next(other for number in count(len(versions[name]) + 1)
+                                              if (other := f"{name} ({number})") not in taken)
+                taken.add(versions[name][digest])
+            name = versions[name].setdefault(digest, name)
+        names.append(name)
+    return names
 
 
-def _experts(one: tuple[tuple[str, int], Tensor, Tensor]) -> int:
+def _experts(scored_set: tuple[Key, Tensor, Tensor]) -> int:
     """How many masks a set of samples is scored against: only sets of equal k go together."""
-    return one[2].shape[1]
+    return scored_set[2].shape[1]
 
 
 def draw(sample: SampleFunction, image: Tensor, n: int, seed: int, name: str) -> Tensor:
-    """n binary samples (1, n, h, w) of one image, checked."""
+    """n binary samples (1, n, h, w) of one image (1, c, h, w), checked.
+
+    Raises ValueError, naming the image, for samples of another shape or that are not finite."""
     drawn = sample(image, n, generator=torch.Generator(image.device).manual_seed(image_seed(seed, name)))
     expected = (1, n, *image.shape[2:])
     if drawn.shape != expected:
@@ -198,4 +206,5 @@ def draw(sample: SampleFunction, image: Tensor, n: int, seed: int, name: str) ->
 
 def image_seed(seed: int, name: str) -> int:
     """The seed of an image's samples: 64 bits of SHA-256, the same in every process, unlike Python's hash."""
+    name = unicodedata.normalize("NFC", name)
     return int.from_bytes(hashlib.sha256(f"{seed} {name}".encode()).digest()[:8], "little")

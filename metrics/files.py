@@ -1,18 +1,19 @@
-"""How every file is written: whole, or not at all."""
+"""How every file is written: whole, or not at all; and how a file is locked."""
 
 import fcntl
 import glob
+import json
 import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[BinaryIO]:
-    """A binary file under a temporary name that becomes `path` when the block ends without an error.
+    """A binary file, to write and read, whose temporary name becomes `path` if the block ends without error.
 
     Flushed to disk before it is renamed: a reader, or a run after a crash, finds the old file or the new one.
     Each writer has a temporary name of its own, so that two of the same file do not meet, and holds a lock
@@ -23,8 +24,8 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove_abandoned(path)
-        with open(temporary, "xb") as file:
-            _locked(file)
+        with open(temporary, "x+b") as file:
+            locked(file)
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -33,21 +34,32 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
         raise OSError(f"{path}: cannot be written ({error}); what was there before is intact. Free some "
                       "space and run the same command again, or choose another place") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # it was renamed, or never made
+            temporary.unlink()
+
+
+def write_text(path: Path, content: str | dict[str, Any]) -> None:
+    """Writes text, or a dict as JSON, whole or not at all. Raises OSError as `whole_file`."""
+    with whole_file(path) as file:
+        file.write((content if isinstance(content, str) else json.dumps(content)).encode())
+
+
+def locked(file: BinaryIO) -> bool | None:
+    """Locks an open file until it is closed or its process ends; False if another holder has it.
+
+    None where the file system knows no locks: nobody is kept out there."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return None
+    return True
 
 
 def _remove_abandoned(path: Path) -> None:
     """Removes the temporary files of processes that were killed: locks end with their process."""
     for old in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
         with suppress(OSError), open(old, "rb") as file:  # gone by now, or of another user
-            if _locked(file):
+            if locked(file):
                 old.unlink()
-
-
-def _locked(file: BinaryIO) -> bool:
-    """Locks an open file until it is closed; False if a process has it, or the file system knows no locks."""
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True

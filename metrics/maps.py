@@ -2,13 +2,17 @@
 
 samples (b, n, h, w) and masks (b, k, h, w) are bool, 0/1 integers or probabilities in [0, 1] on one device;
 scores are (b,) and maps (b, h, w) float tensors on it. Other shapes or values raise ValueError.
+Each score has a second form, `..._from(blocks)`, for masks that come some pixels at a time, as volumes do.
 """
+
+from collections.abc import Iterable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from metrics.overlap import dice_matrix
+from metrics.overlap import Block, Overlaps
 
 LOG_FLOOR = 1e-8  # added to probabilities under a logarithm; on binary samples it cancels in S_NCC
 BINS = 10
@@ -29,9 +33,14 @@ def dice_of_means(samples: Tensor, masks: Tensor) -> Tensor:
     """Dice of (mean of samples > 0.5) with (mean of experts > 0.5), arXiv 2507.22418; in [0, 1].
 
     Strictly above: a pixel that half of the experts marked is background. Two empty masks give 1."""
-    samples, masks = _pair(samples, masks)
-    majority = samples.mean(1, keepdim=True) > 0.5, masks.mean(1, keepdim=True) > 0.5
-    return dice_matrix(*majority)[:, 0, 0].float()
+    return dice_of_means_from([(samples, masks)])
+
+
+def dice_of_means_from(blocks: Iterable[Block]) -> Tensor:
+    """`dice_of_means` of blocks of pixels."""
+    pairs = (_pair(*block) for block in blocks)
+    majorities = ((_majority(samples), _majority(masks)) for samples, masks in pairs)
+    return Overlaps.of_blocks(majorities).dice_sy[:, 0, 0].float()
 
 
 def s_ncc(samples: Tensor, masks: Tensor) -> Tensor:
@@ -41,38 +50,90 @@ def s_ncc(samples: Tensor, masks: Tensor) -> Tensor:
     samples s: the cross-entropies CE(mean of samples, s) and CE(y_j, s), where
     CE(p, s) = -p log s - (1 - p) log(1 - s).
     A constant map, such as that of identical binary samples, correlates with nothing: its term is 0."""
-    samples, masks = _pair(samples, masks)
-    log_s = (samples + LOG_FLOOR).log().mean(1, keepdim=True)
-    log_not_s = (1 - samples + LOG_FLOOR).log().mean(1, keepdim=True)
+    return s_ncc_from([(samples, masks)])
 
-    def cross_entropy(p: Tensor) -> Tensor:
-        return -p * log_s - (1 - p) * log_not_s
 
-    return _correlation(cross_entropy(samples.mean(1, keepdim=True)), cross_entropy(masks)).mean(1).float()
+def s_ncc_from(blocks: Iterable[Block]) -> Tensor:
+    """`s_ncc` of blocks of pixels."""
+    moments = None
+    for block in blocks:
+        of_block = _Moments.of(_cross_entropies(*_pair(*block)))
+        moments = of_block if moments is None else moments.merged(of_block)
+    assert moments is not None, "no block"
+    return moments.correlations().mean(1).float()
 
 
 def calibration_error(samples: Tensor, masks: Tensor) -> Tensor:
     """Expected calibration error (arXiv 1706.04599) of the mean sample, for the mean expert; in [0, 1].
 
     Pixels fall by their mean sample p into ten bins [0, .1), ..., [.9, 1]. The error is the sum over bins of
-    (share of pixels) x |mean p - mean expert| within the bin. Background, easy and in the majority, pulls it
-    towards 0, the best: compare it only on the same crops."""
-    samples, masks = _pair(samples, masks)
-    count = samples.sum(1).flatten(1)  # of binary samples, so that bins are a matter of integers
-    gap = count / samples.shape[1] - masks.mean(1).flatten(1)
-    bins = (BINS * count).div(samples.shape[1], rounding_mode="floor").long().clamp(max=BINS - 1)
-    per_bin = gap[:, None] @ one_hot(bins, BINS).to(gap.dtype)
-    return (per_bin.abs().sum((1, 2)) / gap.shape[1]).float()
+    (fraction of pixels) x |mean p - mean expert| within the bin. Background, easy and in the majority, pulls
+    it towards 0, the best: compare it only on the same crops."""
+    return calibration_error_from([(samples, masks)])
 
 
-def _correlation(a: Tensor, c: Tensor) -> Tensor:
-    """Normalised cross-correlation of a (b, 1, h, w) and c (b, k, h, w) -> (b, k), 0 if one is constant."""
-    a, c = a.flatten(2), c.flatten(2)
-    a, c = a - a.mean(2, keepdim=True), c - c.mean(2, keepdim=True)
-    # In nats: rounding stays far below, and one differing sample far above.
-    constant = (a.abs().amax(2) < 1e-9) | (c.abs().amax(2) < 1e-9)
-    norms = a.norm(dim=2) * c.norm(dim=2)
-    return torch.where(constant, 0.0, (a * c).sum(2) / norms)
+def calibration_error_from(blocks: Iterable[Block]) -> Tensor:
+    """`calibration_error` of blocks of pixels."""
+    per_bin, pixels = torch.zeros(()), 0
+    for block in blocks:
+        samples, masks = _pair(*block)
+        count = samples.sum(1).flatten(1)  # of binary samples, so that bins are a matter of integers
+        gap = count / samples.shape[1] - masks.mean(1).flatten(1)
+        bins = (BINS * count).div(samples.shape[1], rounding_mode="floor").long().clamp(max=BINS - 1)
+        per_bin = per_bin.to(gap) + gap[:, None] @ one_hot(bins, BINS).to(gap.dtype)
+        pixels += gap.shape[1]
+    return (per_bin.abs().sum((1, 2)) / pixels).float()
+
+
+def _majority(masks: Tensor) -> Tensor:
+    """masks (b, n, h, w) -> the pixels that more than half of them mark, (b, 1, h, w) bool."""
+    return masks.mean(1, keepdim=True) > 0.5
+
+
+def _cross_entropies(samples: Tensor, masks: Tensor) -> Tensor:
+    """(b, 1 + k, pixels): CE(mean of samples, s), then CE(y_j, s) of each expert, averaged over samples s."""
+    log_s = (samples + LOG_FLOOR).log().mean(1, keepdim=True)
+    log_not_s = (1 - samples + LOG_FLOOR).log().mean(1, keepdim=True)
+    p = torch.cat((samples.mean(1, keepdim=True), masks), dim=1)
+    return (-p * log_s - (1 - p) * log_not_s).flatten(2)
+
+
+@dataclass(frozen=True)
+class _Moments:
+    """Of 1 + k maps over some pixels, what their correlation with the first one needs; each (b, 1 + k).
+
+    Sums are about the mean and are merged as in Chan, Golub and LeVeque (1983), so that nothing cancels."""
+
+    pixels: int
+    mean: Tensor
+    squares: Tensor  # sum of squared differences from the mean
+    products: Tensor  # sum of the products of these differences with those of the first map
+    low: Tensor
+    high: Tensor
+
+    @classmethod
+    def of(cls, maps: Tensor) -> "_Moments":
+        """maps (b, 1 + k, pixels)."""
+        mean = maps.mean(2)
+        centred = maps - mean[:, :, None]
+        low, high = maps.aminmax(dim=2)
+        return cls(maps.shape[2], mean, centred.square().sum(2), (centred[:, :1] * centred).sum(2), low, high)
+
+    def merged(self, other: "_Moments") -> "_Moments":
+        pixels, shift = self.pixels + other.pixels, other.mean - self.mean
+        weight = self.pixels * other.pixels / pixels
+        return _Moments(pixels, self.mean + shift * (other.pixels / pixels),
+                        self.squares + other.squares + weight * shift * shift,
+                        self.products + other.products + weight * shift[:, :1] * shift,
+                        torch.minimum(self.low, other.low), torch.maximum(self.high, other.high))
+
+    def correlations(self) -> Tensor:
+        """Of the k later maps with the first, (b, k); 0 if one of the two is constant."""
+        # In nats: rounding stays far below, and one differing sample far above.
+        constant = torch.maximum(self.high - self.mean, self.mean - self.low) < 1e-9
+        norms = self.squares.sqrt()
+        return torch.where(constant[:, :1] | constant[:, 1:], 0.0,
+                           self.products[:, 1:] / (norms[:, :1] * norms[:, 1:]))
 
 
 def _pair(samples: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:

@@ -2,13 +2,16 @@
 
 |a ∩ c| of every pair is one matrix product over flattened masks. In float32 the product of 0/1 values is
 exact as long as counts stay below 2^24, a mask of 4096 x 4096 pixels, also with TF32, which rounds factors
-and not sums.
+and not sums. Larger masks, such as volumes, come in blocks of pixels whose counts are added in float64.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+Block = tuple[Tensor, Tensor]  # samples (b, n, h, w) and masks (b, k, h, w): some pixels of the same images
 
 
 def iou_matrix(a: Tensor, c: Tensor) -> Tensor:
@@ -17,7 +20,8 @@ def iou_matrix(a: Tensor, c: Tensor) -> Tensor:
     a (b, n, h, w) and c (b, m, h, w), bool or 0/1 integers on one device -> (b, n, m) float64 in [0, 1].
     Two empty masks give 1, an empty and a non-empty one 0.
     Raises ValueError for other shapes, types or values."""
-    return _iou(*_flatten(a, c, "a", "c"))
+    a, c = _flatten(a, c, "a", "c")
+    return _iou(_intersection(a, c), _size(a), _size(c))
 
 
 def dice_matrix(a: Tensor, c: Tensor) -> Tensor:
@@ -27,17 +31,32 @@ def dice_matrix(a: Tensor, c: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Overlaps:
-    """What the scores of App. 7 need to know of n samples s and k expert masks y, computed once per image."""
+    """What the scores of App. 7 need to know of n samples s and k expert masks y, computed once per image.
+
+    All float64. Sizes are in pixels."""
 
     iou_ss: Tensor  # (b, n, n)
     iou_sy: Tensor  # (b, n, k)
     iou_yy: Tensor  # (b, k, k)
+    size_s: Tensor  # (b, n)
+    size_y: Tensor  # (b, k)
 
     @classmethod
     def of(cls, samples: Tensor, masks: Tensor) -> "Overlaps":
         """samples (b, n, h, w), masks (b, k, h, w) -> their overlaps; types and errors as in `iou_matrix`."""
-        s, y = _flatten(samples, masks, "samples", "masks")
-        return cls(_iou(s, s), _iou(s, y), _iou(y, y))
+        return cls.of_blocks([(samples, masks)])
+
+    @classmethod
+    def of_blocks(cls, blocks: Iterable[Block]) -> "Overlaps":
+        """`of` masks that come some pixels at a time, at least one block; errors as in `iou_matrix`."""
+        totals: list[Tensor] = []
+        for samples, masks in blocks:
+            s, y = _flatten(samples, masks, "samples", "masks")
+            counts = [_intersection(s, s), _intersection(s, y), _intersection(y, y), _size(s), _size(y)]
+            totals = [total + count for total, count in zip(totals, counts)] if totals else counts
+        ss, sy, yy, size_s, size_y = totals
+        return cls(_iou(ss, size_s, size_s), _iou(sy, size_s, size_y), _iou(yy, size_y, size_y),
+                   size_s, size_y)
 
     @property
     def dice_sy(self) -> Tensor:
@@ -49,16 +68,27 @@ class Overlaps:
         drawn = self.iou_ss.shape[1]
         if not 1 <= n <= drawn:
             raise ValueError(f"prefix of n = {n} samples: expected 1 to {drawn}, the number drawn")
-        return Overlaps(self.iou_ss[:, :n, :n], self.iou_sy[:, :n], self.iou_yy)
+        return Overlaps(self.iou_ss[:, :n, :n], self.iou_sy[:, :n], self.iou_yy,
+                        self.size_s[:, :n], self.size_y)
 
 
-def _iou(a: Tensor, c: Tensor) -> Tensor:
-    """a (b, n, pixels), c (b, m, pixels), float32 0/1 -> (b, n, m) float64."""
+def _intersection(a: Tensor, c: Tensor) -> Tensor:
+    """a (b, n, pixels), c (b, m, pixels), float32 0/1 -> |a ∩ c| (b, n, m) float64."""
     with torch.autocast(a.device.type, enabled=False):  # half precision would round counts above 2^8 or 2^11
-        intersection = a @ c.transpose(1, 2)
-    union = a.sum(2)[:, :, None] + c.sum(2)[:, None, :] - intersection
-    # float64 from here on: GED is a difference of near-equal means, and these matrices are small.
-    return torch.where(union == 0, 1.0, intersection.double() / union.clamp(min=1))
+        return (a @ c.transpose(1, 2)).double()
+
+
+def _size(a: Tensor) -> Tensor:
+    """a (b, n, pixels), float32 0/1 -> |a| (b, n) float64."""
+    return a.sum(2).double()
+
+
+def _iou(intersection: Tensor, size_a: Tensor, size_c: Tensor) -> Tensor:
+    """|a ∩ c| (b, n, m), |a| (b, n), |c| (b, m) -> IoU (b, n, m).
+
+    In float64: GED is a difference of near-equal means, and these matrices are small."""
+    union = size_a[:, :, None] + size_c[:, None, :] - intersection
+    return torch.where(union == 0, 1.0, intersection / union.clamp(min=1))
 
 
 def _dice(iou: Tensor) -> Tensor:
@@ -87,8 +117,8 @@ def _flatten(a: Tensor, c: Tensor, a_name: str, c_name: str) -> tuple[Tensor, Te
 
 def _extent(marked: Tensor) -> slice:
     """From the first to the last non-zero entry of a vector, or nothing."""
-    at = marked.nonzero()
-    return slice(int(at[0]), int(at[-1]) + 1) if len(at) else slice(0)
+    positions = marked.nonzero()
+    return slice(int(positions[0]), int(positions[-1]) + 1) if len(positions) else slice(0)
 
 
 def _integers(masks: Tensor, name: str) -> Tensor:

@@ -6,77 +6,119 @@ Each line of scores.*.jsonl is one image under one seed:
 
 import hashlib
 import json
-import time
-from collections.abc import Iterator, MutableMapping, Sequence
+import re
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
+
+from metrics.files import locked
 
 Scores = dict[str, float]
-Key = tuple[str, int]  # id of an image, seed
+Lines = dict[tuple[str, int], tuple[Scores, float]]  # name of an image, seed -> scores, seconds
 
 
-class Record:
-    """What the files of a folder hold, and a file of this process's own to append to.
+class SystemRecord:
+    """The scores of one system by image and seed, and the seconds of each; written to a file, if given."""
 
-    Processes and parts of a test each have their own file and read those of all."""
-
-    def __init__(self, folder: Path, name: str) -> None:
-        """name: of this process's file, scores.<name>.jsonl. A last line that was cut short is left out."""
-        self.path = folder / f"scores.{name}.jsonl"
-        self._lines: dict[str, dict[Key, tuple[Scores, float]]] = {}
-        for path in sorted(folder.glob("scores.*.jsonl")):
-            whole, newline, _ = path.read_bytes().rpartition(b"\n")
-            for line in whole.decode().splitlines():
-                one = json.loads(line)
-                of = self._lines.setdefault(one["of"], {})
-                of[one["id"], one["seed"]] = one["scores"], one["seconds"]
-            if path == self.path:
-                with open(path, "r+b") as file:
-                    file.truncate(len(whole + newline))
-
-    def of(self, *what: Any) -> "Memory":
-        """The scores of one system; what: its label, and all that they depend on, such as its weights.
-
-        Not settings of sampling, such as steps: a test with others has another folder, see `free_folder`."""
-        name = hashlib.blake2b("\n".join(map(str, what)).encode(), digest_size=8).hexdigest()
-        return Memory(self.path, name, self._lines.setdefault(name, {}))
-
-
-class Memory(MutableMapping[Key, Scores]):
-    """Scores of one system by image and seed; what is set is appended to the file at once."""
-
-    def __init__(self, path: Path, name: str, lines: dict[Key, tuple[Scores, float]]) -> None:
-        self._path, self._name, self._lines = path, name, lines
-        self._since = time.perf_counter()
-
-    def __getitem__(self, key: Key) -> Scores:
-        return self._lines[key][0]
-
-    def __setitem__(self, key: Key, scores: Scores) -> None:
-        now = time.perf_counter()
-        seconds, self._since = now - self._since, now
-        self._lines[key] = scores, seconds
-        line = {"of": self._name, "id": key[0], "seed": key[1], "seconds": seconds, "scores": scores}
-        with open(self._path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
-
-    def __delitem__(self, key: Key) -> None:
-        raise TypeError("scores are appended, never deleted")
-
-    def __iter__(self) -> Iterator[Key]:
-        return iter(self._lines)
+    def __init__(self, file: BinaryIO | None = None, digest: str = "", lines: Lines | None = None) -> None:
+        """digest: of what is tested, in each line of the file. lines: what is known already."""
+        self._file, self._digest, self._lines = file, digest, {} if lines is None else lines
 
     def __len__(self) -> int:
         return len(self._lines)
 
-    def seconds(self, ids: Sequence[str]) -> float:
-        """Of sampling and scoring these images."""
-        wanted = set(ids)
-        return sum(seconds for (name, _), (_, seconds) in self._lines.items() if name in wanted)
+    def has(self, image: str, seed: int, columns: Collection[str] = ()) -> bool:
+        """Whether an image has these scores under a seed; an earlier version may have recorded fewer."""
+        line = self._lines.get((image, seed))
+        return line is not None and all(column in line[0] for column in columns)
 
-    def require(self, ids: Sequence[str], seeds: Sequence[int], label: str) -> None:
-        """Raises ValueError if an image lacks the scores of a seed; label: of the system."""
-        missing = [name for name in ids if any((name, seed) not in self._lines for seed in seeds)]
-        if missing:
-            raise ValueError(f"{self._path.parent}: {len(missing)} of {len(ids)} images have not been "
-                             f"tested with {label}, such as {missing[0]}; test all parts, or drop --merge")
+    def scores(self, image: str, seed: int) -> Scores:
+        """The scores of an image under a seed, by name."""
+        return self._lines[image, seed][0]
+
+    def add(self, image: str, seed: int, scores: Scores, seconds: float) -> None:
+        """Appends the scores of an image under a seed, which took so long."""
+        self._lines[image, seed] = scores, seconds
+        if self._file is not None:
+            line = {"of": self._digest, "id": image, "seed": seed, "seconds": seconds, "scores": scores}
+            self._file.write(json.dumps(line).encode() + b"\n")
+            self._file.flush()
+
+    def seconds(self, images: Collection[str] | None = None) -> list[float]:
+        """What each set of samples took that is recorded, of these images or of all."""
+        wanted = None if images is None else set(images)
+        return [seconds for (image, _), (_, seconds) in self._lines.items()
+                if wanted is None or image in wanted]
+
+
+class Record:
+    """What the files of a folder hold, and this process's file, locked, to append to; a context manager.
+
+    Processes and parts of a test each have a file, scores.<part>of<parts>.<process>.jsonl, and read those of
+    all. Lines that are damaged are left out with a message, so that their images are tested again."""
+
+    def __init__(self, folder: Path, part: int = 1, parts: int = 1, process: int = 0) -> None:
+        """Raises ValueError if another process has this one's file, OSError if it cannot be written."""
+        self.folder, self.path = folder, folder / f"scores.{part}of{parts}.{process}.jsonl"
+        self._systems: dict[str, Lines] = {}
+        folder.mkdir(parents=True, exist_ok=True)
+        self._file = open(self.path, "ab")
+        lock = locked(self._file)
+        if lock is False:
+            self._file.close()
+            raise ValueError(f"{self.path}: another test writes here; wait for it, or use another "
+                             "--output_path")
+        if lock is None:
+            print(f"warning: {self.path} cannot be locked on this file system: start no second test there")
+        content = self.path.read_bytes()
+        self._file.truncate(content.rfind(b"\n") + 1)  # what a killed process has not finished
+        for path in sorted(folder.glob("scores.*.jsonl")):
+            self._read(path)
+
+    def __enter__(self) -> "Record":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def _read(self, path: Path) -> None:
+        *lines, _ = path.read_bytes().split(b"\n")  # after the last newline nothing, or a line not finished
+        damaged = []
+        for number, line in enumerate(lines, start=1):
+            try:
+                content = json.loads(line)
+                of_system = self._systems.setdefault(str(content["of"]), {})
+                scores = {str(name): float(value) for name, value in content["scores"].items()}
+                of_system[str(content["id"]), int(content["seed"])] = scores, float(content["seconds"])
+            except (ValueError, LookupError, TypeError, AttributeError):  # UnicodeDecodeError is a ValueError
+                damaged.append(number)
+        if damaged:
+            print(f"{path}: {len(damaged)} of {len(lines)} lines are damaged, the first is line "
+                  f"{damaged[0]}; left out, their images are tested again")
+
+    def of(self, *what: Any) -> SystemRecord:
+        """The scores of one system; what: its label, and all that they depend on, such as its weights.
+
+        Not settings of sampling, such as steps: a test with others has another folder, see `free_folder`."""
+        digest = hashlib.blake2b("\n".join(map(str, what)).encode(), digest_size=8).hexdigest()
+        return SystemRecord(self._file, digest, self._systems.setdefault(digest, {}))
+
+    def refuse_missing_parts(self, records: Mapping[str, SystemRecord], images: Sequence[str],
+                             seeds: Sequence[int]) -> None:
+        """Raises ValueError if the test was run in parts here, and some of its images have no scores yet.
+
+        records: of each system, by its label. images: names of all, in the order in which part i of m takes
+        image i - 1, i - 1 + m, ... The message names the parts that miss some."""
+        numbers = {int(match[1]) for path in self.folder.glob("scores.*.jsonl")
+                   if (match := re.fullmatch(r"scores\.\d+of(\d+)\.\d+\.jsonl", path.name))} - {1}
+        missing = {label: [index for index, image in enumerate(images)
+                           if not all(record.has(image, seed) for seed in seeds)]
+                   for label, record in records.items()}
+        for label, indices in missing.items():
+            if numbers and indices:
+                by_number = {m: sorted({index % m + 1 for index in indices}) for m in numbers}
+                m, parts = min(by_number.items(), key=lambda item: len(item[1]) / item[0])
+                names = ", ".join(f"{part}/{m}" for part in parts[:8]) + (", ..." if len(parts) > 8 else "")
+                raise ValueError(f"{self.folder}: {len(indices)} of {len(images)} images have not been "
+                                 f"tested with {label}, such as {images[indices[0]]}; run the same command "
+                                 f"with --part {names} first")

@@ -85,9 +85,24 @@ def experts_diversity_from(overlaps: Overlaps) -> Tensor:
     return _diversity(overlaps.iou_yy)
 
 
-def empty_share(masks: Tensor) -> Tensor:
-    """How many of the masks (b, n, h, w) mark nothing: (b,) float64 in [0, 1]."""
-    return 1 - masks.flatten(2).any(2).double().mean(1)
+def empty_samples_from(overlaps: Overlaps) -> Tensor:
+    """The fraction of samples that are empty masks, (b,) float64 in [0, 1]."""
+    return (overlaps.size_s == 0).double().mean(1)
+
+
+def empty_experts_from(overlaps: Overlaps) -> Tensor:
+    """The fraction of experts whose masks are empty, (b,) float64 in [0, 1]."""
+    return (overlaps.size_y == 0).double().mean(1)
+
+
+def size_from(overlaps: Overlaps) -> Tensor:
+    """The mean size of the experts' masks in pixels, (b,) float64."""
+    return overlaps.size_y.mean(1)
+
+
+def experts_from(overlaps: Overlaps) -> Tensor:
+    """The number k of experts who marked an image, (b,) float64."""
+    return torch.full_like(overlaps.size_y[:, 0], overlaps.size_y.shape[1])
 
 
 def _diversity(iou_ss: Tensor) -> Tensor:

@@ -2,9 +2,7 @@
 
 import fcntl
 import hashlib
-import io
 import os
-import re
 import resource
 import signal
 import sys
@@ -25,64 +23,14 @@ T = TypeVar("T")
 PATIENCE = timedelta(days=7)  # of a process for one that validates, tests or converts
 BUCKET = 25 * 2**20  # bytes exchanged at once: few exchanges, and little memory beside the gradients
 INITIALIZATION = -1  # the step before the first, see `seed_step`
-# What CUDA and its libraries say without memory where torch raises no OutOfMemoryError: cuBLAS and cuDNN 8,
-# cuDNN 9, and CUDA itself.
-NO_GPU_MEMORY = re.compile(r"_STATUS_ALLOC_FAILED|DEVICE_ALLOCATION_FAILED|CUDA error: out of memory")
-# What torch.compile says where it cannot work: on a CPU; on CUDA, without Triton, C compiler or new enough card.
-CANNOT_COMPILE = re.compile(r"No working C\+\+ compiler|Cannot find a working triton|Failed to find C compiler"
-                            r"|too old to be supported by the triton")
 # What lowers memory in step 2: the first alone changes what is trained.
 FLOW_MEMORY = ("a smaller --batch_size (in proportion); of ATFM's flows --checkpoint True (activations to "
                "about a fifth), --annotators_per_pass 1 (to one of the k annotators'), --images_per_pass 1 "
                "(to one of a batch's images')")
 
 
-class NonFiniteLoss(RuntimeError):
+class NonFiniteLoss(FloatingPointError):
     """The loss or its gradient is not finite."""
-
-
-@contextmanager
-def one_line_errors(saves_memory: str = "") -> Iterator[None]:
-    """Ends the process with one line and exit code 1 for what a user can put right, instead of a traceback.
-
-    saves_memory: the flags that help when memory does not suffice. Output that only takes ASCII gets other
-    characters as escapes."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
-    try:
-        with memory_advice(saves_memory):
-            yield
-    except (ValueError, OSError, NonFiniteLoss) as error:
-        sys.exit(f"error: {error}")
-    except RuntimeError as error:
-        found = CANNOT_COMPILE.search(str(error))
-        if found is None:
-            raise
-        line = next(line for line in str(error).splitlines() if found[0] in line)
-        sys.exit(f"error: --compile True: torch.compile needs a C++ compiler, and on a GPU Triton too; leave "
-                 f"--compile out, or install them ({line[:200]})")
-
-
-@contextmanager
-def memory_advice(saves_memory: str) -> Iterator[None]:
-    """Ends the process with one line and exit code 1 where memory does not suffice.
-
-    saves_memory: the flags that help here; of one block within another, the inner one's."""
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        if out_of_gpu_memory(error):
-            sys.exit(f"error: out of GPU memory. What helps: {saves_memory}. ({str(error).splitlines()[0]})")
-        if not isinstance(error, MemoryError) and "can't allocate memory" not in str(error):
-            raise
-        sys.exit(f"error: out of memory. What helps: {saves_memory}. ({str(error) or 'none was left'})")
-
-
-def out_of_gpu_memory(error: BaseException) -> bool:
-    """Whether this says that a GPU's memory did not suffice, in torch's words or in those of CUDA's libraries."""
-    return isinstance(error, torch.cuda.OutOfMemoryError) or (
-        isinstance(error, RuntimeError) and NO_GPU_MEMORY.search(str(error)) is not None)
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from metadata_manager import BASELINES, FLOWS, FlowConfig, GTRConfig, LoopConfig, Metadata, OptimizerConfig
+from metrics.program import memory_advice, time_text
 from models import checkpoint
 from models.loading import REMOVED, refuse_removed
 from models.processes import (
@@ -30,7 +31,6 @@ from models.processes import (
     in_bfloat16,
     leave,
     lock,
-    memory_advice,
     peak_memory,
     seed_step,
     stop_signals,
@@ -40,6 +40,12 @@ from models.processes import (
 CHANGEABLE = {"data_path", "epochs", "num_epochs", "gtr", "alphas", "solver", "steps", "temperature", "annotators_per_pass",
         "images_per_pass", "recompute", "channels_last", "compile",
         "checkpoint"}  # what older files call `recompute`
+# How scalars are printed whose number alone says little.
+TEXTS: dict[str, Callable[[float], str]] = {
+    "speed/images_per_second": lambda value: f"{value:.3g} images/s",
+    "speed/hours_left": lambda value: f"{time_text(3600 * value)} left",
+    "memory/peak_GiB": lambda value: f"memory {value:.2g} GiB"}
+UNTIMED_STEPS, TIMED_STEPS = 3, 10  # of a run: the first prepare what the others use
 DIFFERENCES = {"gtr_weights": "over another GTR", "training_images": "on other images"}
 
 
@@ -48,7 +54,7 @@ class Batches(Protocol):
 
     def __len__(self) -> int: ...
     def __call__(self, step: int) -> tuple[Tensor, ...]: ...
-    def share(self, step: int) -> float: ...
+    def weight(self, step: int) -> float: ...
     def size(self, step: int) -> int: ...
     def ids(self, step: int) -> list[str]: ...
 
@@ -85,8 +91,8 @@ def train_loop(model: nn.Module, losses: Callable[..., Iterable[dict[str, Tensor
                optimization: OptimizerConfig, processes: Processes) -> None:
     """Trains `model` in place up to `epochs`, going on from folder/last.pt if there is one.
 
-    losses(*batch): pieces of the loss of a batch (image, masks, ...), each a dict of "loss" and of terms to
-    log; the pieces' sum is the batch's mean. validate(model) sees the averaged weights, if there are any.
+    losses(done, *batch): pieces of the loss of a batch (image, masks, ...) before which a share `done` of all
+    steps was taken, each a dict of "loss" and of terms to log; the pieces' sum is the batch's mean. validate(model) sees the averaged weights, if there are any.
     about: what every checkpoint says of itself, see `loading.describe`. optimization: the learning rate and
     its schedule, clipping and averaging.
     Raises ValueError if the folder is in use or holds a run with other settings; NonFiniteLoss naming the
@@ -99,27 +105,36 @@ def train_loop(model: nn.Module, losses: Callable[..., Iterable[dict[str, Tensor
 
         def save(name: str) -> None:
             if config.save_model and processes.first:
-                checkpoint.save(folder / name, snapshot(about, model, average, optimizer, state))
+                checkpoint.save(folder / name, snapshot(about, model, average, optimizer, state)
+                                | {"measure": measure_of(config)})
 
         # Resume.
         if (folder / "last.pt").exists():
-            resume(folder / "last.pt", about, model, average, optimizer, state, len(batches))
+            resume(folder / "last.pt", about, model, average, optimizer, state, len(batches), measure_of(config))
         processes.agree((state.step, checkpoint.fingerprint(model)), "where the run stands (step, weights)")
         if state.epoch >= epochs:
             print(f"{folder}: already trained for {epochs} epochs; raise the number of epochs to go on")
             return
         # What a lost epoch logged is hidden; a finished one's scalars carry the number of its last step.
         purge = state.step + (0 if state.totals else 1)
+        timed_from, timer = state.step + UNTIMED_STEPS, 0.0
 
         with SummaryWriter(str(folder), purge_step=purge) if processes.first else nullcontext() as board:
             for epoch in range(state.epoch + 1, epochs + 1):
                 started = time.perf_counter()
                 steps = range(state.step, epoch * len(batches))
                 for step in tqdm(steps, f"epoch {epoch}/{epochs}", leave=False, disable=quiet(processes)):
+                    # How long it takes, said once.
+                    if step == timed_from:
+                        timer = time.perf_counter()
+                    if step == timed_from + TIMED_STEPS:
+                        each = (time.perf_counter() - timer) / TIMED_STEPS
+                        print(duration_text(each, epochs * len(batches) - step), flush=True)
+
                     # Batch.
                     seed_step(seed, step, processes.rank)
                     batch = batches(step)
-                    weight = batches.share(step)  # of this process's means in the whole batch's
+                    weight = batches.weight(step)  # of this process's means in the whole batch's
 
                     # Gradients, piece by piece, so that a piece's activations are freed before the next.
                     terms: dict[str, Tensor] = {}
@@ -203,6 +218,21 @@ def settle_precision(config: FlowConfig, folder: Path, device: torch.device) -> 
     return replace(config, amp=amp)
 
 
+def duration_text(seconds_per_step: float, steps: int) -> str:
+    """A line on how long the steps that remain take, and over a day on what helps."""
+    seconds = seconds_per_step * steps
+    text = f"about {time_text(seconds)} for {steps:,} steps on this machine, without validation"
+    if seconds <= 24 * 3600:
+        return text
+    return (f"{text}. More than a day; what makes it affordable: fewer epochs (--epochs of GTR, --num_epochs), "
+            "a narrower --dim, --crop, several GPUs (torchrun --nproc_per_node 4)")
+
+
+def measure_of(config: LoopConfig) -> dict[str, int]:
+    """By what validation scores are found: those of another number of images, samples or steps are others."""
+    return {"images": config.val_images, "samples": config.val_samples, "steps": config.val_steps}
+
+
 def learning_rate(optimization: OptimizerConfig, done: float) -> float:
     """Of a step before which a share `done`, in [0, 1), of all steps was taken."""
     falling = (1 + math.cos(math.pi * done)) / 2 if optimization.schedule == "cosine" else 1.0
@@ -233,7 +263,7 @@ def snapshot(about: dict[str, Any], model: nn.Module, average: AveragedModel | N
 
 
 def resume(path: Path, about: dict[str, Any], model: nn.Module, average: AveragedModel | None,
-           optimizer: torch.optim.Optimizer, state: State, steps_per_epoch: int) -> None:
+           optimizer: torch.optim.Optimizer, state: State, steps_per_epoch: int, measure: dict[str, int]) -> None:
     """Fills model, average, optimizer and state from a checkpoint, after checking that it is the same run."""
     content = checkpoint.load(path, about["stage"])
     theirs, ours = content["config"], about["config"]
@@ -266,6 +296,10 @@ def resume(path: Path, about: dict[str, Any], model: nn.Module, average: Average
     for name, value in saved.items():
         setattr(state, name, value)
     print(f"{path}: going on after step {state.step}")
+    if content.get("measure", measure) != measure and state.best < math.inf:
+        state.best = math.inf
+        print(f"{path}: validated otherwise until now ({content['measure']} there, {measure} here), so scores do not "
+              "compare: best.pt is chosen anew from the next validation on")
 
 
 def read_terms(state: State, batches: Batches, folder: Path) -> None:
@@ -313,7 +347,8 @@ def log(title: str, scalars: dict[str, float], board: SummaryWriter | None, fold
     for name, value in scalars.items():
         board.add_scalar(name, value, step)
     line = f"{title}: " + "  ".join(
-        f"{name.rpartition('/')[2]} {value:.5g}" for name, value in scalars.items())
+        TEXTS[name](value) if name in TEXTS else f"{name.rpartition('/')[2]} {value:.5g}"
+        for name, value in scalars.items())
     print(line)
     with open(folder / "log.txt", "a") as file:
         file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")

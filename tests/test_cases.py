@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data import cases
+from data import cases, patients
 from data.cases import Case, find
 
 SIDE = 8
@@ -150,19 +150,76 @@ def test_patients_of_a_table(tmp_path):
     found = [Case(name, "folder", tmp_path, ()) for name in ("a/1", "a/2")]
     table = tmp_path / "p.csv"
     table.write_text("\ufeffcase,who,patient\na/1,x,p7\na/2,y,p8\nb,z,p9\n", encoding="utf-8")
-    assert [case.patient for case in cases.with_patients(found, table)] == ["p7", "p8"]
-    assert [case.patient for case in cases.with_patients(found, table, "who")] == ["x", "y"]
-    with pytest.raises(ValueError, match="p.csv: columns case, who, patient; .* another 'id', see --column"):
-        cases.with_patients(found, table, "id")
+    assert [case.patient for case in patients.with_patients(found, table)] == ["p7", "p8"]
+    assert [case.patient for case in patients.with_patients(found, table, "who")] == ["x", "y"]
+    with pytest.raises(ValueError, match="p.csv: columns case, who, patient; .* another 'id', once, see"):
+        patients.with_patients(found, table, "id")
     with pytest.raises(ValueError, match="p.csv: no patient of 1 of 3 cases, such as c"):
-        cases.with_patients([*found, Case("c", "", tmp_path, ())], table)
+        patients.with_patients([*found, Case("c", "", tmp_path, ())], table)
+
+
+def table_of(folder, text, encoding="utf-8"):
+    path = folder / "p.csv"
+    path.write_bytes(text.encode(encoding))
+    return path
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "cp1252", "utf-16"])
+@pytest.mark.parametrize("name", ["F\u00e4lle", "Fa\u0308lle"])
+def test_a_table_is_read_as_programs_save_it(tmp_path, encoding, name):
+    if encoding == "cp1252":
+        name = "F\u00e4lle"  # which has no other form of it
+    table = table_of(tmp_path, f"case,patient\r\n{name},M\u00fcller\r\n", encoding)
+    (case,) = patients.with_patients([Case("F\u00e4lle", "", tmp_path, ())], table)
+    assert case.patient == "M\u00fcller"
+
+
+@pytest.mark.parametrize("text, encoding, message", [
+    ("case,patient\na\x81,b\n", "latin-1", "another encoding than UTF-8, UTF-16 and Windows-1252"),
+    ("case,patient\na,b\n", "utf-16-le", "another encoding than UTF-8"),
+    ("case,patient\na," + "x" * 200_000, "utf-8", "not a table .field larger"),
+    ("", "utf-8", "columns ; expected the case"),
+    ("case,patient,patient\na,b,c\n", "utf-8", "expected the case in the first and another 'patient', once"),
+    ("case,patient\na,b\na,c\n", "utf-8", "case a is of patient b in a line and of c in another"),
+    ("case,patient\na,\n", "utf-8", "no patient of 1 of 1 cases, such as a"),
+])
+def test_a_table_that_says_no_one_patient_is_named(tmp_path, text, encoding, message):
+    with pytest.raises(ValueError, match=f"--patients .*p.csv: .*{message}"):
+        patients.with_patients([Case("a", "", tmp_path, ())], table_of(tmp_path, text, encoding))
+    same = table_of(tmp_path, "case,patient\na,b\na,b\n")
+    assert patients.with_patients([Case("a", "", tmp_path, ())], same)[0].patient == "b"
+
+
+def test_names_that_contain_one_another_are_two(tmp_path):
+    write(tmp_path, "images/1.2.3.png", "images/1.2.3.4.png", "gt/1.2.3_1.png", "gt/1.2.3_4.png",
+          "gt/1.2.3.4_1.png")
+    assert brief(tmp_path, find(tmp_path, image="images/*")) == {
+        "images/1.2.3": ("1.2.3", "images/1.2.3.png", ["gt/1.2.3_1.png", "gt/1.2.3_4.png"]),
+        "images/1.2.3.4": ("1.2.3.4", "images/1.2.3.4.png", ["gt/1.2.3.4_1.png"])}
+    write(tmp_path / "folders", *[f"{name}/{file}.png" for name in ("1.2.3", "1.2.3.4")
+                                  for file in ("image", "m1")])
+    assert [case.patient for case in find(tmp_path / "folders")] == ["1.2.3", "1.2.3.4"]
+
+
+def test_names_in_two_unicode_forms_are_one(tmp_path):
+    composed, decomposed = "F\u00e4lle", "Fa\u0308lle"
+    write(tmp_path / "a", f"images/{composed}.png", f"gt/{decomposed}_1.png", f"gt/{composed}_2.png",
+          "images/other.png", "gt/other_1.png")
+    case = find(tmp_path / "a", image="images/*")[0]
+    assert (case.name, case.patient, len(case.masks)) == (f"images/{composed}", composed, 2)
+    write(tmp_path / "b", f"{decomposed}/{composed}.png", f"{decomposed}/{decomposed}_seg1.png")
+    assert [(case.name, case.patient) for case in find(tmp_path / "b")] == [(composed, composed)]
+    write(tmp_path / "c", *[f"{name}/{file}.png" for name in (composed, decomposed)
+                            for file in ("image", "m1")])
+    with pytest.raises(ValueError, match="m1.png: a mask of several images"):
+        find(tmp_path / "c")
 
 
 def test_a_patient_in_two_folds_is_refused(tmp_path):
     found = [Case("train/a", "p1", tmp_path / "a.png", ()), Case("test/b", "p1", tmp_path / "b.png", ())]
     with pytest.raises(ValueError, match="b.png: patient p1 is in test and in train"):
-        cases.refuse_divided(found)
-    cases.refuse_divided([found[0], Case("test/b", "p2", tmp_path / "b.png", ())])
+        patients.refuse_divided(found)
+    patients.refuse_divided([found[0], Case("test/b", "p2", tmp_path / "b.png", ())])
 
 
 def case_of(folder, **files):
@@ -181,6 +238,7 @@ def test_masks_are_brought_to_the_image_s_orientation(tmp_path):
     case = case_of(tmp_path, image=volume, m1=mask, m2=(mask[::-1], flipped))
     image, (same, other), labels = cases.read(case)
     np.testing.assert_array_equal(same, other)
+    np.testing.assert_array_equal(image[..., 0], volume[::-1, ::-1].swapaxes(0, 2))
     np.testing.assert_array_equal(same, mask[::-1, ::-1].swapaxes(0, 2) == 1)  # as of DICOM
     assert image.shape == (3, 5, 4, 1) and labels == {1}
 
@@ -208,10 +266,47 @@ def test_labels_choose_and_slices_are_cut_across_an_axis(tmp_path):
     case = case_of(tmp_path, image=np.random.RandomState(0).rand(4, 5, 3), m1=labels)
     _, _, found = cases.read(case)
     assert found == {1, 2, 3}
-    image, masks, found = cases.read(case, labels=(2, 3))
+    image, masks, found = cases.read(case, (2, 3))
     assert found == {2, 3} and masks.mean() == 0.5
     for axis, shapes in (("fewest", (3, 5, 4)), ("z", (3, 5, 4)), ("y", (5, 3, 4)), ("x", (4, 3, 5))):
         slices = list(cases.slices(image, masks, axis))
         assert (len(slices), *slices[0][1].shape[1:]) == shapes == (len(slices), *slices[0][0].shape[:2])
-    ((whole, own),) = cases.slices(image[0], masks[:, 0], "x")
-    assert whole.shape == (5, 4, 1) and own.shape == (1, 5, 4)
+    ((whole, its_masks),) = cases.slices(image[0], masks[:, 0], "x")
+    assert whole.shape == (5, 4, 1) and its_masks.shape == (1, 5, 4)
+
+
+def test_a_slice_is_scaled_by_the_limits_of_its_volume():
+    volume, masks = np.arange(24).reshape(2, 3, 4, 1).astype(np.int16), np.zeros((1, 2, 3, 4), bool)
+    for axis, number in (("z", 0), ("y", 1), ("x", 2)):
+        images = [image for image, _ in cases.slices(volume, masks, axis)]
+        np.testing.assert_allclose(np.stack(images, number), volume / 23)
+    np.testing.assert_allclose([image.max() for image, _ in cases.slices(volume, masks, "z", (0, 46))],
+                               [11 / 46, 0.5])
+
+
+@pytest.mark.parametrize("shapes, axis, chosen, warning", [
+    ({"a": (12, 24, 24), "b": (40, 24, 24)}, "fewest", "z", "1 have fewer"),
+    ({"a": (12, 24, 24), "b": (30, 9, 24), "c": (30, 24, 9), "d": (30, 9, 25)}, "fewest", "y",
+     "2 have fewer across another, such as a (12, 24, 24)"),
+    ({"a": (12, 24, 24), "b": (40, 24, 24), "c": (12, 24, 24)}, "fewest", "z",
+     "1 have fewer across another, such as b (40, 24, 24)"),
+    ({"a": (12, 24, 24), "b": (13, 24, 24)}, "fewest", "z", ""),
+    ({"a": (24, 24)}, "fewest", "fewest", ""), ({"a": (12, 24, 24), "b": (40, 24, 24)}, "z", "z", ""),
+])
+def test_all_volumes_are_cut_across_one_axis(capsys, shapes, axis, chosen, warning):
+    assert cases.common_axis(shapes, axis) == chosen
+    said = capsys.readouterr().out
+    assert warning in said and bool(said) == bool(warning)
+
+
+def test_files_in_a_form_that_is_not_read_are_named(tmp_path, capsys):
+    write(tmp_path, "c/image.png", "c/seg1.png", "c/seg2.png")
+    for name in ("c/seg1.json", "c/notes.txt", "c/seg1.txt"):  # descriptions
+        (tmp_path / name).write_text("text")
+    find(tmp_path)
+    assert capsys.readouterr().out == ""
+    for number, name in enumerate(("c/seg3.nrrd", "c/seg4.xyz", "d/label.mha"), 1):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("text")
+        assert len(find(tmp_path)[0].masks) == 2
+        assert f"{number} files are passed over, in a form that is not read" in capsys.readouterr().out

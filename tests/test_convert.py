@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from data.convert import _places, converted, files_in
-from data.store import Writer, open_store
+from data.store import open_store
+from data.writer import Writer
 from tests import tiny
 
 
@@ -58,10 +59,10 @@ def test_where_a_folder_is_read_only_the_store_lies_in_the_home(original, tmp_pa
     closed = [original.parent]
 
     class ReadOnly(Writer):
-        def __init__(self, path, *rest):
+        def __init__(self, path, *rest, **flags):
             if path.parent in closed:
                 raise PermissionError(f"{path}: read-only")
-            super().__init__(path, *rest)
+            super().__init__(path, *rest, **flags)
 
     monkeypatch.setattr("data.convert.Writer", ReadOnly)
     assert brightness(original) == [0, 1, 2]

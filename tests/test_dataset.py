@@ -13,7 +13,9 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional
 
 import data
-from data import ExpertDataset, Loader, Writer, augment, augmentations, dihedral
+from data import ExpertDataset, Loader, Writer, augment, augmentations, dihedral, prepare
+from data.convert import Reader
+from data.readers import READERS
 from data.store import open_store
 from metadata_manager import Metadata, Objective, experiment
 from models import ATFM, STNet
@@ -50,6 +52,37 @@ def square(tmp_path):
         for row in range(5):
             writer.append(IMAGES[row, :4], MASKS[row, :, :4], patient=row)
     return Metadata(data_path=str(tmp_path / "square.h5"), annotators=3, size=4)
+
+
+def test_a_reader_is_one_entry(tmp_path, monkeypatch, capsys):
+    """A new format, whose own released split tests on its first row, is loaded, checked and split."""
+    def append_all(files, writer):
+        for row, file in enumerate(files):
+            writer.append(np.full((8, 8), int(file.read_text()), np.uint8), np.ones((3, 8, 8)), patient=row)
+
+    new = Reader("folder of numbers", lambda path: (path / "0.txt").is_file(),
+                 lambda path: sorted(path.glob("*.txt")), append_all,
+                 lambda store: {"train": np.arange(1, 4), "val": np.arange(1), "train_prior": np.arange(1, 4),
+                                "test": np.arange(1)})
+    monkeypatch.setattr("data.readers.READERS", {"numbers": new, **READERS})
+    (tmp_path / "set").mkdir()
+    for row in range(4):
+        (tmp_path / "set" / f"{row}.txt").write_text(str(51 * row))
+    described = Metadata("numbers", reader="numbers", annotators=3, size=8, data_path=str(tmp_path / "set"))
+    assert len(data.load(described, "train")) == 2
+    tested = data.load(replace(described, split="released"), "train")
+    assert [image.mean().item() for image, _ in (tested[i] for i in range(3))] == pytest.approx([.2, .4, .6])
+    prepare.main(["--check", str(tmp_path / "set")])
+    assert "set: folder of numbers\n4 images of 8 x 8" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="reader 'number': unknown; expected one of numbers, phiseg, lidc"):
+        data.load(replace(described, reader="number"), "train")
+
+
+def test_the_released_split_of_a_store_is_that_of_its_reader(square):
+    released = replace(square, split="released")
+    assert data.load(released, "test").rows.tolist() == [4]  # the last fifth
+    with pytest.raises(ValueError, match="square.h5: has no style; --split released needs it"):
+        data.load(replace(released, reader="isic3"), "test")
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
@@ -92,9 +125,11 @@ def test_items_are_spread_evenly(dataset, count, chosen):
     assert dataset.spread(count).rows.tolist() == list(chosen)  # 4.5 is rounded to the even number
 
 
-def test_fingerprint_follows_content_and_rows_not_the_path(store, tmp_path):
-    other = write(tmp_path / "other.h5")
+def test_fingerprint_follows_content_and_rows_not_the_path(store, tmp_path, monkeypatch):
+    other, loaded = write(tmp_path / "other.h5"), ExpertDataset(store, ROWS)
     expected = ExpertDataset(store, ROWS).fingerprint
+    monkeypatch.setattr("data.dataset.BLOCK", 2)
+    assert ExpertDataset(store, ROWS).fingerprint == expected == loaded.to("cpu").fingerprint
     assert ExpertDataset(other, ROWS).fingerprint == expected
     assert ExpertDataset(store, ROWS[::-1]).fingerprint != expected
     assert ExpertDataset(store, ROWS, crop=2).fingerprint != expected
@@ -232,7 +267,7 @@ def test_processes_share_a_batch(dataset):
     whole = Loader(dataset, 4, seed=0)
     loaders = [Loader(dataset, 4, seed=0, rank=rank, ranks=3) for rank in range(3)]
     for step, shares in ((0, [1 / 2, 1 / 4, 1 / 4]), (2, [1 / 3, 1 / 2, 1 / 6])):
-        assert [loader.share(step) for loader in loaders] == shares and whole.share(step) == 1
+        assert [loader.weight(step) for loader in loaders] == shares and whole.weight(step) == 1
         image, masks = whole(step)
         for rank, loader in enumerate(loaders):
             assert loader.size(step) == whole.size(step) and loader.ids(step) == whole.ids(step)
@@ -243,16 +278,17 @@ def test_processes_share_a_batch(dataset):
     assert [tuple(part.shape) for part in dataset.batch([])] == [(0, 1, 6, 4), (0, 3, 6, 4)]
 
 
-@pytest.mark.parametrize("ranks, apart, shares, annotators", [
+@pytest.mark.parametrize("ranks, divided, weights, annotators", [
     (2, True, [2 / 3, 1 / 3], [[0, 2], [1]]),
     (3, True, [1 / 3] * 3, [[0], [1], [2]]),
     (5, True, [1 / 6, 1 / 6, 1 / 3, 1 / 6, 1 / 6], [[0], [1], [2], [0], [1]]),
     (2, False, [1 / 2] * 2, [[0, 1, 2]] * 2)])
-def test_processes_share_one_image(dataset, ranks, apart, shares, annotators):
+def test_processes_share_one_image(dataset, ranks, divided, weights, annotators):
     """Two or more who have the same annotators split their weight."""
     _, masks = Loader(dataset, 1, seed=0)(0)
-    loaders = [Loader(dataset, 1, seed=0, rank=rank, ranks=ranks, apart=apart) for rank in range(ranks)]
-    assert [loader.share(0) for loader in loaders] == pytest.approx(shares)
+    loaders = [Loader(dataset, 1, seed=0, rank=rank, ranks=ranks, per_annotator_loss=divided)
+               for rank in range(ranks)]
+    assert [loader.weight(0) for loader in loaders] == pytest.approx(weights)
     for loader, own in zip(loaders, annotators):
         assert torch.equal(loader(0)[1], masks[:, own])
 
@@ -278,7 +314,7 @@ def test_the_gradients_of_processes_add_up_to_those_of_one(square, choices, rank
         chosen = range(masks.shape[1]) if "experts" in choices else [0]
         for expert[:] in ([j] for j in chosen):
             for piece in atfm.losses(image, masks):
-                (loader.share(1) / len(chosen) * piece["loss"]).backward()
+                (loader.weight(1) / len(chosen) * piece["loss"]).backward()
         return torch.cat([weight.grad.flatten() for weight in atfm.net.parameters()])
 
     shares = sum(gradient(rank, ranks) for rank in range(ranks))

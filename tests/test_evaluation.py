@@ -12,7 +12,7 @@ from metrics import Evaluation, evaluate, image_seed, interleaved
 SEEDS = (0, 7)
 
 
-class Memory(list):
+class ImageList(list):
     """A dataset: pairs of an image and its masks, with ids."""
 
     def __init__(self, ids, items):
@@ -24,7 +24,7 @@ def dataset(number=5, k=3, size=8):
     generator = torch.Generator().manual_seed(5)
     items = [(torch.rand(1, size, size, generator=generator),
               (torch.rand(k, size, size, generator=generator) < 0.4).float()) for _ in range(number)]
-    return Memory([f"image {i}" for i in range(number)], items)
+    return ImageList([f"image {i}" for i in range(number)], items)
 
 
 def noisy(image, n, generator):
@@ -45,14 +45,14 @@ def test_per_image_scores_are_those_of_the_thresholded_samples():
                  "Dice of means": metrics.dice_of_means(drawn, masks)}
     expected |= {"Distance": 1 - metrics.iou_matrix(drawn, masks).mean(), "Size": masks.sum() / 3,
                  "Experts' diversity": 1 - metrics.iou_matrix(masks, masks).mean(),
-                 "Empty": torch.zeros(()), "Experts empty": torch.zeros(())}
+                 "Empty": torch.zeros(()), "Experts empty": torch.zeros(()), "Experts": torch.tensor(3)}
     assert all(values.shape == (2, 5) and values.dtype == np.float64 for values in found.scores.values())
     assert {name: values[1, 2] for name, values in found.scores.items()} == pytest.approx(
         {name: value.item() for name, value in expected.items()}, abs=1e-6)
 
 
 def test_the_threshold_keeps_one_half():
-    images = Memory(["a"], [(torch.zeros(1, 2, 2), torch.ones(2, 2, 2))])
+    images = ImageList(["a"], [(torch.zeros(1, 2, 2), torch.ones(2, 2, 2))])
     found = evaluate(lambda image, n, generator: torch.full((1, n, 2, 2), 0.5), images, samples=(3,))
     assert found.scores["MDM3"].item() == 1.0
 
@@ -81,7 +81,7 @@ def test_image_seed_is_the_same_in_every_process():
     assert len({image_seed(seed, name) for seed in (0, 1, 11) for name in ("a", "1 a", "b")}) == 9
 
 
-def test_mean_and_deviation_are_over_seeds_of_means_over_images():
+def test_mean_and_standard_deviation_are_over_seeds_of_means_over_images():
     scores = {"GED16": np.array([[0.1, 0.3], [0.2, 0.6]])}  # runs .2 and .4
     two = Evaluation(("a", "b"), (0, 1), scores)
     one = Evaluation(("a", "b"), (0,), {"GED16": scores["GED16"][:1]})
@@ -91,6 +91,37 @@ def test_mean_and_deviation_are_over_seeds_of_means_over_images():
     assert json.loads(json.dumps(two.as_dict())) == {
         "ids": ["a", "b"], "seeds": [0, 1], "scores": {"GED16": [[0.1, 0.3], [0.2, 0.6]]},
         "mean_std": {"GED16": list(two.mean_std()["GED16"])}}
+
+
+def sizes(found):
+    return [round(size) for size in found.scores["Size"][0].tolist()]
+
+
+def blocks(*numbers):
+    """Images whose masks have so many pixels."""
+    return [(torch.full((1, 4, 4), number / 16),
+             (torch.arange(16) < number).float().view(1, 4, 4).repeat(2, 1, 1)) for number in numbers]
+
+
+def test_images_that_share_an_id_have_their_own_scores(tmp_path):
+    images = ImageList(["P0", "P0", "P0 (2)", "P0", "P1"], blocks(3, 5, 7, 9, 11))
+    found = evaluate(noisy, images, samples=(2,))
+    assert found.ids == ("P0", "P0 (3)", "P0 (2)", "P0 (4)", "P1") and sizes(found) == [3, 5, 7, 9, 11]
+    halves = [evaluate(noisy, images, samples=(2,), indices=range(5)[rank::2]) for rank in (0, 1)]
+    assert interleaved(halves).as_dict() == found.as_dict()
+
+
+def test_an_image_that_is_listed_twice_is_one_image():
+    images = ImageList(["a", "b", "a"], blocks(3, 5, 3))
+    found = evaluate(noisy, images, samples=(2,))
+    assert found.ids == ("a", "b", "a") and sizes(found) == [3, 5, 3]
+    assert found.scores["GED2"][0, 0] == found.scores["GED2"][0, 2]
+
+
+def test_ids_that_differ_in_unicode_form_only_are_the_same():
+    found = evaluate(noisy, ImageList(["\u00e9", "e\u0301"], blocks(3, 5)), samples=(2,))
+    assert found.ids == ("\u00e9", "\u00e9 (2)") and sizes(found) == [3, 5]
+    assert image_seed(0, "\u00e9") == image_seed(0, "e\u0301")
 
 
 def diverging(image, n, generator):
@@ -105,12 +136,13 @@ IMAGE, MASKS = dataset(1)[0]
 
 
 @pytest.mark.parametrize("images, arguments, message", [
-    (Memory(["a"], [(IMAGE, 0.3 * MASKS)]), {}, "masks of image a: expected 0 and 1"),
-    (Memory(["a"], [(IMAGE, MASKS)] * 2), {}, "2 images with 1 ids"),
-    (Memory([], []), {}, "0 images"),
+    (ImageList(["a"], [(IMAGE, 0.3 * MASKS)]), {}, "masks of image a: expected 0 and 1"),
+    (ImageList(["a"], [(IMAGE, MASKS)] * 2), {}, "2 images with 1 ids"),
+    (ImageList([], []), {}, "0 images"),
     (dataset(1), {"samples": ()}, "expected counts >= 1, and a seed"),
     (dataset(1), {"samples": (0, 2)}, "expected counts >= 1, and a seed"),
     (dataset(1), {"seeds": ()}, "expected counts >= 1, and a seed"),
+    (dataset(1), {"seeds": (3, 1, 3)}, "seeds 3 1 3: the same seed twice is the same run twice"),
     (dataset(1), {"sample": lambda image, n, generator: noisy(image, n + 1, generator)},
      r"image 0: shape \(1, 3, 8, 8\), expected .* \(1, 2, 8, 8\)"),
     (dataset(), {"sample": diverging}, "image 1, seed 0: 2 of 128 probabilities are not finite"),

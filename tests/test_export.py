@@ -24,7 +24,19 @@ def test_the_lists_are_those_of_the_runs_and_share_no_patient(tmp_path, capsys):
     assert f"{tmp_path / 'splits.csv'}: 469 train, 107 val, 144 test images" in capsys.readouterr().out
 
 
-def test_data_that_is_not_there_is_named(tmp_path, capsys):
-    with pytest.raises(SystemExit, match="2"):
+def test_data_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(SystemExit, match="^error: LIDC: data_path .*none' does not exist"):
         main(["--what", "LIDC", "--data_path", str(tmp_path / "none"), "--output", str(tmp_path / "a.csv")])
-    assert "none' does not exist" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="^error: --split_seed -1: expected a number in"):
+        main(["--what", "LIDC_demo", "--split_seed", "-1", "--output", str(tmp_path / "a.csv")])
+
+
+def test_only_the_same_lists_are_written_again(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    flags = ["--what", "LIDC_demo", "--output=~/a.csv"]
+    for _ in range(2):
+        main(flags)
+    before = (tmp_path / "a.csv").read_bytes()
+    with pytest.raises(SystemExit, match="^error: --output .*a.csv: exists and does not hold these lists"):
+        main([*flags, "--split_seed", "7"])
+    assert (tmp_path / "a.csv").read_bytes() == before

@@ -1,16 +1,21 @@
 """Pictures show what was given, where it was given. No pixel of a figure is compared exactly."""
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from PIL import Image
 
 import fig
-from fig import canvas, method, pictures, results
+from fig import canvas, cost, method, pictures, results
 
 H, W = 24, 32
 
@@ -64,11 +69,12 @@ def test_prediction_grid_shows_what_its_columns_say():
     images, masks, drawn = batch(k=3, c=3)
     figure = fig.prediction_grid(torch.tensor(images), torch.tensor(masks), torch.tensor(drawn).bool())
     panels = {ax.get_title(): ax for ax in figure.axes[:10]}
-    assert list(panels) == ["image", "experts", "expert 1", "expert 2", "expert 3", "sample 1", "sample 6",
-                            "sample 11", "sample 16", "variance"]
-    assert len(vertices(panels["experts"])) == 2  # one expert marked nothing
+    assert list(panels) == ["image", "experts", "expert 1", "expert 2", "expert 3", "sample 1", "sample 2",
+                            "sample 3", "sample 4", "variance"]
+    assert len(vertices(panels["experts"])) == 2  # an expert's mask is empty
     np.testing.assert_array_equal(shown(panels["expert 3"]), masks[0, 2])
-    np.testing.assert_array_equal(shown(panels["sample 16"]), drawn[0, 15])
+    for i in range(4):  # the first ones, not chosen
+        np.testing.assert_array_equal(shown(panels[f"sample {i + 1}"]), drawn[0, i])
     np.testing.assert_allclose(shown(panels["variance"]), drawn[0].var(axis=0), atol=1e-6)
 
 
@@ -116,25 +122,68 @@ def test_systems_are_compared_on_the_same_four_images(tmp_path):
     images, experts, _ = batch(m=4)
     figure = fig.comparison(images, experts, {"atfm": masks, "ssn": ~masks})
     k = experts.shape[1]
-    axes = np.array(figure.axes).reshape(3, 4, k + 1)
-    assert [ax.get_ylabel() for ax in axes[:, 0, 0]] == ["experts", "atfm", "ssn"]
-    figure = fig.comparison(images, experts, {"atfm, midpoint, 25 steps": masks, "act-gtr-smoothed": ~masks})
+    axes = np.array(figure.axes).reshape(6, 2, k + 1)  # images 1 and 2 above, 3 and 4 below
+    assert [ax.get_ylabel() for ax in axes[:, 0, 0]] == ["experts", "atfm", "ssn"] * 2
+    assert [ax.get_title() for ax in axes[3, 1]] == ["image 4", *[f"expert {j}" for j in range(1, k + 1)]]
+    assert [ax.get_title() for ax in axes[4, 1]] == ["contours", *[f"sample {j}" for j in range(1, k + 1)]]
+    drawn = [[shown(ax) for ax in row[1:]] for row in axes[3:, 0]]
+    np.testing.assert_array_equal(drawn, [experts[2], masks[2, :k], ~masks[2, :k]])
+
+
+@pytest.mark.parametrize("m, k, n", [(1, 1, 1), (3, 3, 16), (4, 40, 2)])
+def test_no_panel_of_a_comparison_is_empty_or_without_a_title(m, k, n):
+    images, experts, samples = batch(m, max(k, 2), n)
+    figure = fig.comparison(images, experts[:, :k], {"atfm, midpoint, 25 steps": samples, "act-gtr": samples})
+    assert len(figure.axes) == m * (1 + min(k, 4) + 2 * (1 + min(n, 4, max(k, 3))))
+    for ax in figure.axes:
+        assert len(ax.images) == 1 and ax.get_title()
     figure.draw_without_rendering()
-    lefts = [ax.yaxis.label.get_window_extent().x0 for ax in np.array(figure.axes).reshape(3, -1)[:, 0]]
-    assert min(lefts) >= 0  # no name is cut off
-    shown = [[row[j].images[0].get_array() for j in range(1, k + 1)] for row in axes[:, 2]]
-    np.testing.assert_array_equal(shown, [experts[2], masks[2, :k], ~masks[2, :k]])
+    lefts = [ax.yaxis.label.get_window_extent().x0 for ax in figure.axes if ax.get_ylabel()]
+    assert len(lefts) == 3 * -(-m // 2) and min(lefts) >= 0  # no name is cut off
+    assert [text.get_text() for text in figure.texts if text.get_text()] == (
+        ["first 4 of 40 experts"] if k == 40 else [])
 
 
-def test_write_samples_enlarges_masks_mean_and_variance_and_removes_older_samples(tmp_path):
+@pytest.mark.parametrize("label, stem", [
+    ("atfm", "atfm"), ("atfm (best), 10 steps", "atfm_best_10_steps"), ("../cfm", ".._cfm")])
+def test_a_systems_label_becomes_the_name_of_a_file(label, stem):
+    assert pictures.file_stem(label) == stem
+
+
+def many_experts(picture):
+    """A picture of an image with 40 experts."""
+    images, masks, samples = batch(m=2, k=40)
+    return {
+        "grid": lambda: fig.prediction_grid(images, masks, samples),
+        "validation": lambda: fig.prediction_grid(images, masks, samples, small=True),
+        "uncertainty": lambda: pictures.variance_and_entropy(images[0], masks[0], samples[0]),
+        "augmentation": lambda: fig.augmentation_sheet(images, masks, images, masks),
+        "cases": lambda: fig.case_sheet([(torch.tensor(images[0]), torch.tensor(masks[0]))] * 2),
+        "overview": lambda: fig.overview(**story() | {"masks": masks[0]})}[picture]()
+
+
+@pytest.mark.parametrize("picture, count", [("grid", 8), ("validation", 4), ("uncertainty", 8),
+                                            ("augmentation", 8), ("cases", 8), ("overview", 8)])
+def test_of_40_experts_a_picture_shows_the_first_and_says_so(picture, count):
+    figure = many_experts(picture)
+    figure.draw_without_rendering()
+    box, width = figure.bbox, figure.bbox.width
+    texts = [text.get_text() for text in figure.findobj(Text)]
+    assert f"first {count} of 40 experts" in texts and f"expert {count + 1}" not in texts
+    assert max(len(ax.collections) for ax in figure.axes) <= count  # contours
+    for text in filter(Text.get_text, figure.findobj(Text)):
+        place = text.get_window_extent()
+        assert 0 <= place.x0 < place.x1 <= width and 0 <= place.y0 < place.y1 <= box.height, text
+    assert min(ax.get_position().width for ax in figure.axes if ax.images) * width > 40  # pixels
+
+
+def test_write_samples_enlarges_masks_mean_and_variance(tmp_path):
     masks = torch.tensor([[[0, 1], [1, 1]], [[0, 0], [1, 1]], [[0, 0], [0, 1]], [[0, 0], [1, 1]]]).bool()
-    for old in ("sample_04.png", "sample_000.png", "notes.txt"):
-        (tmp_path / old).touch()
     fig.write_samples(tmp_path, torch.full((3, 4, 6), 0.5), masks)
     files = {f"sample_0{i}.png": 255 * mask for i, mask in enumerate(masks.int())} | {
         # means 0, 1/4, 3/4, 1; variances 0, 3/16, 3/16, 0, of which 1/4 is 255
         "mean.png": [[0, 64], [191, 255]], "variance.png": [[0, 191], [191, 0]]}
-    assert {path.name for path in tmp_path.iterdir()} == {*files, "picture.png", "notes.txt"}
+    assert {path.name for path in tmp_path.iterdir()} == {*files, "picture.png"}
     for name, values in files.items():  # a pixel of the model's is 2 x 3 of the image's
         with Image.open(tmp_path / name) as file:
             np.testing.assert_array_equal(np.asarray(file), np.kron(values, np.ones((2, 3), int)))
@@ -173,9 +222,9 @@ def test_arrays_that_do_not_fit_or_contradict_the_arrows_are_named(change, messa
 
 def test_leading_directions_keep_the_covariance_longest_first():
     factor = np.random.default_rng(0).normal(size=(3, H, W))
-    columns, found = factor.reshape(3, -1), method.leading_directions(factor, 3).reshape(3, -1)
-    np.testing.assert_allclose(found.T @ found, columns.T @ columns, atol=1e-9)
-    assert (np.diff(np.linalg.norm(found, axis=1)) < 0).all()
+    columns, directions = factor.reshape(3, -1), method.leading_directions(factor, 3).reshape(3, -1)
+    np.testing.assert_allclose(directions.T @ directions, columns.T @ columns, atol=1e-9)
+    assert (np.diff(np.linalg.norm(directions, axis=1)) < 0).all()
 
 
 def test_learning_curves_have_a_panel_per_series_and_a_line_per_run():
@@ -191,7 +240,7 @@ def test_learning_curves_have_a_panel_per_series_and_a_line_per_run():
 
 
 def report(steps=(), solver=(), **systems):
-    """Of systems (evaluations, alpha, what scores are lower by): two seeds, two patients' four images."""
+    """Of systems (NFE, alpha, what scores are lower by): two seeds, two patients' four images."""
     values, spread = {"GED2": 0.5, "GED4": 0.4, "HM-IoU4": 0.7}, np.array([[-0.1, 0.1, 0, 0]] * 2)
     values |= {"Distance": 0.5, "Diversity4": 0.4, "Experts' diversity": 0.2, "Size": 9.0, "Empty": 0.5,
                "Experts empty": 0.5}
@@ -231,6 +280,8 @@ def test_a_test_leaves_the_curves_that_its_rows_give_rise_to(tmp_path):
 
 def test_the_parts_of_a_score_and_the_shares_of_empty_masks():
     empty, distance, diversity = results.parts(STEPS).axes
+    assert [ax.get_title().partition("\n")[0] for ax in (empty, distance, diversity)] == [
+        "Empty masks", "Distance from experts", "Diversity of samples"]
     act_gtr, _, _, diagonal = empty.lines
     assert act_gtr.get_xydata().T.round(6).tolist() == [[0.4, 0.5, 0.6], [0.4, 0.5, 0.6]]
     assert diagonal.get_xydata().tolist() == [[0, 0], [1, 1]]
@@ -245,3 +296,57 @@ def test_a_file_that_is_no_report_is_named(tmp_path, text):
     (tmp_path / "a.json").write_text(text)
     with pytest.raises(ValueError, match="a.json: not the results.json of a test .*; run the test again"):
         results.read_report(tmp_path / "a.json")
+
+
+def test_the_backend_of_a_notebook_does_not_stop_whoever_imports_matplotlib_after_fig():
+    subprocess.run([sys.executable, "-c", "import fig; import matplotlib"], cwd=Path(__file__).parents[1],
+                   env=os.environ | {"MPLBACKEND": "module://matplotlib_inline.backend_inline"}, check=True)
+
+
+COSTS = {"atfm": {"nfe": 25, "training_seconds": 9000.0, "GED": [0.21, 0.22, 0.20]},
+         "act-gtr": {"nfe": 0, "training_seconds": 300.0, "GED": [0.30, 0.32]},
+         "ssn": {"nfe": 1, "training_seconds": 400.0, "GED": [0.31]}}
+
+
+def test_ged_is_drawn_against_both_costs_with_its_range_over_seeds_and_the_floor():
+    seconds, nfe = fig.score_against_cost(COSTS, 0.15).axes
+    assert (seconds.get_xscale(), nfe.get_xscale()) == ("log", "symlog")
+    for ax, costs in ((seconds, [9000, 300, 400]), (nfe, [25, 0, 1])):
+        *lines, floor = ax.lines
+        ranges, points = lines[::2], lines[1::2]
+        assert [line.get_label() for line in points] == list(COSTS)
+        assert [line.get_xydata().tolist() for line in points] == [
+            [[cost, pytest.approx(mean)]] for cost, mean in zip(costs, (0.21, 0.31, 0.31))]
+        assert [list(line.get_ydata()) for line in ranges] == [[0.20, 0.22], [0.30, 0.32], [0.31, 0.31]]
+        assert set(floor.get_ydata()) == {0.15} and floor.get_linestyle() == "--"
+
+
+@pytest.mark.parametrize("count", [1, 6, 30])
+def test_labels_of_costs_neither_overlap_nor_leave_the_picture(count):
+    figure = fig.score_against_cost(
+        {f"atfm (best), midpoint, {i} steps": {"nfe": i % 3, "training_seconds": 1 + i, "GED": [0.2]}
+         for i in range(count)}, 0.1)
+    figure.draw_without_rendering()
+    for ax in figure.axes:
+        # Text.get_window_extent, as that of an annotation holds its line too.
+        boxes = sorted((Text.get_window_extent(text).extents for text in ax.texts), key=lambda box: box[1])
+        assert len(boxes) == count and max(right for _, _, right, _ in boxes) <= figure.bbox.width
+        assert all(below[3] <= above[1] for below, above in zip(boxes, boxes[1:]))
+        assert boxes[-1][3] <= ax.bbox.y1 + 1 and boxes[0][1] >= ax.bbox.y0 - 1
+
+
+def test_labels_move_as_little_as_they_need_to():
+    assert cost.spread([0.2, 0.5, 0.8], 0.1) == [0.2, 0.5, 0.8]
+    assert cost.spread([0.2, 0.2, 0.9], 0.1) == pytest.approx([0.2, 0.3, 0.9])
+    assert cost.spread([0.9, 1.0, 1.0], 0.1) == pytest.approx([0.75, 0.85, 0.95])
+
+
+@pytest.mark.parametrize("systems, message", [
+    ({}, "systems: found none"),
+    ({"ssn": COSTS["ssn"] | {"GED": []}}, r"ssn: found GED \[\].* a GED for each seed"),
+    ({"ssn": COSTS["ssn"] | {"GED": [float("nan")]}}, r"ssn: found GED \[nan\].*finite"),
+    ({"ssn": COSTS["ssn"] | {"training_seconds": 0.0}}, "ssn: found training_seconds 0.0.* above 0"),
+])
+def test_costs_that_cannot_be_drawn_are_named(systems, message):
+    with pytest.raises(ValueError, match=message):
+        fig.score_against_cost(systems, 0.15)

@@ -1,8 +1,14 @@
 """python -m fig.draw on tiny runs: which images, samples and curves README's pictures show; mistakes."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from torch.utils.tensorboard import SummaryWriter
 
 import fig
 import train_GTR
@@ -12,6 +18,8 @@ from fig import draw
 from metadata_manager import Metadata
 from models import load_flow, load_gtr
 from tests import tiny
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -72,10 +80,10 @@ def test_main_draws_the_samplers_own_path(drawn, trained):
 
 def test_what_experts_disagree_on_most_is_drawn_once_per_patient():
     masks = torch.zeros(5, 2, 10, 10)
-    # 1 - IoU: 0; 3/4; 15/16 of the patient of the one before; 5/9; 1, but one expert marked nothing
-    for mask, sides in zip(masks, [(4, 4), (4, 8), (2, 8), (4, 6), (0, 8)]):
-        for one, side in zip(mask, sides):
-            one[:side, :side] = 1
+    # 1 - IoU: 0; 3/4; 15/16 of the patient of the image before; 5/9; 1, but an expert's mask is empty
+    for of_image, sides in zip(masks, [(4, 4), (4, 8), (2, 8), (4, 6), (0, 8)]):
+        for mask, side in zip(of_image, sides):
+            mask[:side, :side] = 1
 
     class Five(list):
         patients = np.array([7, 8, 8, 9, 10])
@@ -83,9 +91,9 @@ def test_what_experts_disagree_on_most_is_drawn_once_per_patient():
     assert draw.most_disputed(Five((None, of) for of in masks), 3) == [2, 3, 0]
 
 
-def test_curves_have_the_losses_of_the_stages_apart_and_a_line_per_run(drawn):
+def test_curves_have_a_panel_for_the_loss_of_each_system_and_a_line_per_run(drawn):
     panels = drawn("learning_curves", "curves")[0]
-    assert list(panels) == ["train/loss, GTR", "train/loss, flow", "validation/GED", "validation/HM-IoU"]
+    assert list(panels) == ["train/loss, GTR", "train/loss, atfm", "validation/GED", "validation/HM-IoU"]
     assert [list(histories) for histories in panels.values()] == [["GTR"], ["atfm"], *[["GTR", "atfm"]] * 2]
 
 
@@ -98,11 +106,16 @@ def test_augmentation_draws_images_with_their_own_masks(drawn):
 @pytest.mark.parametrize("flags, message", [
     ("main --image 6", "--image 6: LIDC has test images 0 to 5"),
     ("main --image 0 --steps 3", "times: found 4, expected 5; take 4 or more --steps"),
-    ("main --image 0 1", "--method atfm, 2 images: expected a flow over GTR, one image"),
+    ("main --image 0 1", "--image: found 2 images, expected one"),
     ("pred", "3 patients have a test image .* expected 4; choose with --image"),
     ("pred --image 0 --output {out}/a.bmq", "a.bmq: found suffix '.bmq', expected one of"),
     ("curves --run {out}", "found no TensorBoard log below it; train"),
     ("tradeoff --run {out}", "test/results.json: no such file; run test_prior"),
+    ("pred --seed -1", "--seed -1: expected a whole number from 0 to 18446744073709551615"),
+    (f"augmentation --seed {2 ** 64}", f"--seed {2 ** 64}: expected a whole number from 0"),
+    ("pred --steps 0", "--steps 0: expected a whole number of at least 1"),
+    ("pred --what nothing", "--what nothing: unknown dataset"),
+    ("pred --method sfm", "sfm/best.pt: no such checkpoint"),
 ])
 def test_a_mistake_is_named_in_one_line_and_leaves_no_picture(run, lidc, tmp_path, flags, message):
     picture, *rest = flags.format(out=tmp_path).split()
@@ -110,6 +123,69 @@ def test_a_mistake_is_named_in_one_line_and_leaves_no_picture(run, lidc, tmp_pat
         draw.main([picture, "--output", str(tmp_path / "a.png"), "--run", str(run), "--data_path", str(lidc),
                    "--device", "cpu", *rest])
     assert not list(tmp_path.iterdir())
+
+
+def test_a_flow_without_gtr_has_no_picture_of_the_method_but_one_of_samples(drawn, lidc, tmp_path):
+    place = ["--output_path", str(tmp_path / "run"), "--data_path", str(lidc), "--num_epochs", "1"]
+    train_prior_LIDC.main([*tiny.PRIOR, *place, "--method", "sfm", "--steps", "1"])
+    flags = ["--image", 0, "--method", "sfm", "--run", tmp_path / "run"]
+    with pytest.raises(SystemExit, match="--method sfm: found a flow without GTR, expected one whose x_0"):
+        drawn("overview", "main", *flags)
+    assert drawn("prediction_grid", "pred", *flags)[2].shape[1] == 16
+
+
+@pytest.mark.parametrize("suffix", [".png", ".pdf", ".svg"])
+def test_a_picture_that_this_command_did_not_make_is_kept(tmp_path, suffix, capsys):
+    event = tmp_path / "run" / "atfm"
+    with SummaryWriter(event) as writer:
+        writer.add_scalar("validation/GED", 0.5, 1)
+    output = tmp_path / f"a{suffix}"
+
+    def call(*flags):
+        draw.main(["curves", "--run", str(tmp_path / "run"), "--output", str(output), *flags])
+
+    output.write_bytes(b"the user's")
+    with pytest.raises(SystemExit, match=f"--output {output}: exists and was not made by this program"):
+        call()
+    assert output.read_bytes() == b"the user's"
+    output.unlink()
+    call()
+    first = output.read_bytes()
+    call()  # the same command takes the place of its own
+    assert {path.name for path in tmp_path.iterdir()} == {"run", output.name}
+    call("--seed", "1")
+    assert {path.name for path in tmp_path.iterdir()} == {"run", output.name, f"a_2{suffix}"}
+    assert len(first) == len(output.read_bytes())
+    assert f"{output}: kept, another command made it" in capsys.readouterr().out
+
+
+def test_a_tilde_is_the_home_folder_and_a_picture_lies_in_its_run(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    with SummaryWriter(tmp_path / "run" / "atfm") as writer:
+        writer.add_scalar("validation/GED", 0.5, 1)
+    draw.main(["curves", "--run=~/run"])
+    draw.main(["curves", "--run=~/run", "--output=~/new/a.png"])
+    assert (tmp_path / "run" / "curves.png").exists() and (tmp_path / "new" / "a.png").exists()
+    assert not (tmp_path / "~").exists()
+
+
+def test_help_and_misspelt_flags_are_answered_without_importing_torch():
+    code = ("import sys\nfrom fig import draw\ntry: draw.main(['--help'])\n"
+            "finally: print(*{'torch', 'matplotlib', 'data', 'models'} & set(sys.modules), file=sys.stderr)")
+    answer = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert answer.returncode == 0 and answer.stderr.strip() == ""
+    assert all(name in answer.stdout for name in draw.PICTURES) and answer.stdout.isascii()
+
+
+def test_a_terminal_that_knows_ascii_only_gets_the_line_too(tmp_path):
+    with SummaryWriter(tmp_path / "Läufe" / "atfm") as writer:
+        writer.add_scalar("validation/GED", 0.5, 1)
+    answer = subprocess.run(
+        [sys.executable, "-m", "fig.draw", "curves", "--run", str(tmp_path / "Läufe")], cwd=ROOT,
+        env=os.environ | {"PYTHONIOENCODING": "ascii"}, capture_output=True, text=True)
+    assert (answer.returncode, answer.stderr) == (0, "")
+    assert answer.stdout.endswith("L\\xe4ufe/curves.png\n")
 
 
 def test_the_run_of_a_file_of_ones_own_is_found_by_its_name(lidc):

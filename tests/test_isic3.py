@@ -56,8 +56,12 @@ def test_images_masks_and_styles_are_read(folder, capsys):
     save_mask(folder / "Segmentations" / "ISIC_9_0_f.png", first_masks[0])  # of an image that is not there
     (folder / "Images" / ".DS_Store").write_text("not an image")
     (folder / "Segmentations" / "ISIC_1_0_p.png").rename(folder / "Segmentations" / "ISIC_1_0_p.PNG")
+    (folder / "Segmentations" / "ISIC_1_3_m.bmp").write_text("a mask in another form")
     store = convert(folder)
-    assert "2 images with 3 masks; 2 with another number left out" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "2 images with 3 masks; 2 with another number left out" in said
+    assert "1 masks are left out, whose image is not there, such as " in said and "ISIC_9_0_f.png" in said
+    assert "1 files are passed over, as masks are .png, such as " in said and "ISIC_1_3_m.bmp" in said
     images, packed = store.read(np.arange(2))
     np.testing.assert_array_equal(images, [first, second])
     np.testing.assert_array_equal(unpacked(packed), [first_masks, second_masks])

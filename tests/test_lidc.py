@@ -92,10 +92,17 @@ def test_patients_are_read_from_the_keys_and_series_are_never_divided(folder):
     save(folder / "a.pickle", {
         "LIDC-IDRI-0007_nodule01_slice002": one_slice(0, "first scan"),
         "LIDC-IDRI-0007_nodule00_slice000": one_slice(1, "second scan"),
-        "LIDC-IDRI-0009_nodule00_slice000": one_slice(2, "second scan"),
         "LIDC-IDRI-0008_nodule00_slice000": one_slice(3, "third scan"),
     })
-    assert list(convert(folder).patient) == ["LIDC-IDRI-0007"] * 3 + ["LIDC-IDRI-0008"]
+    assert list(convert(folder).patient) == ["LIDC-IDRI-0007"] * 2 + ["LIDC-IDRI-0008"]
+
+
+@pytest.mark.parametrize("key", ["LIDC-IDRI-0009_nodule00_slice000", "a key without a patient"])
+def test_a_series_of_two_patients_is_refused(folder, key):
+    save(folder / "a.pickle", {"LIDC-IDRI-0007_nodule00_slice000": one_slice(1, "a scan"),
+                               key: one_slice(2, "a scan")})
+    with pytest.raises(ValueError, match=f"a.pickle, key '{key}': series a scan is of patient LIDC"):
+        convert(folder)
 
 
 def changed(**changes):

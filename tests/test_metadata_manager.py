@@ -193,7 +193,7 @@ def test_a_flow_per_alpha_and_per_preset_has_a_folder_of_its_own():
     ("", "gtr", "paper"), ("--epochs 3 --crop 32 --num_filters 4 8 --lr 1e-3", "gtr", "paper"),  # sizes
     ("--preset best", "gtr", "best"), ("--preset released", "flow", "released"), ("", "flow", "paper"),
     ("--loss energy", "gtr", "custom"), ("--alpha 0.5", "flow", "custom"), ("--dim 8 --amp True", "flow", "paper"),
-    ("--loss energy --mc_samples 16 --ema 0.99 --schedule cosine --temperature 0.8", "gtr", "best"),
+    ("--loss energy --mc_samples 16 --ema 0.99 --schedule cosine --temperature 0.8 --dihedral True", "gtr", "best"),
     ("--preset best --method ssn", "flow", "best"), ("--preset best --temperature 1", "gtr", "custom"),
 ])
 def test_a_run_says_which_preset_its_settings_are_those_of(line, script, label):
@@ -211,7 +211,7 @@ def test_amp_is_auto_or_a_boolean_as_older_checkpoints_have_it(script, kind):
 @pytest.mark.parametrize("make, message", [
     (lambda: FlowConfig(dice="hard"), "dice='hard': expected one of soft, thresholded"),
     (lambda: GTRConfig(pool="min"), "pool='min': expected one of max, avg"),
-    (lambda: EvaluationConfig(seeds=(0, 1, 0)), "--seeds 0 1 0: a seed comes twice"),
+    (lambda: EvaluationConfig(seeds=(0, 1, 0)), "--seeds 0 1 0: a value comes twice"),
     (lambda: RunConfig(seed=-1), r"--seed -1: expected a number in \[0, 4294967295\]"),
     (lambda: RunConfig(seed=2**64), "--seed 18446744073709551616"),
     (lambda: LoopConfig(val_images=0), r"--val_images 0: expected a number in \[1, inf\)"),

@@ -9,6 +9,9 @@ import torch
 
 import metrics
 from metrics import Overlaps
+from metrics.catalogue import SCORES, Score, columns, score_blocks, score_names
+from metrics.maps import _Moments
+from metrics.packed import PackedSets, pack
 from tests import oracle
 
 PAIRED = ("ged", "hm_iou", "mdm", "dice_of_means", "s_ncc", "calibration_error")
@@ -119,6 +122,29 @@ def test_a_prefix_scores_as_its_samples_do(n):
             Overlaps.of(samples, masks).prefix(outside)
 
 
+@pytest.mark.parametrize("case", sets())
+@pytest.mark.parametrize("block", [8, 2**20])
+def test_scores_of_packed_blocks_are_those_of_the_whole(case, block, monkeypatch):
+    samples, masks = sets()[case]
+    monkeypatch.setattr("metrics.packed.BLOCK", block * (len(samples) + len(masks)))
+    packed = PackedSets(*([pack(mask.numpy()) for mask in masks] for masks in (samples, masks)), 49)
+    assert sum(block[0].shape[-1] for block in packed) == 49 and len(list(packed)) == (7 if block == 8 else 1)
+    counts = sorted({1, len(samples)})
+    expected, found = metrics.score(samples[None], masks[None], counts), score_blocks(packed, counts)
+    assert list(found) == list(expected) == score_names(counts)
+    for name, value in expected.items():
+        assert found[name].item() == pytest.approx(value.item(), abs=1e-6), name
+
+
+def test_correlations_of_blocks_do_not_cancel():
+    """Maps whose mean is far above their spread: a sum of squares minus a squared mean would lose it."""
+    maps = 1e6 + torch.rand(2, 3, 90, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    blocks = [_Moments.of(block) for block in maps.split([60, 1, 29], dim=2)]
+    merged = blocks[0].merged(blocks[1]).merged(blocks[2])
+    expected = [[np.corrcoef(image[0], image[j])[0, 1] for j in (1, 2)] for image in maps.numpy()]
+    np.testing.assert_allclose(merged.correlations().numpy(), expected, atol=1e-8)
+
+
 @pytest.mark.parametrize("name", PAIRED)
 def test_images_of_a_batch_are_scored_apart_and_integers_as_bool(name):
     score = getattr(metrics, name)
@@ -147,6 +173,15 @@ def test_counts_stay_exact_under_autocast():
     expected = metrics.ged(samples, masks)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(metrics.ged(samples, masks), expected)
+
+
+def test_a_new_score_is_one_entry(monkeypatch):
+    largest = Score(lambda overlaps: overlaps.size_s.amax(1), per_n=True, columns="each", better="higher")
+    monkeypatch.setitem(SCORES, "Largest", largest)
+    samples, masks = random_masks(4)[None], random_masks(3)[None]
+    found = metrics.score(samples, masks, (1, 4))
+    assert found["Largest4"].item() == samples.sum((2, 3)).max() and "Largest1" in found
+    assert columns((1, 4))[-2:] == ["Largest1", "Largest4"] == score_names((1, 4))[-2:]
 
 
 OF_MASKS = (metrics.ged, metrics.hm_iou, metrics.mdm)

@@ -1,10 +1,16 @@
 """Other programs' masks, in files of any kind, have the scores that ours would have."""
 
 import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import nibabel
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import metrics
@@ -35,17 +41,17 @@ def write_pngs(folder, masks):
 def test_scores_are_those_of_the_masks_in_the_files(cases, capsys):
     output = cases / "out.json"
     main([str(cases / "samples"), str(cases / "masks"), "--samples", "3", "6", "--output", str(output)])
-    found, random = json.loads(output.read_text()), np.random.default_rng(0)
+    written, random = json.loads(output.read_text()), np.random.default_rng(0)
     for case, k in (("a", 3), ("b", 4)):
         samples, masks = random.integers(0, 2, (6, 8, 9)), random.integers(0, 2, (k, 8, 9))
         masks[0] = 0
         ged = metrics.ged(samples[None, :3], masks[None]).item()
         hm_iou = metrics.hm_iou(samples[None], masks[None]).item()
-        assert found["cases"][case]["GED3"] == pytest.approx(ged, abs=1e-6)
-        assert found["cases"][case]["HM-IoU6"] == pytest.approx(hm_iou, abs=1e-6)
-    mean = (found["cases"]["a"]["GED6"] + found["cases"]["b"]["GED6"]) / 2
-    assert found["mean"]["GED6"] == pytest.approx(mean)
-    assert f"| 2 | {found['mean']['GED3']:.4f} | {mean:.4f} |" in capsys.readouterr().out
+        assert written["cases"][case]["GED3"] == pytest.approx(ged, abs=1e-6)
+        assert written["cases"][case]["HM-IoU6"] == pytest.approx(hm_iou, abs=1e-6)
+    mean = (written["cases"]["a"]["GED6"] + written["cases"]["b"]["GED6"]) / 2
+    assert written["mean"]["GED6"] == pytest.approx(mean)
+    assert f"| 2 | {written['mean']['GED3']:.4f} | {mean:.4f} |" in capsys.readouterr().out
 
 
 def test_volumes_are_scored_whole(tmp_path, capsys):
@@ -110,7 +116,9 @@ def picture(mode, size):
     (array(np.zeros((6, 8, 9, 2))), r"b.npy: \(6, 8, 9, 2\), expected a mask"),
     (array(np.zeros((6, 8, 8), int)), r"masks/b/0.png: \(8, 9\) pixels, expected \(8, 8\) .*b.npy"),
     (array(np.zeros((2, 8, 9), int)), "case b: 2 samples, expected 6"),
-    (array(np.arange(72).reshape(1, 8, 9)), r"b.npy: the values 0, 1, 2, 3, 4, \.\.\.; expected 0"),
+    (lambda root: np.save(root / "masks" / "a" / "1.npy", np.repeat(np.arange(3), 72).reshape(3, 8, 9)),
+     r"a/1.npy: the values 0, 1, 2; expected 0 and one other"),  # each slice has one label
+    (array(np.arange(432).reshape(6, 8, 9)), r"b.npy: the values 0, 1, 2, 3, 4, \.\.\.; expected 0"),
     (lambda root: (root / "masks" / "a" / "0.png").write_text("no image"), "a/0.png: not an image"),
     (picture("L", (3, 3)), r"a/1.png: \(3, 3\) pixels"),
     (lambda root: Image.new("RGB", (9, 8), "red").save(root / "masks" / "a" / "1.png"), "1.png: .*colours"),
@@ -119,6 +127,100 @@ def test_what_does_not_fit_is_named(spoil, message, cases):
     spoil(cases)
     with pytest.raises(SystemExit, match=f"^error: .*{message}"):
         main([str(cases / "samples"), str(cases / "masks"), "--samples", "6"])
+
+
+def test_of_unequal_numbers_of_samples_the_first_of_each_case_are_scored(cases, capsys):
+    random = np.random.default_rng(5)
+    write_pngs(cases / "samples" / "c", random.integers(0, 2, (4, 8, 9)))
+    write_pngs(cases / "masks" / "c", random.integers(0, 2, (2, 8, 9)))
+    output = cases / "out.json"
+    main([str(cases / "samples"), str(cases / "masks"), "--output", str(output)])
+    assert capsys.readouterr().out.startswith(
+        "case c has 4 samples, case a 6: of each case the first 4 are scored, so that cases are comparable; "
+        "--samples sets how many\n| cases | GED4 | HM-IoU4 |")
+    written, random = json.loads(output.read_text()), np.random.default_rng(0)
+    samples, masks = random.integers(0, 2, (6, 8, 9)), random.integers(0, 2, (3, 8, 9))
+    masks[0] = 0
+    expected = metrics.score(*(torch.from_numpy(sets[None]) for sets in (samples[:4], masks)), (4,))
+    assert written["cases"]["a"] == pytest.approx({name: value.item() for name, value in expected.items()})
+    main([str(cases / "samples"), str(cases / "masks"), "--samples", "2"])
+    assert "of each case the first 2 are scored" in capsys.readouterr().out
+    for case in "ab":
+        shutil.rmtree(cases / "masks" / case)
+    shutil.rmtree(cases / "samples" / "a")
+    (cases / "samples" / "b.npy").unlink()
+    main([str(cases / "samples"), str(cases / "masks")])
+    assert capsys.readouterr().out.startswith("| cases | GED4 |")  # nothing is left out
+
+
+@pytest.mark.parametrize("counts", [["0"], ["-1", "2"], ["2", "2"]])
+def test_numbers_of_samples_that_make_no_sense_are_refused(counts, cases):
+    with pytest.raises(SystemExit, match=f"error: --samples {' '.join(counts)}: expected different numbers"):
+        main([str(cases / "samples"), str(cases / "masks"), "--samples", *counts])
+
+
+def test_names_that_differ_in_unicode_form_only_are_one_case(tmp_path, capsys):
+    mask = np.eye(4, dtype=np.uint8)[None]
+    write_pngs(tmp_path / "samples" / "caf\u00e9", mask)
+    write_pngs(tmp_path / "masks" / "cafe\u0301", mask)
+    main([str(tmp_path / "samples"), str(tmp_path / "masks")])
+    assert "| 1 | 0.0000 |" in capsys.readouterr().out
+    write_pngs(tmp_path / "masks" / "caf\u00e9", mask)
+    with pytest.raises(SystemExit, match="error: .*: case caf\u00e9 is also in .*; expected it once"):
+        main([str(tmp_path / "samples"), str(tmp_path / "masks")])
+
+
+def test_a_tilde_is_the_home_folder(cases, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", str(cases))
+    main(["~/samples", "~/masks", "--output", "~/out.json"])
+    assert "GED6" in capsys.readouterr().out and (cases / "out.json").exists()
+
+
+def test_a_file_that_this_command_did_not_write_is_kept(cases, capsys):
+    output, command = cases / "out.json", [str(cases / "samples"), str(cases / "masks"), "--output"]
+    for content in ("notes", "[]", '{"samples": "other"}'):
+        output.write_text(content)
+        with pytest.raises(SystemExit, match=f"error: --output {output}: exists, and is not what this"):
+            main([*command, str(output)])
+        assert output.read_text() == content
+    output.unlink()
+    main([*command, str(output)])
+    main([*command, str(output)])  # the same command
+    with pytest.raises(SystemExit, match="exists, and is not what this command wrote"):
+        main([*command, str(output), "--samples", "2"])
+
+
+def test_without_memory_disk_or_permission_it_ends_in_one_line(cases, monkeypatch):
+    command = [str(cases / "samples"), str(cases / "masks"), "--output", str(cases / "out.json")]
+
+    def failing(error):
+        def fail(*_):
+            raise error
+        return fail
+
+    for name, error, message in (
+            ("score_blocks", MemoryError(), "error: out of memory. What helps: fewer --samples"),
+            ("write_text", OSError(28, "No space left on device"), "error: .*No space left on device"),
+            ("cases_of", PermissionError(13, "Permission denied", "masks"), "error: .*Permission denied")):
+        with monkeypatch.context() as patch, pytest.raises(SystemExit, match=message) as end:
+            patch.setattr(f"metrics.__main__.{name}", failing(error))
+            main(command)
+        assert "\n" not in str(end.value) and len(str(end.value)) < 400
+
+
+def test_a_place_that_is_no_folder_is_named(cases):
+    with pytest.raises(SystemExit, match="error: .*0.png/out.json: cannot be written"):
+        main([str(cases / "samples"), str(cases / "masks"), "--output",
+              str(cases / "masks" / "a" / "0.png" / "out.json")])
+
+
+def test_a_terminal_that_knows_ascii_only_gets_escapes(tmp_path):
+    write_pngs(tmp_path / "F\u00e4lle" / "a", np.eye(4, dtype=np.uint8)[None])
+    write_pngs(tmp_path / "F\u00e4lle" / "\u00e4", np.eye(4, dtype=np.uint8)[None].repeat(2, 0))
+    done = subprocess.run([sys.executable, "-m", "metrics", *2 * [str(tmp_path / "F\u00e4lle")]],
+                          env={**os.environ, "PYTHONIOENCODING": "ascii"}, capture_output=True, text=True,
+                          cwd=Path(__file__).parents[1])
+    assert done.returncode == 0 and done.stdout.startswith(r"case a has 1 samples, case \xe4 2: of each case")
 
 
 def test_folders_without_masks_are_no_cases(cases):

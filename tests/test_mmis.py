@@ -97,6 +97,37 @@ def test_a_bad_file_is_named(folder, name, value, message):
         data.load(metadata(folder), "train")
 
 
+def test_a_label_that_was_never_written_is_an_empty_mask(folder):
+    path = folder / "training" / "Sample_1.h5"
+    for chunks in (None, (1, 29, 36)):  # nothing of it, or all but one slice
+        with h5py.File(path, "a") as file:
+            del file["label_a4"]
+            label = file.create_dataset("label_a4", (4, 29, 36), np.uint8, chunks=chunks, compression=chunks
+                                        and "gzip")
+            if chunks:
+                label[2, 10:20, 10:20] = 1
+        train = data.load(metadata(folder), "train")
+        masks = np.stack([train[i][1][3] for i in range(4, 8)])
+        assert masks.any((1, 2)).tolist() == [False, False, bool(chunks), False]
+
+
+def test_a_label_that_claims_another_size_is_refused_before_it_is_read(folder):
+    with h5py.File(folder / "training" / "Sample_1.h5", "a") as file:
+        del file["label_a4"]
+        file.create_dataset("label_a4", (10**6, 29 * 10**3, 36), np.uint8, chunks=True)
+    with pytest.raises(ValueError, match=r"Sample_1.h5: label_a4 is uint8 .1000000, 29000, 36., "):
+        data.load(metadata(folder), "train")
+
+
+def test_two_files_of_one_slice_are_named(folder):
+    for number in ("2", "02"):
+        write(folder / "training_2d" / f"Sample_0_slice_{number}.h5",
+              {name: of[0] for name, of in sample(3).items()})
+    (folder / "training").rename(folder / "elsewhere")
+    with pytest.raises(ValueError, match="id 'train/Sample_0/002' .*slice_02.h5 and .*slice_2.h5"):
+        data.load(metadata(folder), "train")
+
+
 def test_a_patient_in_two_folds_is_refused_and_a_folder_without_training_is_named(folder, tmp_path):
     write(folder / "testing" / "Sample_9.h5", sample(0))
     with pytest.raises(ValueError, match="Sample_9.h5: the same image as .*training/Sample_0.h5, in another"):

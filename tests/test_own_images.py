@@ -1,18 +1,24 @@
 """Samples for images of the user's own, from the command to the files. (Reading them: test_images.py.)"""
 
+import gzip
+import tracemalloc
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
 
+import nibabel
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.nn.functional import interpolate
 
 import test_prior_LIDC
 from data.images import fitted, read_image
-from fig import draw_own_images
+from data.volumes import unit_range
+from fig import draw_own_images, own_images, pictures
+from fig.own_images import claimed_folder
 from metadata_manager import experiment
 from metrics import image_seed
 from models import load_flow, load_gtr
@@ -46,12 +52,12 @@ def draw(run, tmp_path):
 def test_the_flow_draws_from_an_image_of_any_shape_whatever_else_is_drawn(draw, run, tmp_path, capsys):
     path, other = noise(tmp_path / "scan.png", 16, 24), noise(tmp_path / "b.png", 8, 8)
     folder = draw(other, path, "--samples", "2", "3", "--seeds", "5", "--steps", "2") / "scan"
-    found = np.stack([pixels_of(folder / f"sample_0{number}.png") for number in range(3)])
+    drawn = np.stack([pixels_of(folder / f"sample_0{number}.png") for number in range(3)])
     metadata = replace(experiment("LIDC").metadata, crop=8)
     atfm = load_flow(run / "atfm" / "best.pt", "atfm", lambda: load_gtr(run / "GTR" / "best.pt", metadata), metadata)
     generator = torch.Generator().manual_seed(image_seed(5, "/".join(path.parts[-3:])))
     masks = atfm.sample(fitted(read_image(path), 1, 8), 3, 2, generator=generator)[0] >= 0.5
-    np.testing.assert_array_equal(found, 255 * np.kron(masks, np.ones((1, 2, 3), int)))
+    np.testing.assert_array_equal(drawn, 255 * np.kron(masks, np.ones((1, 2, 3), int)))
     assert 0 < masks.float().mean() < 1  # else anything would do
     assert (folder / "picture.png").exists()
     line = capsys.readouterr().out.splitlines()[-1]
@@ -76,6 +82,29 @@ def test_nothing_is_drawn_if_one_file_is_wrong(draw, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def system(sample, side=8, channels=1, **changes):
+    """A flow, as `models.systems.System`, that was trained on square images of that side."""
+    return SimpleNamespace(**{"label": "atfm", "nfe": 1, "trained_on": TrainedOn(side, channels),
+                              "sample": sample, "weights": "0123", "solver": "euler", "steps": 1,
+                              "precision": "float32"} | changes)
+
+
+def discs(image, n, generator):
+    """Samples that differ: discs of random radius about the middle."""
+    h, w = image.shape[2:]
+    distance = torch.hypot(torch.arange(h)[:, None] - h / 2, torch.arange(w)[None] - w / 2)
+    return (distance < h / 2 * torch.rand(1, n, 1, 1, generator=generator)).float()
+
+
+def bright(image, n, generator):
+    """n times the image itself: its mask is where it is at least 1/2."""
+    return image[:, :1].expand(-1, n, -1, -1)
+
+
+LIDC = experiment("LIDC").metadata
+CASES = replace(LIDC, reader="cases", size=8)
+
+
 def test_grey_goes_through_a_model_of_rgb_and_a_diverged_model_writes_nothing(tmp_path, capsys):
     path, sizes = noise(tmp_path / "a.png", 9, 7), []
 
@@ -83,13 +112,183 @@ def test_grey_goes_through_a_model_of_rgb_and_a_diverged_model_writes_nothing(tm
         sizes.append(tuple(image.shape))
         return torch.full((1, n, 8, 8), value)
 
-    system = SimpleNamespace(label="atfm", nfe=1, trained_on=TrainedOn(8, 3),
-                             sample=partial(sample, torch.nan))
     with pytest.raises(ValueError, match="a.png: atfm gave probabilities that are not finite"):
-        draw_own_images([system], [str(path)], 2, 0, tmp_path / "out")
+        draw_own_images([system(partial(sample, torch.nan), channels=3)], [str(path)], 2, 0,
+                        tmp_path / "out", "cpu", LIDC)
     assert not (tmp_path / "out").exists()
-    system.sample = partial(sample, 1.0)
-    draw_own_images([system], [str(path)], 2, 0, tmp_path / "out")
+    draw_own_images([system(partial(sample, 1.0), channels=3)], [str(path)], 2, 0, tmp_path / "out", "cpu",
+                    LIDC)
     assert sizes == [(1, 3, 8, 8)] * 2 and (pixels_of(tmp_path / "out" / "a" / "mean.png") == 255).all()
     assert "9 x 7 grey (not square, so its proportions change) resized to 8 x 8 RGB" in (
         capsys.readouterr().out)
+
+
+def test_a_reader_that_does_not_say_how_its_images_are_fitted_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="reader 'new' of LIDC, expected one of lidc, isic3, cases, mmis"):
+        draw_own_images([system(discs)], ["a.png"], 2, 0, tmp_path, "cpu", replace(LIDC, reader="new"))
+
+
+def contents(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def sampled(tmp_path, path, **changes):
+    """Draws the samples of an image below tmp_path / "out"; returns the folders there."""
+    draw_own_images([system(discs, **changes)], [str(path)], 3, 0, tmp_path / "out", "cpu", LIDC)
+    return sorted(place.name for place in (tmp_path / "out").iterdir())
+
+
+def test_samples_of_two_files_of_a_name_are_kept_side_by_side(tmp_path, capsys):
+    paths = [tmp_path / who / "scan.png" for who in ("anna", "bert")]
+    for path in paths:
+        path.parent.mkdir()
+        noise(path, 8, 8)
+    sampled(tmp_path, paths[0])
+    before = contents(tmp_path / "out")
+    assert sampled(tmp_path, paths[1]) == ["scan", "scan_2"]
+    assert contents(tmp_path / "out" / "scan") == {
+        name.removeprefix("scan/"): content for name, content in before.items()}
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-2].startswith(f"{tmp_path}/out/scan: kept, it is not of this command")
+    assert f"{tmp_path}/out/scan_2" in lines[-1]
+
+
+@pytest.mark.parametrize("change", ["model", "steps", "image", "edited sample", "seed", "nothing"])
+def test_only_the_same_command_writes_into_a_folder_that_was_made(tmp_path, change):
+    path = noise(tmp_path / "a.png", 8, 8)
+    sampled(tmp_path, path)
+    (tmp_path / "out" / "a" / "notes.txt").write_text("the user's")
+    sampled(tmp_path, path)  # the same command: a file beside its own disturbs nothing, and is kept
+    changes = {"model": {"weights": "4567"}, "steps": {"steps": 2}}.get(change, {})
+    if change == "image":
+        Image.fromarray(np.zeros((8, 8), np.uint8)).save(path)
+    if change == "edited sample":  # as a viewer saves a mask that was corrected by hand
+        Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "out" / "a" / "sample_00.png")
+    before = contents(tmp_path / "out" / "a")
+    if change == "seed":
+        draw_own_images([system(discs)], [str(path)], 3, 1, tmp_path / "out", "cpu", LIDC)
+    else:
+        sampled(tmp_path, path, **changes)
+    assert contents(tmp_path / "out" / "a") == before
+    assert (tmp_path / "out" / "a_2").exists() == (change != "nothing")
+
+
+def test_what_the_user_made_is_kept_whatever_it_is(tmp_path):
+    path = noise(tmp_path / "a.png", 8, 8)
+    (tmp_path / "out" / "a").mkdir(parents=True)  # a folder
+    (tmp_path / "out" / "a" / "sample_00.png").write_text("the user's")
+    (tmp_path / "out" / "a_2").write_text("a file")
+    (tmp_path / "out" / "a_3").mkdir()
+    (tmp_path / "out" / "a_3" / "settings.json").write_text('["of another program"]')
+    before = contents(tmp_path / "out")
+    assert sampled(tmp_path, path) == ["a", "a_2", "a_3", "a_4"]
+    assert before.items() <= contents(tmp_path / "out").items()
+
+
+def test_two_processes_never_share_a_folder(tmp_path):
+    settings = {"image": "a.png"}
+    with claimed_folder(tmp_path, "a", settings) as first, claimed_folder(tmp_path, "a", settings) as second:
+        assert (first.name, second.name) == ("a", "a_2")
+    with claimed_folder(tmp_path, "a", settings) as again:
+        assert again == first  # which ended
+
+
+def test_a_folder_of_samples_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "out").write_text("a file")
+    with pytest.raises(OSError, match="out: cannot be made a folder of samples .* another --output_path"):
+        sampled(tmp_path, noise(tmp_path / "a.png", 8, 8))
+
+
+def nifti(path, values, affine, **header):
+    """Values (x, y, z) as NIfTI."""
+    image = nibabel.Nifti1Image(values, affine)
+    for name, value in header.items():
+        image.header[name] = value
+    nibabel.save(image, path)
+    return path
+
+
+@pytest.mark.parametrize("shape, axis, grow", [
+    ((6, 8, 3), 0, False), ((16, 12, 3), 0, False), ((2, 4, 5), 2, True)])
+def test_a_volumes_masks_lie_where_its_voxels_do_under_a_header_without_range_and_scaling(
+        tmp_path, shape, axis, grow):
+    random, affine = np.random.RandomState(0), np.diag([-1.0, -1, 2, 1])
+    coarse = random.randint(0, 2, [-(-side // 2) for side in shape])  # blocks, which resizing by 2 keeps
+    inside = np.kron(coarse, np.ones((2, 2, 2)))[tuple(map(slice, shape))]
+    values = (1000 * inside - 500).astype(np.int16)
+    path = nifti(tmp_path / "ct.nii", values, affine, cal_min=-160, cal_max=240, scl_slope=2, scl_inter=-24)
+    metadata = replace(CASES, reader="mmis" if grow else "cases", axis="xyz"[2 - axis] if axis else "fewest")
+    draw_own_images([system(bright)], [str(path)], 3, 0, tmp_path / "out", "cpu", metadata)
+    folder = tmp_path / "out" / "ct"
+    assert sorted(place.name for place in folder.iterdir()) == [
+        "mean.nii.gz", *[f"sample_0{i}.nii.gz" for i in range(3)], "settings.json", "variance.nii.gz"]
+    for name in ("sample_02", "mean", "variance"):
+        written = nibabel.load(folder / f"{name}.nii.gz")
+        expected = 0 * inside if name == "variance" else inside
+        np.testing.assert_array_equal(np.asarray(written.dataobj), expected)
+        np.testing.assert_allclose(written.affine, affine)
+        raw = gzip.decompress((folder / f"{name}.nii.gz").read_bytes())  # nibabel hides what it applies
+        header = nibabel.Nifti1Header(raw[:348])
+        assert (float(header["cal_min"]), float(header["cal_max"])) == (0, 0)
+        assert float(header["scl_slope"]) in (0, 1) and float(header["scl_inter"]) == 0
+
+
+def test_slices_are_scaled_as_the_whole_volume_is():
+    volume = np.random.RandomState(0).normal(0, 1000, (5, 6, 7, 1)).astype(np.float32)
+    extremes = np.array([volume.min(), volume.max()], volume.dtype)
+    for values, window in ((volume, ()), (volume, (-100, 300)), (np.uint8(volume % 256), ()),
+                           (np.abs(volume) / np.abs(volume).max(), ())):
+        extremes = np.array([values.min(), values.max()], values.dtype)
+        slices = [own_images._scaled(values[j], extremes, window).numpy() for j in range(5)]
+        expected = np.moveaxis(unit_range(values, window), -1, 1).astype(np.float32)
+        np.testing.assert_array_equal(slices, expected)
+
+
+def test_bits_hold_the_masks_in_an_eighth_of_a_byte():
+    masks = np.random.RandomState(0).rand(4, 3, 5, 7) > 0.5  # slices, samples
+    bits = own_images.Bits()
+    for of_slice in masks:
+        bits.append(of_slice)
+    np.testing.assert_array_equal([bits.slice(j) for j in range(4)], masks)
+    np.testing.assert_array_equal([bits.sample(i) for i in range(3)], masks.swapaxes(0, 1))
+    assert sum(packed.nbytes for packed in bits._slices) == 4 * 3 * -(-35 // 8)
+
+
+def peak(action):
+    """Bytes that an action held at most beyond what there was, of Python's and NumPy's."""
+    tracemalloc.start()
+    try:
+        action()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def test_memory_is_that_of_one_volume_and_a_bit_per_sample_and_voxel(tmp_path):
+    values = np.random.RandomState(0).normal(0, 1, (64, 64, 40)).astype(np.float32)
+    voxels = values.size
+    paths = [nifti(tmp_path / f"{i}.nii", values, np.eye(4)) for i in range(4)]
+
+    def memory(count, n):
+        return peak(lambda: draw_own_images(
+            [system(discs, side=64)], list(map(str, paths[:count])), n, 0, tmp_path / f"{count}_{n}", "cpu",
+            replace(CASES, size=64)))
+
+    memory(1, 2)  # what is imported and cached once
+    base = memory(1, 2)
+    assert (memory(1, 42) - base) / 40 / voxels < 0.5  # bytes; an eighth, and a slice's samples
+    assert (memory(4, 2) - base) / 3 / voxels < 0.5
+
+
+def test_the_samples_of_a_large_picture_are_not_all_enlarged(tmp_path):
+    image, masks = torch.zeros(1, 1024, 1024), torch.zeros(64, 8, 8, dtype=torch.bool)
+    largest = []
+
+    def interpolated(values, size, **settings):
+        largest.append(values.shape[1] * size[0] * size[1])
+        return interpolate(values, size, **settings)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pictures, "interpolate", interpolated)
+        pictures.write_samples(tmp_path, image, masks)
+    assert max(largest) <= 9 * 512 ** 2

@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from metrics import Evaluation, evaluate
-from metrics.controls import emptied, smoothed
+from metrics.controls import emptied
 from metrics.parts import empty_correlation, empty_table, parts_of, parts_table, thirds
-from tests.test_evaluation import Memory
+from tests.test_evaluation import ImageList
 
 
 def block(size):
@@ -18,7 +18,7 @@ def block(size):
 # Experts' and samples' sizes of four images; two samples each.
 EXPERTS = [(0, 0), (0, 4), (8, 8), (16, 16)]
 SAMPLES = [(0, 0), (0, 4), (8, 4), (16, 16)]
-IMAGES = Memory([f"image {i}" for i in range(4)],
+IMAGES = ImageList([f"image {i}" for i in range(4)],
                 [(torch.full((1, 4, 4), i / 4), torch.stack([block(size) for size in sizes]))
                  for i, sizes in enumerate(EXPERTS)])
 
@@ -44,7 +44,7 @@ def test_images_are_divided_by_the_mean_size_of_the_experts_masks():
     assert {name: one.tolist() for name, one in thirds(FOUND.scores["Size"].mean(0)).items()} == {
         "smallest third": [0, 1], "middle third": [2], "largest third": [3]}
     lines = parts_table({"ours": FOUND.scores}, 2).splitlines()[1:]
-    assert lines[0] == "| by size | images | GED2 | Distance | Diversity | Experts' diversity |"
+    assert lines[0] == "| parts of GED | images | GED2 | Distance | Diversity | Experts' diversity |"
     assert lines[2].startswith("| ours, all, 0 to 16 px | 4 | 0.062 | 0.188 | 0.188 | 0.125 |")
     assert lines[3].startswith("| ours, smallest third, 0 to 2 px | 2 | 0.000 |")
 
@@ -59,22 +59,13 @@ def test_the_shares_of_empty_masks_and_their_correlation():
 
 def test_the_threshold_of_the_control_is_that_of_the_least_ged(capsys):
     """Experts never mark fewer than 8 pixels, so samples of 4 should become empty."""
-    images = Memory(["a", "b"], [(torch.zeros(1, 4, 4), torch.stack([block(0), block(8)]))] * 2)
+    images = ImageList(["a", "b"], [(torch.zeros(1, 4, 4), torch.stack([block(0), block(8)]))] * 2)
     noisy = lambda image, n, generator=None: torch.stack([block(4), block(8)]).repeat(1, n // 2, 1, 1)  # noqa: E731
     control = emptied(noisy, images)
     assert control(images[0][0][None], 2).sum((2, 3)).tolist() == [[0, 8]]
     assert "act-gtr-emptied: samples of fewer than" in capsys.readouterr().out
     perfect = lambda image, n, generator=None: images[0][1][None].repeat(1, n // 2, 1, 1)  # noqa: E731
     assert emptied(perfect, images)(images[0][0][None], 2).sum((2, 3)).tolist() == [[0, 8]]
-
-
-def test_smoothing_is_of_logits_over_three_by_three_pixels():
-    one = torch.full((1, 1, 5, 5), -9.0)
-    one[0, 0, 2, 2] = 9.0
-    control = smoothed(lambda image, n, generator=None: one.sigmoid(), IMAGES)
-    expected = torch.full((5, 5), -9.0)
-    expected[1:4, 1:4] = (9 - 8 * 9) / 9
-    torch.testing.assert_close(control(None, 1).logit()[0, 0], expected, rtol=1e-3, atol=0)
 
 
 def test_evaluations_keep_all_parts():

@@ -8,7 +8,8 @@ import pytest
 
 import data
 from data import phiseg, splits
-from data.store import Writer, open_store
+from data.store import open_store
+from data.writer import Writer
 from metadata_manager import Metadata
 
 ROWS = {"train": 5, "val": 2, "test": 3}
@@ -83,6 +84,20 @@ def test_a_bad_array_is_named_and_nothing_is_written(tmp_path, name, value, mess
     with pytest.raises(ValueError, match=message):
         convert(tmp_path / "lidc.hdf5")
     assert [path.name for path in tmp_path.iterdir()] == ["lidc.hdf5"]
+
+
+@pytest.mark.parametrize("k, message", [(4, ""), (10**9, r"labels .2, 6, 8, 1000000000.*, k up to 64")])
+def test_labels_that_were_never_written_are_empty_masks_of_a_number_that_can_be(tmp_path, k, message):
+    write_file(tmp_path / "lidc.hdf5")
+    with h5py.File(tmp_path / "lidc.hdf5", "a") as file:
+        del file["val/labels"]
+        file.create_dataset("val/labels", (2, 6, 8, k), np.uint8, chunks=True)
+    if message:
+        with pytest.raises(ValueError, match=f"lidc.hdf5, val: .*{message}"):
+            convert(tmp_path / "lidc.hdf5")
+    else:
+        store = convert(tmp_path / "lidc.hdf5")
+        assert store.marked().tolist() == [True] * 5 + [False] * 2 + [True] * 3
 
 
 def test_links_to_other_files_are_refused(tmp_path):

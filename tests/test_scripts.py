@@ -15,7 +15,8 @@ import train_GTR
 import train_prior_ISIC
 import train_prior_LIDC
 from metadata_manager import BASELINES, CONTROLS, FLOWS, METHODS
-from metrics.report import OTHER_SOURCES, PAPER
+from metrics.paper import PAPER, not_trained_here
+from metrics.report import FLOOR
 from models import checkpoint
 from tests import tiny
 from tests.tiny import where
@@ -75,7 +76,7 @@ def tested(lidc, run, tmp_path_factory):
 
 def test_a_test_leaves_a_table_and_what_is_needed_to_repeat_it(run, tested):
     assert list(rows((tested / "test" / "table.md").read_text())) == [
-        "act-gtr, ours", "act-gtr, paper", "atfm, ours", "atfm, paper"]
+        "act-gtr, ours", "act-gtr, paper's Table 4", "atfm, ours", "atfm, paper's Table 1", FLOOR]
     found = results(tested)
     assert found["versions"]["torch"] == torch.__version__ and "cores" in found["hardware"]
     assert (found["run"]["seed"], found["sampling"]["seeds"]) == (0, [0, 1])
@@ -136,17 +137,16 @@ def test_every_method_trains_and_tests(lidc, run_copy, no_pictures):
         assert checkpoint.load(run_copy / method / "best.pt")["stage"] == method
     test_prior_LIDC.main([*TEST, *where(lidc, run_copy), "--methods", "act-gtr", *CONTROLS, *methods])
     table = rows((run_copy / "test" / "table.md").read_text())
-    assert {name: row["nfe"] for name, row in table.items()} == {
-        "act-gtr, ours": "0", "act-gtr, paper": "", "act-gtr-emptied, ours": "0",
-        "atfm, ours": "1", "atfm, paper": "",
-        "atfm-no-sf, ours": "1", "atfm-no-sf, paper": "", "sfm, ours": "1", "sfm, paper": "",
-        "sfm-no-sf, ours": "1", "sfm-no-sf, paper": "",
+    assert {name: row["NFE"] for name, row in table.items()} == {
+        "act-gtr, ours": "0", "act-gtr-emptied, ours": "0", "atfm, ours": "1",
+        "atfm-no-sf, ours": "1", "sfm, ours": "1", "sfm-no-sf, ours": "1",
         "cfm, ours": "4", "cfm-mmis, ours": "4",  # two per midpoint step, each with and without the image
-        **{f"{method}, {source}": "" for method, source in OTHER_SOURCES.items()},
+        **{f"{method}, {paper.source}": "" for method, paper in PAPER["LIDC"].items()
+           if method in ("act-gtr", *methods)},
         **{f"{method}, ours": "1" for method in BASELINES if method in methods},
-        **{f"{method}, paper": "" for method in PAPER["LIDC"]
-           if method in BASELINES and method not in OTHER_SOURCES},
-        "p2sam, paper (not trained here)": ""}
+        **{f"{name}, {paper.source} (not trained here)": ""
+           for name, paper in not_trained_here("LIDC").items()},
+        FLOOR: ""}
 
 
 def test_what_needs_styles_is_trained_where_there_are_some(isic_folder, lidc, tmp_path, no_pictures):
@@ -154,7 +154,8 @@ def test_what_needs_styles_is_trained_where_there_are_some(isic_folder, lidc, tm
         train_prior_ISIC.main([*BASELINE, *where(isic_folder, tmp_path), "--method", method])
     test_prior_ISIC.main([*TEST[:-2], *where(isic_folder, tmp_path), "--methods", "c-ssn", "c-prob-unet"])
     table = rows((tmp_path / "test" / "table.md").read_text())
-    assert set(table) == {"c-ssn, ours", "c-ssn, paper", "c-prob-unet, ours", "c-prob-unet, paper"}
+    assert set(table) == {"c-ssn, ours", "c-ssn, paper's Table 2", "c-prob-unet, ours",
+                          "c-prob-unet, paper's Table 2", FLOOR}
     with pytest.raises(ValueError, match="has no style of the experts' masks"):
         train_prior_LIDC.main([*BASELINE, *where(lidc, tmp_path), "--method", "c-ssn"])
 
@@ -215,6 +216,6 @@ def test_the_commands_of_the_readme_write_into_runs(lidc, tmp_path):
         done = command(script, *flags, cwd=tmp_path, ATFM_LIDC_PATH=str(lidc))
         assert done.returncode == 0, done.stderr
     folder = tmp_path / "runs" / "LIDC"
-    assert (folder / "test" / "table.md").read_text() in done.stdout
+    assert (folder / "test" / "table.md").read_text().partition("\n## Training")[0] in done.stdout
     assert "test_prior_LIDC.py --crop 8 --limit 6" in results(folder)["command"]
     assert results(folder)["systems"]["atfm"]["checkpoints"][1] == "runs/LIDC/atfm/best.pt"

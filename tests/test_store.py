@@ -1,14 +1,17 @@
 """The on-disk layout: written, opened, refused when wrong, never left half-written."""
 
+import fcntl
 import multiprocessing
 import os
 import resource
+import tracemalloc
 
 import h5py
 import numpy as np
 import pytest
 
-from data.store import Writer, open_store
+from data.store import open_store
+from data.writer import Writer
 
 ZEROS = np.zeros((6, 4), np.uint8)
 
@@ -40,6 +43,7 @@ def by_hand(path, **changes):
                                                           (np.uint8, 3, False), (np.uint16, 5, False)])
 def test_what_is_written_is_read_back(tmp_path, monkeypatch, dtype, channels, small):
     monkeypatch.setattr("data.store.BLOCK", 4)
+    monkeypatch.setattr("data.writer.BLOCK", 4)
     images, masks = write(tmp_path / "set.h5", 11, dtype, channels, small)
     store = open_store(tmp_path / "set.h5")
     assert (store.shape, store.annotators) == ((11, 6, 4, channels), 3)
@@ -49,6 +53,17 @@ def test_what_is_written_is_read_back(tmp_path, monkeypatch, dtype, channels, sm
     assert (pixels.reshape(images[rows].shape) == images[rows]).all() and pixels.dtype == dtype
     assert (np.unpackbits(packed, axis=1).reshape(5, 3, 6, 4) == masks[rows]).all()
     assert os.listdir(tmp_path) == ["set.h5"]
+
+
+def test_areas_are_the_marked_pixels_of_each_row(tmp_path, monkeypatch):
+    monkeypatch.setattr("data.store.BLOCK", 4)
+    _, masks = write(tmp_path / "set.h5", 11)
+    masks[3] = 0
+    with h5py.File(tmp_path / "set.h5", "a") as file:
+        file["masks_packed"][3] = 0
+    store = open_store(tmp_path / "set.h5")
+    assert store.areas().tolist() == masks.sum((1, 2, 3)).tolist()
+    assert store.marked().tolist() == [row != 3 for row in range(11)]
 
 
 def test_names_of_rows_without_ids(tmp_path):
@@ -126,13 +141,68 @@ def test_other_formats_are_refused(tmp_path):
 
 def test_writer_leaves_nothing_when_it_fails(tmp_path):
     path = tmp_path / "set.h5"
-    path.write_text("old")
+    write(path)
+    before = path.read_bytes()
     with pytest.raises(KeyboardInterrupt), Writer(path, "a test") as writer:
         writer.append(ZEROS, np.zeros((3, 6, 4)), patient=1)
         raise KeyboardInterrupt
     with pytest.raises(ValueError, match="set.h5: nothing was written"), Writer(path, "a test"):
         pass
-    assert os.listdir(tmp_path) == ["set.h5"] and path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["set.h5"] and path.read_bytes() == before
+
+
+@pytest.mark.parametrize("make, message", [
+    (lambda path: path.write_text("a user's"), "exists and was not made by this program"),
+    (lambda path: path.mkdir(), "exists and was not made by this program"),
+    (lambda path: by_hand(path), "exists and was not made by this program"),
+    (lambda path: write(path), "exists and is of another origin, 'a test'; it is"),
+])
+def test_a_writer_replaces_only_what_its_own_command_made(tmp_path, make, message):
+    path = tmp_path / "set.h5"
+    make(path)
+    before = path.read_bytes() if path.is_file() else b""
+    with pytest.raises(ValueError, match=f"set.h5: {message}"):
+        Writer(path, "another test")
+    assert os.listdir(tmp_path) == ["set.h5"] and (path.is_dir() or path.read_bytes() == before)
+
+
+def test_two_rows_have_two_ids_whatever_their_unicode_form(tmp_path):
+    twice = pytest.raises(ValueError, match="set.h5: two rows with the id 'é' .a.png and b.png.")
+    with twice, Writer(tmp_path / "set.h5", "a test") as writer:
+        writer.append(ZEROS, np.zeros((3, 6, 4)), patient=0, id="e\u0301", file="a.png")
+        writer.append(ZEROS, np.zeros((3, 6, 4)), patient=0, id="\u00e9", file="b.png")
+    with pytest.raises(ValueError, match="foreign.h5: rows 1 and 3 have the same id 'b'; expected one"):
+        open_store(by_hand(tmp_path / "foreign.h5", id=["a", "b", "c", "b", "e"]))
+    store = open_store(by_hand(tmp_path / "p.h5", patient=["e\u0301", "\u00e9", "f", "f", "g"]))
+    assert store.patient.tolist() == ["é", "é", "f", "f", "g"]  # the first two are one
+
+
+def test_rows_without_ids_have_names_of_their_own(tmp_path):
+    store = open_store(by_hand(tmp_path / "a.h5", patient=np.zeros(5, int), slice=np.array([0, 1, 1, 2, 3])))
+    assert store.ids[1:3] == ["patient 0, slice 1, row 1", "patient 0, slice 1, row 2"]
+
+
+def test_a_file_that_a_writer_has_open_is_in_use_and_not_damaged(tmp_path):
+    path = by_hand(tmp_path / "set.h5")
+    whole = path.read_bytes()
+    path.write_bytes(whole[:len(whole) // 2])  # as a writer leaves it between two of its writes
+    with open(path, "rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # as HDF5 does
+        with pytest.raises(ValueError, match="set.h5: in use by a program that has it open for writing"):
+            open_store(path)
+    with pytest.raises(ValueError, match="set.h5: not a readable HDF5 file"):
+        open_store(path)
+
+
+def test_a_store_is_written_in_little_memory(tmp_path):
+    image, masks = np.zeros((256, 256), np.uint16), np.zeros((4, 256, 256))
+    tracemalloc.start()
+    with Writer(tmp_path / "set.h5", "a test") as writer:
+        for row in range(1000):  # 131 MB of images, of which a block of 34 MB is in memory
+            writer.append(image, masks, patient=row)
+        peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 100e6
 
 
 @pytest.mark.parametrize(("image", "masks", "fields", "message"), [
@@ -152,17 +222,18 @@ def test_writer_refuses_a_row_that_does_not_fit(tmp_path, image, masks, fields, 
     assert not os.listdir(tmp_path)
 
 
-def write_to_a_full_disk(path):
+def write_to_a_full_disk(path, size):
     """A limit on the file size stands in for the full disk."""
-    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
     with pytest.raises(OSError, match="set.h5: cannot be written"), Writer(path, "a test") as writer:
-        for i in range(100):
-            writer.append(np.ones((64, 64), np.uint16), np.ones((4, 64, 64)), patient=i)
+        for i in range(300):  # about 200 kB: a block, and the rest when it closes
+            writer.append(np.ones((16, 16), np.uint16), np.ones((4, 16, 16)), patient=i, id=str(i))
 
 
-def test_a_full_disk_leaves_nothing(tmp_path):
+@pytest.mark.parametrize("size", [0, 3_000, 51_100, 58_800, 150_000, 190_000, 195_000])
+def test_a_full_disk_leaves_nothing(tmp_path, size):
     process = multiprocessing.get_context("fork").Process(
-        target=write_to_a_full_disk, args=(tmp_path / "set.h5",), daemon=True)
+        target=write_to_a_full_disk, args=(tmp_path / "set.h5", size), daemon=True)
     process.start()
     process.join(60)
     assert process.exitcode == 0 and not os.listdir(tmp_path)

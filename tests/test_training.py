@@ -16,9 +16,10 @@ import train_GTR
 import train_prior_LIDC
 from data import Loader
 from metadata_manager import FlowConfig, LoopConfig, OptimizerConfig
+from metrics.program import one_line_errors
 from models import Validation, checkpoint, train_loop
-from models.processes import NonFiniteLoss, Processes, one_line_errors, seed_step
-from models.training import State, learning_rate, moving_average, settle_precision
+from models.processes import NonFiniteLoss, Processes, seed_step
+from models.training import State, duration_text, learning_rate, moving_average, settle_precision
 from tests import tiny
 from tests.tiny import assert_same_runs, checkpoints
 
@@ -36,7 +37,7 @@ class Pairs:
         generator = torch.Generator().manual_seed(1000 + step)
         return torch.rand(2, self.size(step), 1, 4, 4, generator=generator).unbind()
 
-    def share(self, step):
+    def weight(self, step):
         return 1.0
 
     def size(self, step):
@@ -86,7 +87,7 @@ def train(folder, epochs=3, wrap=lambda losses: losses, settings=None, lr=0.01, 
 def log_lines(folder):
     """log.txt without dates, the number of epochs asked for, speed and memory."""
     lines = (folder / "log.txt").read_text().splitlines()
-    return [re.sub(r"^\S+ \S+ |/\d+(?=:)|  (images_per_second|peak_GiB).*", "", line) for line in lines]
+    return [re.sub(r"^\S+ \S+ |/\d+(?=:)|  (\S+ images/s|memory).*", "", line) for line in lines]
 
 
 def signal_at(step, number=signal.SIGTERM):
@@ -474,3 +475,21 @@ def test_a_script_killed_at_random_moments_repeats_the_whole_run(stage, lidc, ru
             kills += 1
         runs += 1
         assert_same_runs(folder / stage, tmp_path / "whole" / stage)
+
+
+def test_a_run_validated_otherwise_chooses_its_best_anew(tmp_path, capsys):
+    train(tmp_path, epochs=2, scores=[1, 2], validate_every=1)
+    train(tmp_path, epochs=3, scores=[3], validate_every=1)
+    assert "anew" not in capsys.readouterr().out
+    assert checkpoint.load(tmp_path / "best.pt")["state"]["best"] == 1
+    train(tmp_path, epochs=4, scores=[5], validate_every=1, val_images=2)
+    assert "best.pt is chosen anew from the next validation on" in capsys.readouterr().out
+    assert checkpoint.load(tmp_path / "best.pt")["state"]["best"] == 5
+
+
+@pytest.mark.parametrize("seconds, steps, text", [
+    (0.5, 10, "about 5 s for 10 steps"), (1, 3600, "about 60 min for 3,600 steps"),
+    (1, 200_000, "about 56 h for 200,000 steps on this machine.* More than a day; .*--num_epochs"),
+])
+def test_how_long_it_takes_is_said(seconds, steps, text):
+    assert re.match(text, duration_text(seconds, steps))

@@ -66,16 +66,81 @@ def test_colours_palettes_and_transparency(tmp_path):
     rgb = np.dstack([GREY, 255 - GREY, GREY // 2])
     for name, values in (("rgb", rgb), ("rgba", np.dstack([rgb, GREY]))):
         np.testing.assert_array_equal(read_scan(picture(tmp_path / f"{name}.png", values)).values, rgb)
-    palette = Image.fromarray(MASK, "P")
-    palette.putpalette([10, 20, 30, 200, 100, 50])
-    palette.save(tmp_path / "p.png")
-    np.testing.assert_array_equal(read_scan(tmp_path / "p.png").values[MASK == 1][0], [200, 100, 50])
-    assert (labels_of(read_scan(tmp_path / "p.png", mask=True)) == MASK).all()  # the palette's numbers
+    coloured = with_palette(tmp_path / "p.png", [0, 0, 0, 200, 100, 50])
+    np.testing.assert_array_equal(read_scan(coloured).values[MASK == 1][0], [200, 100, 50])
+    assert (labels_of(read_scan(coloured, mask=True)) == MASK).all()  # the palette's numbers
     opaque = np.dstack([255 * MASK] * 3 + [np.full_like(MASK, 255)])
     assert (labels_of(read_scan(picture(tmp_path / "m.png", opaque), mask=True)) == 255 * MASK).all()
     for name, values in (("rgb", rgb), ("alpha", np.dstack([255 * MASK] * 3 + [255 * MASK]))):
         with pytest.raises(ValueError, match=f"{name}.png.*a mask in colours or with transparency"):
             read_scan(picture(tmp_path / f"{name}.png", values), mask=True)
+
+
+def with_palette(path, colours):
+    """MASK, whose numbers are shown in these colours, (r, g, b) one after the other."""
+    image = Image.fromarray(MASK, "P")
+    image.putpalette(colours)
+    image.save(path)
+    return path
+
+
+@pytest.mark.parametrize("colours, shown", [
+    ([0, 0, 0, 255, 255, 255], (0, 255)), ([255, 255, 255, 0, 0, 0], (255, 0)), ([0, 0, 0, 1, 1, 1], (0, 1)),
+])
+def test_a_palette_of_greys_is_applied_to_a_mask(tmp_path, colours, shown):
+    found = labels_of(read_scan(with_palette(tmp_path / "p.png", colours), mask=True))
+    np.testing.assert_array_equal(found, np.where(MASK == 1, shown[1], shown[0]))
+
+
+@pytest.mark.parametrize("colours", [[200, 100, 50, 0, 0, 0], [10, 20, 30, 200, 100, 50]])
+def test_a_palette_whose_number_0_is_not_black_is_refused_of_a_mask(tmp_path, colours):
+    with pytest.raises(ValueError, match="p.png: a palette of colours in which black is not number 0 alone"):
+        read_scan(with_palette(tmp_path / "p.png", colours), mask=True)
+
+
+def test_a_palette_of_dicom_is_refused(tmp_path):
+    path = write_dicom(tmp_path / "a.dcm", GREY, PhotometricInterpretation="PALETTE COLOR")
+    with pytest.raises(ValueError, match="a.dcm: colours by a palette .PALETTE COLOR.*convert it"):
+        read_scan(path)
+
+
+def scaled(path, stored, slope):
+    """A volume of integers that its header multiplies by `slope`."""
+    image = nibabel.Nifti1Image(np.asarray(stored, np.int16).reshape(-1, 1, 1), LPS)
+    image.header.set_slope_inter(slope, 0)
+    nibabel.save(image, path)
+    raw = nibabel.load(path).dataobj
+    assert raw.slope == pytest.approx(slope) and np.array_equal(raw.get_unscaled().ravel(), stored)
+    return path
+
+
+def test_labels_that_a_header_scales_are_rounded_and_it_is_said_when_they_were_further_off(tmp_path, capsys):
+    near = read_scan(scaled(tmp_path / "near.nii", [0, 3, 6], 0.33333), mask=True)  # 0.99999 and 1.99998
+    assert labels_of(near).ravel().tolist() == [0, 1, 2] and capsys.readouterr().out == ""
+    further = read_scan(scaled(tmp_path / "further.nii", [0, 7, 13], 0.15), mask=True)  # 1.05 and 1.95
+    assert labels_of(further).ravel().tolist() == [0, 1, 2]
+    assert "further.nii: labels such as 1.05, as its header scales integers, are rounded" in (
+        capsys.readouterr().out)
+    with pytest.raises(ValueError, match="map.nii: a mask with values such as 0.5"):  # of probabilities
+        labels_of(read_scan(scaled(tmp_path / "map.nii", [0, 128, 255], 1 / 256), mask=True))
+    np.save(tmp_path / "a.npy", np.array([[0.0, 0.99]]))
+    with pytest.raises(ValueError, match="a.npy: a mask with values such as 0.99"):
+        labels_of(read_scan(tmp_path / "a.npy", mask=True))
+
+
+def test_a_volume_is_written_without_the_display_range_of_the_image(tmp_path):
+    image = nibabel.Nifti1Image(np.random.RandomState(0).rand(5, 4, 3).astype(np.float32), LPS)
+    image.header["cal_max"], image.header["cal_min"] = 400, -200
+    nibabel.save(image, tmp_path / "a.nii.gz")
+    write_volume(tmp_path / "out.nii.gz", np.ones((3, 4, 5), np.uint8), tmp_path / "a.nii.gz")
+    header = nibabel.load(tmp_path / "out.nii.gz").header
+    assert (header["cal_min"], header["cal_max"]) == (0, 0)
+
+
+@pytest.mark.parametrize("window", [(300, 100), (5, 5), (0, float("nan")), (0, float("inf"))])
+def test_a_window_that_does_not_ascend_is_refused(window):
+    with pytest.raises(ValueError, match="--window .*expected two numbers of which the second is larger"):
+        unit_range(np.array([0, 300], np.int16), window)
 
 
 def test_a_jpeg_mask_is_rounded_and_an_image_is_no_mask(tmp_path):

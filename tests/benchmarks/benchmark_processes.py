@@ -33,7 +33,7 @@ def gradients(atfm: ATFM, batches: Loader, step: int) -> list[Tensor]:
     seed_step(0, step, batches.rank)
     atfm.net.zero_grad(set_to_none=True)
     for piece in atfm.losses(*batches(step)):
-        (batches.share(step) * piece["loss"]).backward()
+        (batches.weight(step) * piece["loss"]).backward()
     return [weight.grad for weight in atfm.net.parameters() if weight.grad is not None]
 
 

@@ -29,11 +29,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
 from metadata_manager import BASELINES, FLOWS, Experiment, FlowConfig
+from metrics.program import CANNOT_COMPILE, out_of_gpu_memory
 from models import ATFM, GTR, STNet, baseline, energy_score, monte_carlo_nll
 from models.baselines import Baseline
 from models.flags import experiment
 from models.flow import one_expert
-from models.processes import CANNOT_COMPILE, device_of, in_bfloat16, out_of_gpu_memory
+from models.processes import device_of, in_bfloat16
 from models.st_net import Norm
 from tests.benchmarks import plan
 from tests.benchmarks.measure import machine, medians, report

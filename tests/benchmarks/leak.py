@@ -17,9 +17,10 @@ import numpy as np
 import test_prior_LIDC
 import train_GTR
 from data.splits import by_patient
-from data.store import Store, Writer, open_store
+from data.store import Store, open_store
+from data.writer import Writer
 from metrics import two_level_interval, write_text
-from models.processes import one_line_errors
+from metrics.program import one_line_errors
 
 GTR = ("--batchsize 32 --lr 1e-3 --schedule cosine --ema 0.99 --num_filters 16 32 64 --val_images 8").split()
 TEST = "--methods act-gtr --samples 16 --seeds 0 --report_images 0 --allow_overlap True".split()

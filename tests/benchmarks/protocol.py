@@ -1,4 +1,4 @@
-"""By how much others' ways of scoring the same samples differ from ours: the table of PROTOCOL.md.
+"""By how much others' ways of scoring the same samples differ from ours: the table of docs/protocol.md.
 
 The samples are of GTR alone, as a flow's would differ in the same way. A minute on one core:
 
@@ -19,7 +19,7 @@ from metadata_manager import experiment
 from metrics import Overlaps, ged, hm_iou
 from metrics.evaluation import draw
 from models import checkpoint, load_gtr
-from models.processes import one_line_errors
+from metrics.program import one_line_errors
 from tests.benchmarks.measure import report
 
 

@@ -16,11 +16,12 @@ import argparse
 import fcntl
 import gzip
 import json
+import re
 import shutil
 import time
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,14 +32,15 @@ import torch
 import train_GTR
 import train_prior_LIDC
 from data import load
-from metadata_manager import EvaluationConfig, Metadata, RunConfig
-from metrics import control, evaluate
+from metadata_manager import EvaluationConfig, Metadata, RunConfig, experiment
+from metrics import bootstrap_interval, control, evaluate, two_level_interval, write_text
+from metrics.floor import floor
 from models import load_systems
-from models.flags import parse
-from models.processes import one_line_errors
+from metrics.program import one_line_errors
 from tests.benchmarks import measure
 
 RESULTS = Path(__file__).parent / "results"
+EXPERTS = 4  # of LIDC
 IMAGES = {"validation": 200, "test": 240}  # evenly spaced over the split, so of all its patients
 SAMPLES = 16
 KEPT = ("GED16", "HM-IoU16", "Diversity16", "Empty", "Experts empty", "Experts' diversity", "Size")
@@ -95,7 +97,7 @@ ROWS = {
     "nll": Row("Act. GTR, Eq. 5", (_gtr(""),)),
     "nll-flips": Row("Act. GTR, Eq. 5, images flipped and turned", (_gtr(FLIPS),)),
     "best": Row("Act. GTR (best)", (_gtr("--preset best"),), preset="best"),
-    "best-flips": Row("best, images flipped and turned", (_gtr(f"--preset best {FLIPS}"),), preset="best"),
+    "best-no-flips": Row("best, images as they are", (_gtr("--preset best --dihedral False"),), preset="best"),
     "best-temperature-1": Row("best without temperature", (), preset="best", like="best", temperature=1.0),
     "best-m-8": Row("best with m = 8", (_gtr("--preset best --mc_samples 8"),), preset="best"),
     "best-nll-all": Row("best without the energy score", (_gtr("--preset best --loss nll --mc_samples 20"),),
@@ -106,6 +108,7 @@ ROWS = {
     "atfm-best": Row("ATFM (best), 2 NFE", (_gtr("--preset best", 1 / 3), _atfm("--preset best --batch_size 8")),
                      "atfm", preset="best", steps=2),
     "mose": _rival("mose"),
+    "mose-flips": replace(_rival("mose", FLIPS), title="mose, images flipped and turned"),
     "ssn": _rival("ssn"),
     "prob-unet": _rival("prob-unet"),
     "phiseg": _rival("phiseg"),
@@ -144,10 +147,10 @@ def seconds_per_epoch(stage: Stage, common: Sequence[str], images: int, folder: 
     return (long - short) / 2 * images / 320
 
 
-def train(row: Row, seed: int, minutes: float, common: Sequence[str], folder: Path) -> dict[str, Any]:
-    """Trains a row's stages for `minutes` of CPU time together; what each took and has as configuration."""
+def train(row: Row, seed: int, minutes: float, common: Sequence[str], folder: Path, images: int
+          ) -> dict[str, Any]:
+    """Trains a row's stages on `images` images for `minutes` of CPU time together; what each took."""
     done: dict[str, Any] = {}
-    images = len(load(parse(common, "LIDC", __doc__, Metadata)[0], "train"))
     for stage in row.stages:
         gtr = [] if stage.script is train_GTR or len(row.stages) == 1 else ["--gtr", str(folder)]
         plan = folder / f"{stage.script.__name__}.json"
@@ -185,10 +188,15 @@ def score(row: Row, metadata: Metadata, folder: Path) -> dict[str, Any]:
     return found
 
 
+def metadata_of(arguments: argparse.Namespace) -> Metadata:
+    """LIDC at the size of the command line."""
+    return replace(experiment("LIDC").metadata, data_path=arguments.data_path, crop=arguments.size)
+
+
 def run(arguments: argparse.Namespace) -> None:
     """Every row and seed that has no file yet."""
     common = ["--data_path", arguments.data_path, "--crop", str(arguments.size), "--device", "cpu"]
-    metadata, = parse(common, "LIDC", __doc__, Metadata)
+    metadata = metadata_of(arguments)
     for seed in arguments.seeds:
         for name in arguments.rows:
             row = ROWS[name]
@@ -197,7 +205,8 @@ def run(arguments: argparse.Namespace) -> None:
             with claimed(folder) as mine:
                 if output.exists() or not mine:
                     continue
-                trained = train(ROWS[row.like] if row.like else row, seed, arguments.minutes, common, folder)
+                trained = train(ROWS[row.like] if row.like else row, seed, arguments.minutes, common, folder,
+                                len(load(metadata, "train")))
                 content = {"row": name, "seed": seed, "size": arguments.size, "minutes": arguments.minutes,
                            "commit": measure.commit(), "machine": measure.machine(CPU), "stages": trained,
                            **score(row, metadata, folder)}
@@ -206,6 +215,102 @@ def run(arguments: argparse.Namespace) -> None:
                 temporary.write_bytes(gzip.compress(json.dumps(content).encode(), mtime=0))
                 temporary.rename(output)
                 print(f"{output}: written", flush=True)
+
+
+Results = dict[int, dict[str, Any]]  # seed -> content of a run's file
+TABLES = {  # name of a table -> its size and rows, the first of which is what the others are compared with
+    "gains-32": (32, ("nll", "nll-flips", "best-nll-all", "best", "best-temperature-1", "best-m-8", "best-no-nll",
+                      "best-no-flips", "best-wide")),
+    "systems-32": (32, ("nll", "ssn", "prob-unet", "phiseg", "flow-ssn", "mose", "mose-flips", "atfm", "atfm-best", "best")),
+    "gains-48": (48, ("nll", "best", "mose", "atfm")),
+}
+SHOWN = ("GED16", "HM-IoU16")
+
+
+def read_results(size: int) -> dict[str, Results]:
+    """The runs of each row that have a file at a size."""
+    runs: dict[str, Results] = {}
+    for path in sorted((RESULTS / str(size)).glob("*.json.gz")):
+        content = json.loads(gzip.decompress(path.read_bytes()))
+        runs.setdefault(content["row"], {})[content["seed"]] = content
+    return runs
+
+
+def scores_of(results: Results, seeds: Sequence[int], split: str, score: str) -> np.ndarray:
+    """A score of every image, (seeds, images)."""
+    return np.array([results[seed][split]["scores"][score] for seed in seeds])
+
+
+def table(size: int, rows: Sequence[str]) -> str:
+    """Markdown: means over runs and images, and the difference from the first row, over runs and patients.
+
+    Differences are of the seeds that both rows have, with 95 % intervals; a row without a file is "not run"."""
+    results = read_results(size)
+    against = rows[0]
+    head = ["system", "runs", "CPU min", "NFE", "GED16", "HM-IoU16", "empty",
+            *(f"{score} minus {ROWS[against].title}" for score in SHOWN), "validation GED16", "HM-IoU16"]
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    for name in rows:
+        if name not in results:
+            lines.append(f"| {ROWS[name].title} | not run |{' |' * (len(head) - 2)}")
+            continue
+        runs = results[name]
+        seeds = sorted(runs)
+        first = runs[seeds[0]]
+        minutes = np.mean([sum(stage["cpu_seconds"] for stage in run["stages"].values()) for run in runs.values()]) / 60
+        cells = [ROWS[name].title, str(len(seeds)), f"{minutes:.1f}", str(first["nfe"])]
+        cells += [f"{scores_of(runs, seeds, 'test', score).mean():.3f}" for score in SHOWN]
+        cells.append(f"{scores_of(runs, seeds, 'test', 'Empty').mean():.2f}")
+        both = [seed for seed in seeds if seed in results.get(against, {})]
+        for score in SHOWN:
+            if name == against or not both:
+                cells.append("")
+                continue
+            difference = (scores_of(runs, both, "test", score)
+                          - scores_of(results[against], both, "test", score))
+            mean, low, high = two_level_interval(difference, first["test"]["groups"])
+            cells.append(f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]")
+        cells += [f"{scores_of(runs, seeds, 'validation', score).mean():.3f}" for score in SHOWN]
+        lines.append(f"| {' | '.join(cells)} |")
+    known = next((run for runs in results.values() for run in runs.values()), None)
+    if known is not None:
+        least = {split: floor(np.array(known[split]["scores"]["Experts' diversity"]), np.array(EXPERTS), SAMPLES).mean()
+                 for split in IMAGES}
+        lines.append(f"| perfect sampler (independent readers) | | | | {least['test']:.3f} | | "
+                     f"{np.mean(known['test']['scores']['Experts empty']):.2f} | | | {least['validation']:.3f} | |")
+    return "\n".join(lines) + "\n"
+
+
+def each_run(size: int, row: str, against: str) -> str:
+    """Markdown: a row minus another in each training run, with 95 % intervals over patients."""
+    results = read_results(size)
+    lines = [f"| seed | {' | '.join(f'{score}, {split}' for split in IMAGES for score in SHOWN)} |",
+             "|---" * (1 + 2 * len(IMAGES)) + "|"]
+    for seed in sorted(results.get(row, {}).keys() & results.get(against, {}).keys()):
+        cells = [str(seed)]
+        for split in IMAGES:
+            for score in SHOWN:
+                difference = (scores_of(results[row], [seed], split, score)
+                              - scores_of(results[against], [seed], split, score))
+                mean, low, high = bootstrap_interval(difference, results[row][seed][split]["groups"])
+                cells.append(f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]")
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def write_tables(document: Path) -> None:
+    """Replaces what stands between `<!-- table: NAME -->` and `<!-- end -->` in a document."""
+    made = {name: table(size, rows) for name, (size, rows) in TABLES.items()}
+    made |= {f"each-run-{size}": each_run(size, "best", "nll") for size in (32, 48)}
+
+    def replaced(match: re.Match) -> str:
+        if match[1] not in made:
+            raise ValueError(f"{document}: table {match[1]}: unknown; expected one of {', '.join(made)}")
+        return f"<!-- table: {match[1]} -->\n{made[match[1]]}<!-- end -->"
+
+    text = re.sub(r"<!-- table: ([\w-]+) -->\n.*?<!-- end -->", replaced, document.read_text(), flags=re.S)
+    write_text(document, text)
+    print(f"{document}: tables written")
 
 
 def main(flags: Sequence[str] | None = None) -> None:
@@ -219,8 +324,13 @@ def main(flags: Sequence[str] | None = None) -> None:
     train_and_test.add_argument("--rows", nargs="+", default=list(ROWS), choices=ROWS, metavar="ROW",
                                 help=f"which of {', '.join(ROWS)}")
     train_and_test.add_argument("--output_path", type=Path, default=Path("runs/study"), help="for weights")
+    tables = commands.add_parser("tables", help="write the tables of a document from the files")
+    tables.add_argument("--output", type=Path, default=Path("docs/results.md"), help="the document")
     arguments = parser.parse_args(flags)
-    run(arguments)
+    if arguments.command == "run":
+        run(arguments)
+    else:
+        write_tables(arguments.output)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,94 @@
+"""How every command begins and ends: paths with a tilde, any terminal, one line for what a user can mend."""
+
+import argparse
+import io
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+# What CUDA and its libraries say without memory where torch raises no OutOfMemoryError: cuBLAS and cuDNN 8,
+# cuDNN 9, and CUDA itself.
+NO_GPU_MEMORY = re.compile(r"_STATUS_ALLOC_FAILED|DEVICE_ALLOCATION_FAILED|CUDA error: out of memory")
+# What torch.compile says where it cannot work: on a CPU; on CUDA without Triton, a C compiler, or a new enough
+# card.
+CANNOT_COMPILE = re.compile(r"No working C\+\+ compiler|Cannot find a working triton|Failed to find C compiler"
+                            r"|too old to be supported by the triton")
+LONGEST = 390  # characters of a message: a longer one is not read
+
+
+def path(text: str) -> Path:
+    """The type of a flag that holds a path: a tilde is the home folder, also in --output=~/x."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:  # of a user without a home folder
+        raise argparse.ArgumentTypeError(f"{text}: {error}; write the folder's full path") from error
+
+
+@contextmanager
+def one_line_errors(saves_memory: str = "") -> Iterator[None]:
+    """Ends the process with one line and exit code 1 for what a user can put right, instead of a traceback.
+
+    saves_memory: the flags that help when memory does not suffice. Output that only takes ASCII gets other
+    characters as escapes."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        with memory_advice(saves_memory):
+            yield
+    except (ValueError, OSError, FloatingPointError) as error:
+        sys.exit(shortened(f"error: {error}"))
+    except RuntimeError as error:
+        reason = CANNOT_COMPILE.search(str(error))
+        if reason is None:
+            raise
+        line = next(line for line in str(error).splitlines() if reason[0] in line)
+        sys.exit(shortened("error: --compile True: torch.compile needs a C++ compiler, and on a GPU Triton too; leave "
+                           f"--compile out, or install them ({line[:200]})"))
+
+
+@contextmanager
+def memory_advice(saves_memory: str) -> Iterator[None]:
+    """Ends the process with one line and exit code 1 where memory does not suffice.
+
+    saves_memory: the flags that help here; of one block within another, the inner one's."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if out_of_gpu_memory(error):
+            reason = str(error).splitlines()[0][:90]
+            sys.exit(f"error: out of GPU memory. What helps: {saves_memory}. ({reason})")
+        if not isinstance(error, MemoryError) and "can't allocate memory" not in str(error):
+            raise
+        reason = " ".join(str(error).split()) or "none was left"
+        sys.exit(f"error: out of memory. What helps: {saves_memory}. ({reason[:60]})")
+
+
+def out_of_gpu_memory(error: BaseException) -> bool:
+    """Whether this says that a GPU's memory did not suffice, in torch's words or in those of CUDA's libraries."""
+    return isinstance(error, torch.cuda.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and NO_GPU_MEMORY.search(str(error)) is not None)
+
+
+def shortened(message: str) -> str:
+    """A message on one line, of at most LONGEST characters: what is too much is left out of its middle.
+
+    Its beginning names the file or flag, and its end says what to do."""
+    line = " ".join(message.split())
+    if len(line) <= LONGEST:
+        return line
+    end = LONGEST // 3
+    return f"{line[:LONGEST - end - 5]} ... {line[-end:]}"
+
+
+def time_text(seconds: float) -> str:
+    """Seconds as a person says them: 45 s, 12 min, 3.4 h, 250 h."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 90 * 60:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 10 * 3600 else f"{seconds / 3600:,.0f} h"

@@ -1,0 +1,35 @@
+"""The way into every command: paths, terminals, and one line for what a user can put right."""
+
+import argparse
+
+import pytest
+
+from metrics import program
+
+
+def test_a_tilde_is_the_home_folder_and_none_without_a_home(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/anna")
+    assert str(program.path("~/x.h5")) == "/home/anna/x.h5" and str(program.path("a~/~")) == "a~/~"
+
+    def no_home(path):
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr("pathlib.Path.expanduser", no_home)
+    with pytest.raises(argparse.ArgumentTypeError, match="~/x.h5: Could not .*; write the folder"):
+        program.path("~/x.h5")
+
+
+def test_a_message_is_one_line_that_keeps_its_beginning_and_its_end():
+    message = "error: --size 7:\n" + "word " * 200 + "choose 8"
+    short = program.shortened(message)
+    assert len(short) <= 390 and short.startswith("error: --size 7: word") and short.endswith("word choose 8")
+    assert " ... " in short and program.shortened("error: a\n b") == "error: a b"
+    with pytest.raises(SystemExit, match="^error: --size 7: .* choose 8$") as end, program.one_line_errors():
+        raise ValueError(message.removeprefix("error: "))
+    assert len(str(end.value)) <= 390
+
+
+def test_a_long_reason_of_missing_memory_is_cut():
+    with pytest.raises(SystemExit) as end, program.one_line_errors("--size"):
+        raise MemoryError("Unable to allocate\n" + "x" * 1000)
+    assert len(str(end.value)) < 200 and "\n" not in str(end.value)
