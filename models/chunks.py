@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 from metrics.program import out_of_gpu_memory
 
 STATES_ON_CPU = 8  # more at once leave a CPU's caches and are slower
-MOST_ELEMENTS = 2**31 - 1  # of a map: beyond, CUDA's kernels count in 64 bits, more slowly, where they can at all
+MOST_ELEMENTS = 2**31 - 1  # of a map: beyond, CUDA's kernels count in 64 bits, slowly, or not at all
 
 
 class Chunks:

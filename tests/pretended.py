@@ -1,7 +1,7 @@
 """A GPU for tests on a machine without one: tensors that say they are on cuda:0, their data on the CPU.
 
-Every operation is checked as CUDA would: one that meets tensors of both devices raises, and so does NumPy's view of
-a tensor of the GPU. Kernels, memory and speed are the CPU's: for these see tests/benchmarks/gpu.py.
+Every operation is checked as CUDA would: one that meets tensors of both devices raises, and so does NumPy's
+view of a tensor of the GPU. Kernels, memory and speed are the CPU's: for these see tests/benchmarks/gpu.py.
 """
 
 from collections.abc import Iterator
@@ -18,7 +18,8 @@ aten = torch.ops.aten
 MOVES = (aten._to_copy.default, aten.copy_.default)
 INDEXES = (aten.index.Tensor, aten.index_put_.default)  # take indices on the CPU
 IN_CPP = (aten.index_put.default,)  # of a gradient, whose zeros C++ makes, for which the data's device counts
-ANSWERS = {"is_bf16_supported": True, "memory_allocated": 0, "max_memory_allocated": 2, "memory_reserved": 0, "mem_get_info": (1000, 1000)}
+ANSWERS = {"is_bf16_supported": True, "memory_allocated": 0, "max_memory_allocated": 2, "memory_reserved": 0,
+           "mem_get_info": (1000, 1000)}
 QUIET = ("_lazy_init", "set_device", "synchronize", "reset_peak_memory_stats", "empty_cache",
          "is_current_stream_capturing")  # they give None
 
@@ -82,16 +83,18 @@ def checked(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     if on_gpu and func not in (*MOVES, *IN_CPP):
         plain = [one for one in tensors if not isinstance(one, OnCuda) and one.ndim]
         if plain and not (func in INDEXES and isinstance(args[0], OnCuda)):
-            raise RuntimeError(f"{func}: Expected all tensors to be on the same device, but found cuda:0 and a CPU "
-                               f"tensor of shape {tuple(plain[0].shape)}")
-    held_args, held_kwargs = tree_map(lambda one: one.held if isinstance(one, OnCuda) else one, (args, kwargs))
+            raise RuntimeError(f"{func}: Expected all tensors to be on the same device, but found cuda:0 and a "
+                               f"CPU tensor of shape {tuple(plain[0].shape)}")
+    held_args, held_kwargs = tree_map(
+        lambda one: one.held if isinstance(one, OnCuda) else one, (args, kwargs))
     if asked is not None:
         held_kwargs["device"] = torch.device("cpu")
     result = func(*held_args, **held_kwargs)
     if func._schema.is_mutable and isinstance(result, torch.Tensor):
         return next((one for one in on_gpu if one.held is result), result)
-    there = bool(on_gpu) if asked is None else torch.device(asked).type == "cuda"
-    return tree_map(lambda one: OnCuda(one) if isinstance(one, torch.Tensor) else one, result) if there else result
+    if not on_gpu if asked is None else torch.device(asked).type != "cuda":
+        return result
+    return tree_map(lambda one: OnCuda(one) if isinstance(one, torch.Tensor) else one, result)
 
 
 class Pretend(TorchDispatchMode):
@@ -105,7 +108,7 @@ class Pretend(TorchDispatchMode):
 def gpu() -> Iterator[torch.device]:
     """The pretended GPU, while the block runs; its generators are the CPU's."""
     make, make_tensor = torch.Generator, torch.tensor
-    answers = ANSWERS | dict.fromkeys(QUIET)
+    answers = {name: mock.Mock(return_value=one) for name, one in (ANSWERS | dict.fromkeys(QUIET)).items()}
 
     def tensor(data: Any, device: Any = None, **settings: Any) -> torch.Tensor:
         made = make_tensor(data, **settings)
@@ -117,7 +120,7 @@ def gpu() -> Iterator[torch.device]:
     before = torch.__future__.get_overwrite_module_params_on_conversion()
     torch.__future__.set_overwrite_module_params_on_conversion(True)
     try:
-        with (mock.patch.multiple(torch.cuda, **{name: mock.Mock(return_value=one) for name, one in answers.items()}),
+        with (mock.patch.multiple(torch.cuda, **answers),
               mock.patch.object(torch, "Generator", lambda device="cpu": make()),
               # These make or move tensors in C++, where no mode sees it.
               mock.patch.object(torch, "tensor", tensor), mock.patch("metrics.maps.one_hot", one_hot),

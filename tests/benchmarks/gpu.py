@@ -2,12 +2,12 @@
 
 For the day that there is a card, in under ten minutes on one; rows that --minutes leave no time for say so.
 
-    right     each system at small size on the CPU and on the device, from the same weights, batch and draws: its loss,
-              gradient and samples, in float32
-    measured  a step of GTR, a step of the flow, and 100 samples of an image at full size, by each choice of norm,
-              bfloat16, cudnn.benchmark, torch.compile and channels_last: median seconds and the allocator's peak, beside
-              the seconds that tests/benchmarks/plan.py estimates for the default choice. Samples are timed
-              over one step of the solver and multiplied by the steps.
+    right     each system at small size on the CPU and on the device, from the same weights, batch and draws:
+              its loss, gradient and samples, in float32
+    measured  a step of GTR, a step of the flow, and 100 samples of an image at full size, by each choice of
+              norm, bfloat16, cudnn.benchmark, torch.compile and channels_last: median seconds and the
+              allocator's peak, beside the seconds that tests/benchmarks/plan.py estimates for the default
+              choice. Samples are timed over one step of the solver and multiplied by the steps.
 
 Prints JSON lines and the tables for docs/performance.md. Exits with code 1 if a system is wrong.
 
@@ -65,7 +65,8 @@ def systems() -> Iterator[tuple[str, Callable[[], GTR | ATFM | Baseline]]]:
     """Each system, untrained and small, for images of three channels."""
     yield "gtr", lambda: GTR(3, (4, 8), rank=2)
     for method in FLOWS:
-        flow = replace(experiment("isic3_style_concat", "paper", method).flow, dim=8, dim_mults=(1, 2), images_per_pass=None)
+        flow = experiment("isic3_style_concat", "paper", method).flow
+        flow = replace(flow, dim=8, dim_mults=(1, 2), images_per_pass=None)
         yield method, lambda flow=flow: ATFM(GTR(3, (4, 8), rank=2), STNet.of(flow), flow)
     for method in BASELINES:
         widths = (1,) * 4 if method == "phiseg" else (1, 2)
@@ -104,7 +105,8 @@ def differences(make: Callable[[], GTR | ATFM | Baseline], device: torch.device)
         torch.manual_seed(0)
         both.append(results(make(), where))
     ours, theirs = both
-    found = {name: float((theirs[name] - ours[name]).norm() / ours[name].norm()) for name in ("loss", "gradient")}
+    found = {name: float((theirs[name] - ours[name]).norm() / ours[name].norm())
+             for name in ("loss", "gradient")}
     return found | {"masks": float((theirs["masks"] != ours["masks"]).float().mean())}
 
 
@@ -171,7 +173,8 @@ def gtr_step(ours: Experiment, device: torch.device) -> Callable[[], None]:
     optimizer = torch.optim.AdamW(gtr.parameters(), lr=1e-4)
 
     def step() -> None:
-        monte_carlo_nll(gtr(image).rsample(ours.gtr.mc_samples, antithetic=True), one_expert(masks.round())).backward()
+        logits = gtr(image).rsample(ours.gtr.mc_samples, antithetic=True)
+        monte_carlo_nll(logits, one_expert(masks.round())).backward()
         update(optimizer)
     return step
 
@@ -191,7 +194,8 @@ def flow_step(ours: Experiment, way: Way, device: torch.device) -> Callable[[], 
 
 def samples(ours: Experiment, way: Way, n: int, device: torch.device) -> Callable[[], Tensor]:
     """n samples of an image by one step of Euler's."""
-    atfm = flow(ours, replace(way, compile=False), device).for_sampling(way.amp, way.channels_last, way.compile)
+    atfm = flow(ours, replace(way, compile=False), device)
+    atfm = atfm.for_sampling(way.amp, way.channels_last, way.compile)
     image, _ = plan.batch(ours, 1)
     return lambda: atfm.sample(image.to(device), n, 1, "euler")
 
@@ -233,11 +237,13 @@ def measured(build: Callable[[], Callable[[], Any]], repeats: int, device: torch
 def estimate(work: plan.Work, times: float, device: torch.device) -> float | None:
     """Seconds by the plan's roofline on this card; None if it has no such card."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
-    gpu = next((gpu for known, gpu in plan.GPUS.items() if known.removeprefix("RTX ").split()[0] in name), None)
+    gpu = next((gpu for known, gpu in plan.GPUS.items()
+                if known.removeprefix("RTX ").split()[0] in name), None)
     return None if gpu is None else work.seconds(gpu, plan.Assumed()) * times
 
 
-def timings(whats: Sequence[str], n: int, repeats: int, device: torch.device, until: float) -> list[dict[str, Any]]:
+def timings(whats: Sequence[str], n: int, repeats: int, device: torch.device, until: float
+            ) -> list[dict[str, Any]]:
     """A row for each data set, kind of work and way; what compiles comes last, as it takes minutes."""
     rows = []
     for way in sorted(WAYS, key=lambda way: way.compile):
@@ -250,7 +256,8 @@ def timings(whats: Sequence[str], n: int, repeats: int, device: torch.device, un
             if way == WAYS[0]:  # GTR has none of the choices
                 kinds = {"GTR step": (lambda: gtr_step(ours, device), 1)} | kinds
             for kind, (build, times) in kinds.items():
-                row: dict[str, Any] = {"what": what, "work": kind, "way": "-" if kind == "GTR step" else way.name}
+                name = "-" if kind == "GTR step" else way.name
+                row: dict[str, Any] = {"what": what, "work": kind, "way": name}
                 if time.monotonic() > until:
                     rows.append(row | {"s": "not run: no time left", "peak GiB": None})
                     continue
@@ -278,10 +285,10 @@ def estimated(ours: Experiment, kind: str, way: Way, n: int, device: torch.devic
 def main(flags: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--what", nargs="+", default=["LIDC", "isic3_style_concat"], help="data sets, for their sizes")
+    parser.add_argument("--what", nargs="+", default=list(plan.IMAGES), help="data sets, for their sizes")
     parser.add_argument("--samples", type=int, default=100, help="of an image")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--minutes", type=float, default=9, help="after which no other row is begun")
+    parser.add_argument("--minutes", type=float, default=8, help="after which no other row is begun")
     asked = parser.parse_args(flags)
     until = time.monotonic() + 60 * asked.minutes
     device = device_of(asked.device)

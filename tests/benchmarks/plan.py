@@ -1,12 +1,12 @@
 """Hours of each stage at its default settings on a GPU, estimated by a roofline from counted operations.
 
-A step of training, and an evaluation of the network in sampling, run here as they are written, on tensors without
-data, with what is done on CUDA: --amp auto, the norm over a whole GPU. Of each operation are counted its
-floating-point operations, if it is a product or a convolution, and the bytes of what it reads and writes. It then
-takes the longer of FLOP / (share x peak) and bytes / (share x bandwidth), but no step is faster than the host
-launches its operations. The peaks are the vendors', dense; the two shares and the time of a launch are assumptions:
-no number here was measured, but for the authors' in the last row. Left out: loading, scoring, pictures, GTR's pass in
-sampling.
+A step of training, and an evaluation of the network in sampling, run here as they are written, on tensors
+without data, with what is done on CUDA: --amp auto, the norm over a whole GPU. Of each operation are counted its
+floating-point operations, if it is a product or a convolution, and the bytes of what it reads and writes. It
+then takes the longer of FLOP / (share x peak) and bytes / (share x bandwidth), but no step is faster than the
+host launches its operations. The peaks are the vendors', dense; the two shares and the time of a launch are
+assumptions: no number here was measured, but for the authors' in the last row. Left out: loading, scoring,
+pictures, GTR's pass in sampling.
 
     python -m tests.benchmarks.plan
 """
@@ -55,7 +55,7 @@ GPUS = {"RTX 3090": GPU(35.6e12, 35.6e12, 71e12, 936e9), "A100 80 GB": GPU(19.5e
 
 @dataclass(frozen=True)
 class Assumed:
-    """What a roofline leaves open: shares of the two peaks that are reached, seconds of the host per operation."""
+    """What a roofline leaves open: shares of the two peaks, seconds of the host per operation, --tf32."""
 
     products: float = 0.5
     bandwidth: float = 0.8
@@ -118,7 +118,8 @@ def counted(build: Callable[[], Callable[[], Any]]) -> Work:
 def batch(ours: Experiment, b: int) -> tuple[Tensor, Tensor]:
     """An image (b, c, h, w) and masks (b, k, h, w)."""
     data = ours.metadata
-    return torch.rand(b, data.channels, data.side, data.side), torch.rand(b, data.annotators, data.side, data.side)
+    size = data.side, data.side
+    return torch.rand(b, data.channels, *size), torch.rand(b, data.annotators, *size)
 
 
 def gtr_step(ours: Experiment) -> Work:
@@ -130,7 +131,8 @@ def gtr_step(ours: Experiment) -> Work:
             if ours.gtr.loss == "energy":
                 loss = energy_score(gtr(image).rsample(ours.gtr.mc_samples).sigmoid(), masks)
             else:
-                loss = monte_carlo_nll(gtr(image).rsample(ours.gtr.mc_samples, antithetic=True), one_expert(masks))
+                logits = gtr(image).rsample(ours.gtr.mc_samples, antithetic=True)
+                loss = monte_carlo_nll(logits, one_expert(masks))
             loss.backward()
         return step
     return counted(build)
@@ -162,8 +164,8 @@ def flow_pass(ours: Experiment, amp: bool) -> Work:
 def evaluation(ours: Experiment, amp: bool, states: int = AT_ONCE) -> Work:
     """One evaluation of the flow's network for `states` states, as in sampling."""
     def build() -> Callable[[], Tensor]:
-        fixed = replace(ours, flow=replace(ours.flow, weight_standardization="none"))  # as `with_fixed_weights` does
-        atfm = flow_of(fixed, amp)
+        # As `STNet.with_fixed_weights` does, whose copy tensors without data do not bear.
+        atfm = flow_of(replace(ours, flow=replace(ours.flow, weight_standardization="none")), amp)
         image, _ = batch(ours, states)
         condition, x = atfm.condition(image), torch.rand(states, 1, *image.shape[2:])
         return torch.no_grad()(lambda: atfm.v(x, torch.rand(states), condition))
@@ -171,7 +173,7 @@ def evaluation(ours: Experiment, amp: bool, states: int = AT_ONCE) -> Work:
 
 
 def update(parameters: int, averaged: bool) -> Work:
-    """Adam: weights, gradients and two moments are read, three of them written; an average is read and written."""
+    """Adam: weights, gradients and two moments are read, three written; an average is read and written."""
     return Work([(0.0, parameters * 4 * (7 + 3 * averaged), False)])
 
 
@@ -206,8 +208,8 @@ def stages(ours: Experiment, train: int, test: int) -> list[Stage]:
     validations = math.ceil(ours.flow.num_epochs / loop.validate_every)
     in_validation = validations * loop.val_images * loop.val_samples * loop.val_steps * nfe(1, "euler")
     in_test = test * len(asked.seeds) * max(asked.samples) * nfe(ours.flow.steps, ours.flow.solver)
-    of_gtr, of_net = (parameters_of(build) for build in (
-        lambda: GTR.of(ours.gtr, ours.metadata.channels), lambda: STNet.of(ours.flow, ours.metadata.flow_channels)))
+    of_gtr = parameters_of(lambda: GTR.of(ours.gtr, ours.metadata.channels))
+    of_net = parameters_of(lambda: STNet.of(ours.flow, ours.metadata.flow_channels))
     return [
         Stage("GTR", ((gtr_step(ours), gtr_steps), (update(of_gtr, ours.gtr.ema > 0), gtr_steps))),
         Stage("flow", ((flow_pass(ours, amp), steps * passes_per_step(ours)),
@@ -235,9 +237,9 @@ def authors_row(assumed: Assumed) -> dict[str, Any]:
 
 def main(flags: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--products", type=float, default=Assumed.products, help="share of the peak of products")
-    parser.add_argument("--bandwidth", type=float, default=Assumed.bandwidth, help="share of the memory's peak")
-    parser.add_argument("--launch", type=float, default=Assumed.launch, help="seconds of the host per operation")
+    for name, why in (("products", "share of the peak of products"), ("bandwidth", "share of the memory's peak"),
+                      ("launch", "seconds of the host per operation")):
+        parser.add_argument(f"--{name}", type=float, default=getattr(Assumed, name), help=why)
     parser.add_argument("--what", nargs="+", default=list(IMAGES), help="data sets, of metadata_manager")
     asked = parser.parse_args(flags)
     assumed = Assumed(asked.products, asked.bandwidth, asked.launch)
