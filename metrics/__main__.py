@@ -5,7 +5,7 @@
 Each folder holds a case per sub-folder of files of one mask each (PNG, NIfTI and the others of
 data/volumes.py), or per file <case>.npy of an array (n, h, w). A volume is one mask; NIfTI is turned as its
 header says. The same cases must be in both. A mask has two values, of which 0 is background. Empty masks
-count: see PROTOCOL.md.
+count: see docs/protocol.md.
 """
 
 import argparse
