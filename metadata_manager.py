@@ -410,9 +410,9 @@ def best(ours: Experiment) -> Experiment:
     """Ours, what did best on validation patients at small size: docs/results.md.
 
     GTR is trained by the energy score of its samples under 1 - IoU, of which GED is made, and its samples are
-    a little narrower than its Gaussian. In both steps: training images flipped and turned, averages of weights,
-    a falling learning rate. The flow: one expert per step and as many more steps as there are experts, at the
-    same cost; weights not standardized; slower embedding of time; few solver steps."""
+    a little narrower than its Gaussian. In both steps: training images flipped and turned, averages of
+    weights, a falling learning rate. The flow: one expert per step and as many more steps as there are
+    experts, at the same cost; weights not standardized; slower embedding of time; few solver steps."""
     gtr = replace(ours.gtr, loss="energy", mc_samples=16, ema=0.99, schedule="cosine", temperature=0.8)
     flow = replace(ours.flow, steps=2, schedule="cosine", clip=1.0, weight_standardization="none",
                    time_scale=10.0)

@@ -1,7 +1,7 @@
 """Command-line flags: every setting of metadata_manager's dataclasses is one.
 
-Defaults < preset < method < flags. The defaults depend on three of the flags (--what, --preset, --method), which
-are therefore read first.
+Defaults < preset < method < flags. The defaults depend on three of the flags (--what, --preset, --method),
+which are therefore read first.
 """
 
 import argparse
@@ -46,9 +46,9 @@ TITLES = {"RunConfig": "every script", "Metadata": "data", "GTRConfig": "step 1,
 def experiment(what: str, preset: str = "paper", method: str | None = None) -> Experiment:
     """The settings of a data set under a preset and a method.
 
-    what: a name in EXPERIMENTS, or an .h5 or .hdf5 file of `data.prepare`. method: one of METHODS, whose changes
-    come last; a baseline has its paper's settings at full size, and the sizes of the flow in what is `small`.
-    Act. GTR and its control change nothing. Raises ValueError, naming the flag, for another name."""
+    what: a name in EXPERIMENTS, or an .h5 or .hdf5 file of `data.prepare`. method: one of METHODS, whose
+    changes come last; a baseline has its paper's settings at full size, and the sizes of the flow in what is
+    `small`. Act. GTR and its control change nothing. Raises ValueError, naming the flag, for another name."""
     if what not in EXPERIMENTS and what.lower().endswith((".h5", ".hdf5")):
         base = _from_file(Path(what).expanduser())
     else:
@@ -124,6 +124,7 @@ def parse(argv: Sequence[str] | None, what: str, description: str, *kinds: type[
     if getattr(given, "channels_last", False) and not given.compile:
         raise ValueError("--channels_last True needs --compile True: uncompiled, each GroupNorm on CUDA "
                          "changes the layout back and each convolution forth; pass both, or neither")
+    # A testing script trains nothing; for a training script, which preset its settings are those of.
     trained = next((config for config in configs if isinstance(config, GTRConfig | FlowConfig)), None)
     if trained is None:
         return configs
@@ -167,7 +168,8 @@ def _add_flag(group: argparse._ArgumentGroup, setting: Field, default: Any) -> N
     kind = _boolean if kind is bool else os.path.expanduser if setting.metadata["path"] else kind
     choices = setting.metadata["choices"] or tuple(TABLES.get(setting.name, ())) or None
     names = setting.metadata["flags"] or (f"--{setting.name}",)
-    group.add_argument(*names, dest=setting.name, default=default, type=kind, choices=choices, help=setting.metadata["why"].replace("%", "%%"),
+    help_ = setting.metadata["why"].replace("%", "%%")  # argparse formats its help with %
+    group.add_argument(*names, dest=setting.name, default=default, type=kind, choices=choices, help=help_,
                        metavar=None if choices and len(choices) < 8 else _placeholder(kind), **several)
 
 

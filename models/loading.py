@@ -71,7 +71,8 @@ def load_gtr(path: Path, metadata: Metadata, same_size: bool = True) -> GTR:
     return gtr.eval()
 
 
-def load_flow(path: Path, method: str, gtr: Callable[[], GTR], metadata: Metadata, same_size: bool = True) -> ATFM:
+def load_flow(path: Path, method: str, gtr: Callable[[], GTR], metadata: Metadata, same_size: bool = True
+              ) -> ATFM:
     """A trained flow; gtr(): the GTR that gives its x_0, called where its source needs one.
 
     Prints a line if it was trained over another GTR. Raises ValueError if it was trained with another method
@@ -132,8 +133,8 @@ def refuse_removed(content: dict[str, Any], path: Path) -> None:
     removed = REMOVED if content["stage"] == "GTR" else REMOVED | {"temperature": 1.0}
     for name, value in removed.items():
         if trained.get(name, value) != value:
-            raise ValueError(f"{path}: trained with {name} {trained[name]}, which this version does not have any "
-                             "more; use the commit that the run's versions name, or train again")
+            raise ValueError(f"{path}: trained with {name} {trained[name]}, which this version does not have "
+                             "any more; use the commit that the run's versions name, or train again")
 
 
 def _trained_on(path: Path, content: dict[str, Any], metadata: Metadata | None) -> TrainedOn:
@@ -147,7 +148,8 @@ def _trained_on(path: Path, content: dict[str, Any], metadata: Metadata | None) 
                      tuple(content.get("training_patients", ())), content.get("preset", "custom"), trained)
 
 
-def gtr_for_test(path: Path, config: EvaluationConfig, metadata: Metadata, preset: str, test: Images | None) -> GTR:
+def gtr_for_test(path: Path, config: EvaluationConfig, metadata: Metadata, preset: str, test: Images | None
+                 ) -> GTR:
     """GTR from our checkpoint, not trained on test images, or from the authors' in the preset's layout."""
     if config.released_checkpoint:
         return released_gtr(path, experiment(metadata.what, preset).gtr, metadata)
@@ -184,15 +186,15 @@ def refuse_overlap(path: Path, trained_on: TrainedOn, test: Images | None, allow
     if test is None:
         return
     ids, patients = set(test.ids), {str(patient) for patient in test.patients}
-    both, known = ids & set(trained_on.ids), patients & set(trained_on.patients)
-    if both:
-        message = f"{path}: {len(both)} of the {len(ids)} test images were trained on"
-    elif known:
-        message = (f"{path}: it was trained on other images of {len(known)} of the {len(patients)} test "
-                   f"patients, such as {min(known)}")
+    common_ids, common_patients = ids & set(trained_on.ids), patients & set(trained_on.patients)
+    if common_ids:
+        message = f"{path}: {len(common_ids)} of the {len(ids)} test images were trained on"
+    elif common_patients:
+        message = (f"{path}: it was trained on other images of {len(common_patients)} of the {len(patients)} "
+                   f"test patients, such as {min(common_patients)}")
     else:
         return
-    if not allowed and (both or not all(patient.isdecimal() for patient in known)):
+    if not allowed and (common_ids or not all(patient.isdecimal() for patient in common_patients)):
         raise ValueError(f"{message}; test with the split that it was trained with, or pass "
                          "--allow_overlap True")
     print(f"warning: {message}")

@@ -1,4 +1,4 @@
-"""Loss terms of the flow, L = L_FM + alpha L_SF (paper, Algorithm 1). A term that is added is one entry of TERMS."""
+"""Loss terms of the flow, L = L_FM + alpha L_SF (paper, Algorithm 1). Each is an entry of TERMS."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,8 +13,8 @@ from metadata_manager import Objective
 class Prediction:
     """What the network gives on the paths to some experts' masks; all (b, j, h, w), all_masks (b, k, h, w).
 
-    v: the velocity; u: the one to be predicted. x_1t: the mask x_1^t that v leads to, about in [0, 1]. target: the
-    masks of 0/1 that the paths lead to, out of all_masks."""
+    v: the velocity; u: the one to be predicted. x_1t: the mask x_1^t that v leads to, about in [0, 1].
+    target: the masks of 0/1 that the paths lead to, out of all_masks."""
 
     v: Tensor
     x_1t: Tensor
@@ -42,6 +42,7 @@ def semantic_loss(prediction: Prediction, choice: Objective) -> Tensor:
     choice.dice: "soft" keeps the gradient; "thresholded" cuts it, as the released code does. dice_over: see
     `dice`. semantic_target: x_1^t on the path to a mask is compared with that one, "own", or with "all"."""
     soft = choice.dice == "soft"
+    # Beyond [0, 1], where Euler's last step may lead, Dice would leave (0, 1].
     predicted = (prediction.x_1t.clamp(0, 1) if soft
                  else (prediction.x_1t.detach() >= 0.5).to(prediction.target.dtype))
     if choice.semantic_target == "own":

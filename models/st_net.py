@@ -43,7 +43,7 @@ class StandardizedConv2d(nn.Conv2d):
 
 
 class SplitNorm(torch.autograd.Function):
-    """GroupNorm(1) of maps x (b, c, h, w) whose moments are reduced by all of a GPU; its gradient is torch's."""
+    """GroupNorm(1) of maps x (b, c, h, w), its moments reduced by all of a GPU; the gradient is torch's."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
@@ -80,8 +80,8 @@ def scaled(x: Tensor, a: Tensor, d: Tensor) -> Tensor:
 class Norm(nn.GroupNorm):
     """GroupNorm(1), each state's whole map (c, h, w) with one mean and variance, in float32.
 
-    On CUDA torch's kernel finds them with a single block of threads per state, which leaves most of a GPU idle
-    at ST-Net's few large maps: there they are reduced by all of it. torch.compile fuses the plain one."""
+    On CUDA torch's kernel reduces a state with a single block of threads, which leaves most of a GPU idle at
+    ST-Net's few large maps: there `SplitNorm` uses all of it. torch.compile fuses torch's own operation."""
 
     def __init__(self, channels: int) -> None:
         super().__init__(1, channels)
@@ -97,9 +97,10 @@ class Norm(nn.GroupNorm):
         return x.is_cuda and not torch.compiler.is_compiling()
 
     def split(self, x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
-        """The same as `forward`, by `SplitNorm`; without a gradient, all of it in one pass after the moments."""
+        """The same as `forward`, by `SplitNorm`; without a gradient, in a single pass after the moments."""
         with torch.autocast(x.device.type, enabled=False):
             x = x.float()
+            # The in-place-free, fused scaling below has no gradient for scale and shift.
             if torch.is_grad_enabled():
                 return _modulated(SplitNorm.apply(x, self.weight, self.bias, self.eps), scale, shift)
             a, d = coefficients(*moments(x, self.eps), self.weight, self.bias)
@@ -284,7 +285,7 @@ class STNet(nn.Module):
         self.weight_standardization = weight_standardization
         time_channels = 4 * dim
         block = partial(ResidualBlock, time_channels=time_channels, method=weight_standardization)
-        levels = list(pairwise([dim, *(dim * mult for mult in dim_mults)]))
+        levels = list(pairwise([dim, *(dim * mult for mult in dim_mults)]))  # (channels in, channels out)
         deepest = len(levels) - 1
 
         self.stem = nn.Conv2d(image_channels + 1, dim, 1)
@@ -323,6 +324,7 @@ class STNet(nn.Module):
         time = self.time_mlp(time_embedding(t * self.time_scale, self.dim))  # (b, 4 dim)
         stem = self.stem(torch.cat([image, x_t], dim=1))  # (b, dim, h, w)
         x, skips = stem, []
+        # Each level leaves two skips, which its counterpart on the way up takes: the last level's first.
         for down in self.downs:
             x, *level_skips = down(x, time)
             skips.append(level_skips)
@@ -349,13 +351,13 @@ def time_embedding(t: Tensor, dim: int) -> Tensor:
     return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
-# Networks of the flow: (settings, channels of the condition) -> a module with `image_channels`, called as STNet
-# is and copied for sampling by its `with_fixed_weights`. One that is added is one entry here.
+# Networks of the flow: (settings, channels of the condition) -> a module with `image_channels`, called as
+# STNet is and copied for sampling by its `with_fixed_weights`. One that is added is one entry here.
 NETWORKS: dict[str, Callable[[FlowConfig, int], nn.Module]] = {"st-net": STNet.of}
 
 
 def network(config: FlowConfig, image_channels: int) -> nn.Module:
-    """An untrained network of the flow; raises ValueError, naming the flag, for one that is not in NETWORKS."""
+    """An untrained network of the flow; raises ValueError, naming the flag, if it is not in NETWORKS."""
     if config.network not in NETWORKS:
         raise ValueError(f"--network {config.network}: unknown; expected one of {', '.join(NETWORKS)}")
     return NETWORKS[config.network](config, image_channels)

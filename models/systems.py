@@ -37,8 +37,9 @@ Sampler = Callable[..., Tensor]
 class System:
     """A trained system with its way of sampling, a row of the test's table.
 
-    sample(image (b, c, h, w), n, generator=None) -> probabilities (b, n, h, w). nfe: evaluations of the network
-    per sample. parameters: of all its networks. checkpoints: the files it is made of, the flow's last."""
+    sample(image (b, c, h, w), n, generator=None) -> probabilities (b, n, h, w). nfe: evaluations of the
+    network per sample. parameters: of all its networks. checkpoints: the files it is made of, the flow's
+    last."""
 
     label: str
     method: str

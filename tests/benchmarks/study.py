@@ -1,10 +1,10 @@
 """What gains, and how ATFM compares: systems trained for the same time on the same patients of LIDC.
 
-A row is a system or one change of it. Each of its training runs is scored on validation and on test patients and
-leaves one small file, tests/benchmarks/results/<size>/<row>-<seed>.json.gz: scores of every image, configuration,
-commit, hardware and seconds. A run that has its file is not repeated; weights may be lost, results not. The same
-command in a second terminal works beside the first: a run is claimed by one process. About 9 minutes a run and
-seed on one core:
+A row is a system or one change of it. Each of its training runs is scored on validation and on test patients
+and leaves one small file, tests/benchmarks/results/<size>/<row>-<seed>.json.gz: scores of every image,
+configuration, commit, hardware and seconds. A run that has its file is not repeated; weights may be lost,
+results not. The same command in a second terminal works beside the first: a run is claimed by one process.
+About 9 minutes a run and seed on one core:
 
     python -m tests.benchmarks.study run --data_path <lidc .h5 file> --size 32 --seeds 0 1 2
     python -m tests.benchmarks.study tables --output docs/results.md
@@ -245,7 +245,8 @@ def scores_of(results: Results, seeds: Sequence[int], split: str, score: str) ->
 def table(size: int, rows: Sequence[str]) -> str:
     """Markdown: means over runs and images, and the difference from the first row, over runs and patients.
 
-    Differences are of the seeds that both rows have, with 95 % intervals; a row without a file is "not run"."""
+    Differences are of the seeds that both rows have, with 95 % intervals; a row without a file is "not
+    run"."""
     results = read_results(size)
     against = rows[0]
     head = ["system", "runs", "CPU min", "NFE", "GED16", "HM-IoU16", "empty",
