@@ -71,9 +71,9 @@ def main(argv: Sequence[str] | None = None) -> None:
                               fig.validation_picture(model.sample, held_out, device))
 
         train_loop(gtr, losses, optimizer, batches, validate,
-                   folder=Path(run.output_path) / stage_folder("GTR", run.preset), epochs=config.epochs, config=loop, seed=run.seed,
-                   about=describe("GTR", metadata, config, run, train), optimization=config,
-                   processes=processes)
+                   folder=Path(run.output_path) / stage_folder("GTR", run.preset), epochs=config.epochs,
+                   config=loop, seed=run.seed, about=describe("GTR", metadata, config, run, train),
+                   optimization=config, processes=processes)
 
 
 if __name__ == "__main__":

@@ -15,8 +15,8 @@ import torch
 NO_GPU_MEMORY = re.compile(r"_STATUS_ALLOC_FAILED|DEVICE_ALLOCATION_FAILED|CUDA error: out of memory")
 # What torch.compile says where it cannot work: on a CPU; on CUDA without Triton, a C compiler, or a new
 # enough card.
-CANNOT_COMPILE = re.compile(r"No working C\+\+ compiler|Cannot find a working triton|Failed to find C compiler"
-                            r"|too old to be supported by the triton")
+CANNOT_COMPILE = re.compile(r"No working C\+\+ compiler|Cannot find a working triton"
+                            r"|Failed to find C compiler|too old to be supported by the triton")
 LONGEST = 390  # characters of a message: a longer one is not read
 
 
@@ -47,8 +47,8 @@ def one_line_errors(saves_memory: str = "") -> Iterator[None]:
         if reason is None:
             raise
         line = next(line for line in str(error).splitlines() if reason[0] in line)
-        sys.exit(shortened("error: --compile True: torch.compile needs a C++ compiler, and on a GPU Triton too; "
-                           f"leave --compile out, or install them ({line[:200]})"))
+        sys.exit(shortened("error: --compile True: torch.compile needs a C++ compiler, and on a GPU Triton "
+                           f"too; leave --compile out, or install them ({line[:200]})"))
 
 
 @contextmanager

@@ -127,7 +127,7 @@ def settings_in(content: dict[str, Any], kind: type[C], path: Path) -> C:
 
 
 def refuse_removed(content: dict[str, Any], path: Path) -> None:
-    """Raises ValueError where a run had a setting of REMOVED at another value than the code now always has."""
+    """Raises ValueError where a run had a setting of REMOVED at another value than the code has now."""
     trained = content["config"]
     # The flow's temperature softened x_0; GTR's, which came later, is another thing.
     removed = REMOVED if content["stage"] == "GTR" else REMOVED | {"temperature": 1.0}
@@ -158,8 +158,8 @@ def gtr_for_test(path: Path, config: EvaluationConfig, metadata: Metadata, prese
     return gtr
 
 
-def flow_for_test(path: Path, method: str, gtr: Callable[[], GTR], config: EvaluationConfig, metadata: Metadata,
-                  preset: str, test: Images | None) -> ATFM:
+def flow_for_test(path: Path, method: str, gtr: Callable[[], GTR], config: EvaluationConfig,
+                  metadata: Metadata, preset: str, test: Images | None) -> ATFM:
     """A flow from our checkpoint, not trained on test images, or from the authors' in the preset's layout."""
     if config.released_checkpoint:
         atfm = flow_of(experiment(metadata.what, preset, method).flow, gtr, metadata)
@@ -169,8 +169,8 @@ def flow_for_test(path: Path, method: str, gtr: Callable[[], GTR], config: Evalu
     return atfm
 
 
-def baseline_for_test(path: Path, method: str, config: EvaluationConfig, metadata: Metadata, test: Images | None
-                      ) -> Baseline:
+def baseline_for_test(path: Path, method: str, config: EvaluationConfig, metadata: Metadata,
+                      test: Images | None) -> Baseline:
     """A system of models/baselines from our checkpoint, not trained on test images."""
     if config.released_checkpoint:
         raise ValueError(f"--released_checkpoint True: not for {method}, only for GTR and the flows")

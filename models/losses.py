@@ -42,7 +42,7 @@ def semantic_loss(prediction: Prediction, choice: Objective) -> Tensor:
     choice.dice: "soft" keeps the gradient; "thresholded" cuts it, as the released code does. dice_over: see
     `dice`. semantic_target: x_1^t on the path to a mask is compared with that one, "own", or with "all"."""
     soft = choice.dice == "soft"
-    # Beyond [0, 1], where Euler's last step may lead, Dice would leave (0, 1].
+    # Nothing bounds x_1^t, and outside [0, 1] Dice is no overlap of masks.
     predicted = (prediction.x_1t.clamp(0, 1) if soft
                  else (prediction.x_1t.detach() >= 0.5).to(prediction.target.dtype))
     if choice.semantic_target == "own":

@@ -100,7 +100,6 @@ class Norm(nn.GroupNorm):
         """The same as `forward`, by `SplitNorm`; without a gradient, in a single pass after the moments."""
         with torch.autocast(x.device.type, enabled=False):
             x = x.float()
-            # The in-place-free, fused scaling below has no gradient for scale and shift.
             if torch.is_grad_enabled():
                 return _modulated(SplitNorm.apply(x, self.weight, self.bias, self.eps), scale, shift)
             a, d = coefficients(*moments(x, self.eps), self.weight, self.bias)

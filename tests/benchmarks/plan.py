@@ -237,7 +237,8 @@ def authors_row(assumed: Assumed) -> dict[str, Any]:
 
 def main(flags: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    for name, why in (("products", "share of the peak of products"), ("bandwidth", "share of the memory's peak"),
+    for name, why in (("products", "share of the peak of products"),
+                      ("bandwidth", "share of the memory's peak"),
                       ("launch", "seconds of the host per operation")):
         parser.add_argument(f"--{name}", type=float, default=getattr(Assumed, name), help=why)
     parser.add_argument("--what", nargs="+", default=list(IMAGES), help="data sets, of metadata_manager")
