@@ -209,7 +209,7 @@ def check_flags(config: EvaluationConfig, methods: Sequence[str]) -> None:
 
 def check_checkpoint_flags(config: EvaluationConfig, metadata: Metadata, rows: Sequence[RowOfMethod]
                            ) -> None:
-    """Raises ValueError for flags that name a single checkpoint where a test needs several, or another kind."""
+    """Raises ValueError for flags that name a single checkpoint where a test needs several, or others."""
     if config.released_checkpoint and metadata.what not in EXPERIMENTS:
         raise ValueError(f"--released_checkpoint True: the authors' weights are not for {metadata.what}")
     trained = {row for row in rows if row.method in METHODS}

@@ -285,8 +285,8 @@ def table(size: int, rows: Sequence[str]) -> str:
         least = {split: floor(np.array(known[split]["scores"]["Experts' diversity"]), np.array(EXPERTS),
                               SAMPLES).mean() for split in IMAGES}
         empty = np.mean(known["test"]["scores"]["Experts empty"])
-        lines.append(f"| perfect sampler (independent readers) | | | | {least['test']:.3f} | | {empty:.2f} | | "
-                     f"| {least['validation']:.3f} | |")
+        lines.append(f"| perfect sampler (independent readers) | | | | {least['test']:.3f} | | {empty:.2f} | "
+                     f"| | {least['validation']:.3f} | |")
     return "\n".join(lines) + "\n"
 
 
