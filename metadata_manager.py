@@ -52,7 +52,6 @@ BASELINES: dict[str, dict[str, Any]] = {
 METHODS = FLOWS | BASELINES
 CONTROLS = ("act-gtr-emptied",)  # GTR's samples, simply post-processed
 
-
 AMP = ("products of ST-Net in bfloat16; auto: on a GPU that has it, not on a CPU; False: the paper's "
        "float32; GTR, losses, statistics of norms and the ODE's state are in float32 always")
 AMP_CHOICES = ("auto", "True", "False")
@@ -228,7 +227,7 @@ class FlowConfig(Objective, OptimizerConfig):
     gtr: str | None = setting(None, "folder or checkpoint of step 1 (default: <output_path>/GTR)", path=True)
     num_epochs: int = count(200, "passes over the training images (paper, LIDC: 200; ISIC3: 120)")
     batch_size: int = count(6, "images per step, each with all its annotators (paper, LIDC: 6; ISIC3: 1)")
-    alphas: tuple[float, ...] = setting((), "a flow per alpha, each in its own folder", "[0, inf)", size=True)
+    alphas: tuple[float, ...] = setting((), "a flow per alpha, each in its folder", "[0, inf)", size=True)
     network: str = setting("st-net", "network of the flow, see models/st_net.py")
     dim: int = count(128, "width of ST-Net (LIDC: 128; released ISIC3 script: 256)")
     dim_mults: tuple[int, ...] = count((1, 2, 4), "width multipliers per level (App. 6)")

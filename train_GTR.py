@@ -43,8 +43,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         gtr = GTR.of(config, metadata.channels).to(device)
         optimizer = torch.optim.AdamW(gtr.parameters(), lr=config.lr, weight_decay=config.weight_decay)
 
-        # Loss: the Monte Carlo likelihood of an expert's mask under antithetic samples (Eq. 5), or from a
-        # share of the steps on the energy score of independent samples against all experts' masks.
+        # Loss: the Monte Carlo likelihood of an expert's mask under antithetic samples (Eq. 5), or after a
+        # fraction of the steps the energy score of independent samples against all experts' masks.
         def losses(done: float, image: Tensor, masks: Tensor) -> Iterator[dict[str, Tensor]]:
             gaussian, terms = gtr(image), {}
             by_likelihood = config.loss == "nll" or done < config.nll_first

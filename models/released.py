@@ -82,11 +82,11 @@ def _gtr_name(name: str) -> str:
     head, _, parameter = name.partition(".")
     if head in GTR_HEADS:
         return f"{GTR_HEADS[head]}.{parameter}"
-    found = re.fullmatch(
+    match = re.fullmatch(
         r"unet\.(contracting_path|upsampling_path)\.(\d+)\.(?:conv_block\.)?layers\.(\d+)\.(\w+)", name)
-    if not found:
+    if not match:
         return name
-    path, level, layer, parameter = found.groups()
+    path, level, layer, parameter = match.groups()
     blocks = "down_blocks" if path == "contracting_path" else "up_blocks"
     # Their list starts with a layer without weights, and with the pooling below the first level.
     first = 2 if path == "contracting_path" and level != "0" else 1
@@ -95,5 +95,5 @@ def _gtr_name(name: str) -> str:
 
 def _st_net_name(name: str) -> str:
     for pattern, ours in ST_NET_PARTS:
-        name = re.sub(pattern, ours, name)
+        name = re.sub(pattern, ours, name)  # several of them change parts of the same name
     return name

@@ -91,12 +91,12 @@ def train_loop(model: nn.Module, losses: Callable[..., Iterable[dict[str, Tensor
                optimization: OptimizerConfig, processes: Processes) -> None:
     """Trains `model` in place up to `epochs`, going on from folder/last.pt if there is one.
 
-    losses(done, *batch): pieces of the loss of a batch (image, masks, ...) before which a share `done` of all
-    steps was taken, each a dict of "loss" and of terms to log; the pieces' sum is the batch's mean.
+    losses(done, *batch): pieces of the loss of a batch (image, masks, ...) before which a fraction `done` of
+    all steps was taken, each a dict of "loss" and of terms to log; the pieces' sum is the batch's mean.
     validate(model) sees the averaged weights, if there are any. about: what every checkpoint says of itself,
-    see `loading.describe`. optimization: the learning rate and its schedule, clipping and averaging.
-    Raises ValueError if the folder is in use or holds a run with other settings; NonFiniteLoss naming the
-    batch; SystemExit with 128 + the signal's number after SIGINT, SIGTERM or SIGHUP, saved.
+    see `loading.describe`. optimization: the learning rate and its schedule, clipping and averaging. Raises
+    ValueError if the folder is in use or holds a run with other settings; NonFiniteLoss naming the batch;
+    SystemExit with 128 + the signal's number after SIGINT, SIGTERM or SIGHUP, saved.
     """
     with lock(folder, processes), stop_signals() as signals:
         # State: where the run stands, and the moving average of its weights.

@@ -1,7 +1,7 @@
-"""What the systems that sample in steps share: losses over the experts' masks, samples, diffusion schedules.
+"""Systems that sample in steps: losses over the experts' masks, samples, diffusion schedules.
 
 Notation of diffusions: t = 0, ..., T counts noise levels, x_0 is the mask (not the flow's source), x_T noise;
-alpha_bar_t is the share of x_0 that is left at t, alpha_bar_0 = 1; s < t is the level that a step goes to.
+alpha_bar_t is the fraction of x_0 that is left at t, alpha_bar_0 = 1; s < t is the level that a step goes to.
 """
 
 import math
@@ -40,7 +40,7 @@ class Stepwise(Baseline):
              generator: torch.Generator | None) -> Tensor:
         """n masks per image as probabilities, (b * n, 1, h, w).
 
-        in_chunks(net, ...): the net's output for a batch, found a part at a time."""
+        in_chunks(net, ...): the net's output for a batch, computed a part at a time."""
         raise NotImplementedError
 
     def losses(self, image: Tensor, masks: Tensor) -> Iterator[dict[str, Tensor]]:
@@ -68,8 +68,8 @@ class Stepwise(Baseline):
         if min(len(image), n, steps, 1 if batch_size is None else batch_size) < 1 or steps > self.most_steps:
             raise ValueError(f"{len(image)} images, n={n}, steps={steps}, batch_size={batch_size}: expected "
                              f"at least 1 of each, and at most {self.most_steps} steps")
-        found = self.draw(image, n, steps, self.parts(image, batch_size), generator)
-        return found.view(len(image), n, *image.shape[2:])
+        probabilities = self.draw(image, n, steps, self.parts(image, batch_size), generator)
+        return probabilities.view(len(image), n, *image.shape[2:])
 
     def _check(self, image: Tensor) -> None:
         if image.ndim != 4 or image.shape[1] != self.channels:
