@@ -33,8 +33,7 @@ FLOWS: dict[str, dict[str, Any]] = {
 # CFM by its recipe for MMIS and at its network's width; that network's dropout of 0.1 is left out.
 FLOWS["cfm-mmis"] = FLOWS["cfm"] | {"dim": 64, "dim_mults": (1, 2, 4, 4), "batch_size": 24,
                                     "num_epochs": 500, "lr": 1e-4, "ema": 0.9999, "images_per_pass": 8}
-# The systems that they compare with, one file each in models/baselines, trained as in their papers, full
-# size.
+# The systems that they compare with, a file each in models/baselines, at full size trained as in the papers.
 _UNET = {"experts": "one", "dim": 32, "dim_mults": (1, 2, 4, 6)}
 _DIFFUSION = {"experts": "one", "dim": 32, "dim_mults": (1, 2, 4), "schedule": "cosine", "ema": 0.9999}
 BASELINES: dict[str, dict[str, Any]] = {
@@ -358,31 +357,31 @@ EXPERIMENTS = {
 }
 
 
-def released(ours: Experiment) -> Experiment:
+def released(base: Experiment) -> Experiment:
     """The authors' code as it runs, the preset `released`: see docs/deviations.md."""
     return replace(
-        ours,
-        metadata=replace(ours.metadata, split="released"),
-        gtr=replace(ours.gtr, convs=3, pool="avg", up="bilinear", weight_decay=1e-4),
-        flow=replace(ours.flow, weight_standardization="released", time_scale=1.0, dice="thresholded",
-                     dice_over="batch", steps=50 if ours.metadata.reader == "isic3" else 25),
-        evaluation=replace(ours.evaluation, allow_overlap=True),
+        base,
+        metadata=replace(base.metadata, split="released"),
+        gtr=replace(base.gtr, convs=3, pool="avg", up="bilinear", weight_decay=1e-4),
+        flow=replace(base.flow, weight_standardization="released", time_scale=1.0, dice="thresholded",
+                     dice_over="batch", steps=50 if base.metadata.reader == "isic3" else 25),
+        evaluation=replace(base.evaluation, allow_overlap=True),
     )
 
 
-def best(ours: Experiment) -> Experiment:
+def best(base: Experiment) -> Experiment:
     """Ours, what did best on validation patients at small size: docs/results.md.
 
     GTR is trained by the energy score of its samples under 1 - IoU, of which GED is made, and its samples are
     a little narrower than its Gaussian. In both steps: training images flipped and turned, averages of
     weights, a falling learning rate. The flow: one expert per step and as many more steps as there are
     experts, at the same cost; weights not standardized; slower embedding of time; few solver steps."""
-    gtr = replace(ours.gtr, loss="energy", mc_samples=16, ema=0.99, schedule="cosine", temperature=0.8)
-    flow = replace(ours.flow, steps=2, schedule="cosine", clip=1.0, weight_standardization="none",
+    gtr = replace(base.gtr, loss="energy", mc_samples=16, ema=0.99, schedule="cosine", temperature=0.8)
+    flow = replace(base.flow, steps=2, schedule="cosine", clip=1.0, weight_standardization="none",
                    time_scale=10.0)
     if flow.experts == "all":
-        flow = replace(flow, experts="one", num_epochs=flow.num_epochs * ours.metadata.annotators, ema=0.999)
-    return replace(ours, metadata=replace(ours.metadata, dihedral=True), gtr=gtr, flow=flow)
+        flow = replace(flow, experts="one", num_epochs=flow.num_epochs * base.metadata.annotators, ema=0.999)
+    return replace(base, metadata=replace(base.metadata, dihedral=True), gtr=gtr, flow=flow)
 
 
 def came_split(folds: set[str]) -> bool:

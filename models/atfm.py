@@ -52,6 +52,7 @@ class ATFM(nn.Module):
         if source.unit_range and choice.signed:
             raise ValueError(f"--signed True: x_0 of --source {choice.source} is in [0, 1], the masks would "
                              "be -1 / 1; leave it out, or take another source")
+        # None where the source needs none, so that checkpoints do not say that the flow depends on a GTR.
         self.gtr = gtr.requires_grad_(False) if gtr is not None and source.over_gtr else None
         self.net = net
         self.annotators_per_pass, self.images_per_pass, self.amp = annotators_per_pass, images_per_pass, amp
@@ -97,8 +98,9 @@ class ATFM(nn.Module):
 
     def nfe(self, steps: int | None = None, solver: str | None = None) -> int:
         """Of the net, per sample."""
-        each = NFE_PER_STEP[solver or self.objective.solver]
-        return (steps or self.steps) * each * (1 if self.objective.guidance == 0 else 2)
+        per_step = NFE_PER_STEP[solver or self.objective.solver]
+        fields = 1 if self.objective.guidance == 0 else 2  # guidance: those of the image and of zeros
+        return (steps or self.steps) * per_step * fields
 
     @torch.no_grad()
     def sample_source(self, image: Tensor, n: int, generator: torch.Generator | None = None) -> Tensor:
@@ -223,6 +225,7 @@ class ATFM(nn.Module):
         """The velocity by the net, in float32; the net runs under autocast if `amp`."""
         states = self._for_one_graph(x_t, t, condition) if self.compiled else (x_t, t, condition)
         with torch.autocast(x_t.device.type, torch.bfloat16, enabled=self.amp):
+            # Cut to the states that were given: `_for_one_graph` may have added a copy.
             return self.net(*states).float()[:len(x_t)]
 
     def _for_one_graph(self, *states: Tensor) -> list[Tensor]:
@@ -245,6 +248,7 @@ class ATFM(nn.Module):
         """Replaces whole images by zeros, each with probability `condition_dropout`."""
         if self.objective.condition_dropout == 0:
             return condition
+        # The net so learns v(zeros), too, which guidance takes.
         kept = torch.rand(len(condition), 1, 1, 1, device=condition.device)
         return condition * (kept >= self.objective.condition_dropout)
 

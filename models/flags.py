@@ -57,9 +57,9 @@ def experiment(what: str, preset: str = "paper", method: str | None = None) -> E
                        run=replace(EXPERIMENTS[what].run, output_path=f"runs/{what}"))
     if preset not in PRESETS:
         raise ValueError(f"--preset {preset}: unknown; expected one of {', '.join(PRESETS)}")
-    chosen = {"paper": lambda ours: ours, "released": released, "best": best}[preset](base)
+    chosen = {"paper": lambda base: base, "released": released, "best": best}[preset](base)
     chosen = replace(chosen, run=replace(chosen.run, preset=preset))
-    if method in BASELINES:  # which have nothing of ATFM's flow but its sizes in what is `small`
+    if method in BASELINES:  # which take from ATFM's flow only its sizes, in what is `small`
         recipe = ({name: getattr(base.flow, name) for name in ("batch_size", "lr", "ema", "dim")}
                   | {"experts": BASELINES[method].get("experts", "all")} if base.small else BASELINES[method])
         return replace(chosen, flow=FlowConfig(method=method, num_epochs=base.flow.num_epochs, **recipe))
@@ -76,8 +76,10 @@ def _from_file(path: Path) -> Experiment:
     ST-Net."""
     try:
         with h5py.File(path, "r", locking=False) as file:
+            # Grey images have no axis of channels.
             _, h, w, c = (*file["images"].shape, 1)[:4]
             k = 8 * file["masks_packed"].shape[1] // (h * w)
+            # Images that came split have ids such as train/7.
             folds = {name.partition("/")[0] for name in file["id"].asstr()} if "id" in file else set()
             options = json.loads(file.attrs.get("prepared", "{}"))
     except (OSError, LookupError, TypeError, ValueError, AttributeError, ZeroDivisionError) as error:

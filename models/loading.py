@@ -79,6 +79,7 @@ def load_flow(path: Path, method: str, gtr: Callable[[], GTR], metadata: Metadat
     or, if `same_size`, on images of another size."""
     content = checkpoint.load(path, method)
     config, of_images = (settings_in(content, kind, path) for kind in (FlowConfig, Metadata))
+    # By the training's data set: whether the net sees grey images does not depend on this test's flags.
     atfm = flow_of(config, gtr, of_images)
     if content["config"]["gtr_weights"] != checkpoint.fingerprint(atfm.gtr):
         print(f"warning: {path} was trained over another GTR than the one given")

@@ -40,7 +40,7 @@ def semantic_loss(prediction: Prediction, choice: Objective) -> Tensor:
     """L_SF: the mean of 1 - Dice(x_1^t, y), a scalar (Algorithm 1).
 
     choice.dice: "soft" keeps the gradient; "thresholded" cuts it, as the released code does. dice_over: see
-    `dice`. semantic_target: x_1^t on the path to a mask is compared with that one, "own", or with "all"."""
+    `dice`. semantic_target: x_1^t on the path to a mask is compared with that mask, "own", or with "all"."""
     soft = choice.dice == "soft"
     # Nothing bounds x_1^t, and outside [0, 1] Dice is no overlap of masks.
     predicted = (prediction.x_1t.clamp(0, 1) if soft

@@ -201,7 +201,7 @@ def lock(folder: Path, processes: Processes) -> Iterator[None]:
     except OSError as error:
         raise OSError(f"{folder}: cannot be written ({error}); use another --output_path") from error
     with file:
-        if processes.first:
+        if processes.first:  # the others of this run would be refused
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:

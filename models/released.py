@@ -48,10 +48,10 @@ def load_released(module: GTR | STNet, state_dict: Mapping[str, Tensor]) -> None
             raise ValueError(f"released weights hold {rename(name)} twice, the second time as {name}; "
                              "expected it once")
         renamed[rename(name)] = weight
-    ours = {name: weight.shape for name, weight in module.state_dict().items()}
-    theirs = {name: weight.shape for name, weight in renamed.items()}
-    wrong = [f"{name}: checkpoint {_shape(theirs, name)}, model {_shape(ours, name)}"
-             for name in sorted(ours.keys() | theirs.keys()) if ours.get(name) != theirs.get(name)]
+    expected = {name: weight.shape for name, weight in module.state_dict().items()}
+    given = {name: weight.shape for name, weight in renamed.items()}
+    wrong = [f"{name}: checkpoint {_shape(given, name)}, model {_shape(expected, name)}"
+             for name in sorted(expected.keys() | given.keys()) if expected.get(name) != given.get(name)]
     if wrong:
         raise ValueError(f"released weights do not fit this {type(module).__name__} in {len(wrong)} places, "
                          f"e.g. {'; '.join(wrong[:3])}; build it with the layout that the checkpoint was "

@@ -27,7 +27,7 @@ def standardize(weight: Tensor, method: str) -> Tensor:
     if method == "none":
         return weight
     variance, mean = torch.var_mean(weight, dim=(1, 2, 3), correction=0, keepdim=True)
-    scale = (variance + 1e-5).rsqrt()
+    scale = (variance + 1e-5).rsqrt()  # finite for a filter of equal weights
     return (weight - mean) * scale if method == "standard" else (weight - mean) / scale
 
 
@@ -162,6 +162,7 @@ class LinearAttention(Recomputable):
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = _heads(self.to_qkv(self.norm(x)))  # each (b, heads, width, h * w)
+        # k and v first: a width x width matrix per head in place of an h w x h w one.
         context = k.softmax(dim=-1) @ v.transpose(-1, -2)  # (b, heads, width, width)
         out = context.transpose(-1, -2) @ (q.softmax(dim=-2) * HEAD_WIDTH**-0.5)
         return x + self.out_norm(self.to_out(out.reshape(len(x), -1, *x.shape[2:])))
@@ -248,6 +249,7 @@ class Up(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, block: Block, last: bool) -> None:
         super().__init__()
+        # out_channels are those of the skips, which come from the same level of the way down.
         self.block1 = block(in_channels + out_channels, in_channels)
         self.block2 = block(in_channels + out_channels, in_channels)
         self.attention = LinearAttention(in_channels)

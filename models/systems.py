@@ -118,7 +118,7 @@ class Checkpoints:
     run: RunConfig
     device: torch.device
     test: Images | None
-    gtrs: dict[str, tuple[GTR, Path]] = field(default_factory=dict)  # by preset; the rows of a preset have one GTR
+    gtrs: dict[str, tuple[GTR, Path]] = field(default_factory=dict)  # by preset, each loaded once
 
     def find(self, flag: str | None, folder: str) -> Path:
         """The file that a flag means, or without one that of a folder of --output_path."""

@@ -93,10 +93,11 @@ def train_loop(model: nn.Module, losses: Callable[..., Iterable[dict[str, Tensor
 
     losses(done, *batch): pieces of the loss of a batch (image, masks, ...) before which a fraction `done` of
     all steps was taken, each a dict of "loss" and of terms to log; the pieces' sum is the batch's mean.
-    validate(model) sees the averaged weights, if there are any. about: what every checkpoint says of itself,
-    see `loading.describe`. optimization: the learning rate and its schedule, clipping and averaging. Raises
-    ValueError if the folder is in use or holds a run with other settings; NonFiniteLoss naming the batch;
-    SystemExit with 128 + the signal's number after SIGINT, SIGTERM or SIGHUP, saved.
+    validate(model) sees the averaged weights, if there are any.
+    about: what every checkpoint says of itself, see `loading.describe`. optimization: the learning rate and
+    its schedule, clipping and averaging.
+    Raises ValueError if the folder is in use or holds a run with other settings; NonFiniteLoss naming the
+    batch; SystemExit with 128 + the signal's number after SIGINT, SIGTERM or SIGHUP, saved.
     """
     with lock(folder, processes), stop_signals() as signals:
         # State: where the run stands, and the moving average of its weights.
@@ -117,7 +118,7 @@ def train_loop(model: nn.Module, losses: Callable[..., Iterable[dict[str, Tensor
         if state.epoch >= epochs:
             print(f"{folder}: already trained for {epochs} epochs; raise the number of epochs to go on")
             return
-        # What a lost epoch logged is hidden; a finished one's scalars carry the number of its last step.
+        # What a lost epoch logged is hidden; a finished epoch's scalars carry the number of its last step.
         purge = state.step + (0 if state.totals else 1)
         timed_from, timer = state.step + UNTIMED_STEPS, 0.0
 
@@ -272,21 +273,21 @@ def resume(path: Path, about: dict[str, Any], model: nn.Module, average: Average
            ) -> None:
     """Fills model, average, optimizer and state from a checkpoint, after checking that it is the same run."""
     content = checkpoint.load(path, about["stage"])
-    theirs, ours = content["config"], about["config"]
+    trained, current = content["config"], about["config"]
     # More epochs would move a falling learning rate, and where the energy score takes over.
-    fixed_length = ours.get("schedule", "constant") != "constant" or ours.get("loss", "nll") != "nll"
+    fixed_length = current.get("schedule", "constant") != "constant" or current.get("loss", "nll") != "nll"
     changeable = CHANGEABLE - {"epochs", "num_epochs"} if fixed_length else CHANGEABLE
     refuse_removed(content, path)
     if about["stage"] in BASELINES:  # which are in float32, whatever it says
         changeable = changeable | {"amp"}
-    names = sorted((theirs.keys() | ours.keys()) - changeable - REMOVED.keys())
+    names = sorted((trained.keys() | current.keys()) - changeable - REMOVED.keys())
     # What runs did before there was a setting is its default.
     kinds = (Metadata, GTRConfig if about["stage"] == "GTR" else FlowConfig)
-    theirs = {setting.name: setting.default for kind in kinds for setting in fields(kind)} | theirs
+    trained = {setting.name: setting.default for kind in kinds for setting in fields(kind)} | trained
     # --amp was a boolean once.
-    theirs = {name: str(value) if name == "amp" else value for name, value in theirs.items()}
-    different = [DIFFERENCES.get(name) or f"{name} {theirs.get(name)} there, {ours.get(name)} here"
-                 for name in names if theirs.get(name) != ours.get(name)]
+    trained = {name: str(value) if name == "amp" else value for name, value in trained.items()}
+    different = [DIFFERENCES.get(name) or f"{name} {trained.get(name)} there, {current.get(name)} here"
+                 for name in names if trained.get(name) != current.get(name)]
     if different:
         raise ValueError(f"{path}: a run with other settings ({'; '.join(different)}); use those, "
                          "another --output_path, or delete the folder")

@@ -54,6 +54,6 @@ def rows_of(image: Tensor, n: int) -> Tensor:
 def he_normal(module: nn.Module) -> None:
     """He's initialization of a convolution, for `Module.apply`.
 
-    With torch's own, activations shrink from layer to layer, and latents have no influence to begin with."""
+    With torch's default, activations shrink from layer to layer, and latents have no influence at first."""
     if isinstance(module, nn.Conv2d):
         nn.init.kaiming_normal_(module.weight, nonlinearity="relu")

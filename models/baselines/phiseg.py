@@ -119,6 +119,7 @@ class PHiSeg(OneShot):
              generator: torch.Generator | None) -> Tensor:
         maps, rows = self.prior.maps(image), rows_of(image, n)
         shapes = [(len(rows), self.latents, *level_map.shape[2:]) for level_map in maps[:self.levels]]
+        # Drawn for all rows here, so that the samples do not depend on how many are decoded at once.
         noise = [torch.randn(shape, device=image.device, generator=generator) for shape in shapes]
 
         def decode(row: Tensor, *noise: Tensor) -> Tensor:

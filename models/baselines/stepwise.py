@@ -21,7 +21,7 @@ class Stepwise(Baseline):
     """A system whose sampler takes `steps` steps unless told otherwise, and at most `most_steps`.
 
     channels: of its images.
-    config: of it the experts; "one": a random one per image and step; "all": their mean, one by one.
+    config: its experts; "one": a random expert per image and step; "all": the mean over them.
     A subclass gives `terms` and `draw`; its net is an `STNet`."""
 
     settings = SETTINGS | {"weight_standardization", "time_scale", "recompute"}
@@ -86,6 +86,7 @@ class Diffusion(Stepwise):
     def __init__(self, channels: int, config: FlowConfig, alpha_bar: Tensor) -> None:
         self.T = len(alpha_bar) - 1
         super().__init__(channels, config, steps=self.T, most_steps=self.T)
+        # Not persistent: it follows the device, but is no weight of a checkpoint.
         self.register_buffer("alpha_bar", alpha_bar, persistent=False)
 
     def draw_levels(self, b: int) -> Tensor:
@@ -125,7 +126,7 @@ def of_betas(betas: Tensor) -> Tensor:
 
 
 def gaussian_step(x_t: Tensor, x_0: Tensor, to_t: Tensor, to_s: Tensor, noise: Tensor) -> Tensor:
-    """A draw of q(x_s | x_t, x_0) where q(x_t | x_0) = N(sqrt(alpha_bar_t) x_0, 1 - alpha_bar_t).
+    """A sample of q(x_s | x_t, x_0) where q(x_t | x_0) = N(sqrt(alpha_bar_t) x_0, 1 - alpha_bar_t).
 
     to_t, to_s: alpha_bar at t and s. noise: standard normal, as x_t. At s = 0 this is x_0. DDPM's Eq. 6-7
     (arXiv 2006.11239)."""
