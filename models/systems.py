@@ -165,11 +165,11 @@ def trained_systems(row: RowOfMethod, alpha: float | None, checkpoints: Checkpoi
     if system.gtr is not None:
         files = (str(checkpoints.gtr(row.preset)[1]), *files)
         training = {"GTR": system.gtr.trained_on.settings} | training
-    about = row.label(system.trained_on.preset)
+    name = row.label(system.trained_on.preset)
     weights = checkpoint.fingerprint(system)
     amp = in_bfloat16(config.amp, device)
     precision = precision_of(device, checkpoints.run, amp and row.method in FLOWS)
-    return [System(label(about, config, alpha, way), row.method, sample, system.nfe(**way), size(system),
+    return [System(label(name, config, alpha, way), row.method, sample, system.nfe(**way), size(system),
                    files, system.trained_on, weights, alpha, **way, precision=precision,
                    preset=system.trained_on.preset, training=training)
             for way, sample in ways_to_sample(system, config, amp)]
