@@ -69,9 +69,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(table + metrics.cost_table(metadata.what, rows))  # seconds differ from run to run: not in a file
     metrics.write_text(folder / "table.md", table + metrics.training_section(report))
     metrics.write_text(folder / "results.json", report)
-    drawn = {one.label: fig.draw_samples(one.sample, test, folder, one.label, config.seeds[0], device)
-             for one in systems}
-    fig.draw_comparison(drawn, test, folder)
+    samples = {system.label: fig.draw_samples(system.sample, test, folder, system.label, config.seeds[0],
+                                              device) for system in systems}
+    fig.draw_comparison(samples, test, folder)
     curves = fig.results_curves(report, folder)
     fig.write_report(folder, systems, test, report, table, device)
     print(f"{folder}: table.md, results.json, report.html, {', '.join(curves)} and pictures of samples")

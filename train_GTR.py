@@ -43,8 +43,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         gtr = GTR.of(config, metadata.channels).to(device)
         optimizer = torch.optim.AdamW(gtr.parameters(), lr=config.lr, weight_decay=config.weight_decay)
 
-        # Loss: the Monte Carlo likelihood of an expert's mask under antithetic samples (Eq. 5), or from a share
-        # of the steps on the energy score of independent samples against all experts' masks.
+        # Loss: the Monte Carlo likelihood of an expert's mask under antithetic samples (Eq. 5), or after a
+        # fraction of the steps the energy score of independent samples against all experts' masks.
         def losses(done: float, image: Tensor, masks: Tensor) -> Iterator[dict[str, Tensor]]:
             gaussian, terms = gtr(image), {}
             by_likelihood = config.loss == "nll" or done < config.nll_first
@@ -55,8 +55,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             if config.loss == "nll":
                 yield {"loss": terms["NLL"]}
                 return
-            # Per pixel: Adam divides by the size of past gradients, and Eq. 5's, which sum over all pixels, would
-            # make its steps hundreds of times too small for thousands of steps after the change.
+            # Per pixel: Adam divides by the size of past gradients, and Eq. 5's, which sum over all pixels,
+            # would make its steps hundreds of times too small for thousands of steps after the change.
             per_pixel = terms["NLL"] / image[0, 0].numel() if terms else 0
             if by_likelihood:
                 yield {"loss": per_pixel, **terms}
@@ -71,9 +71,9 @@ def main(argv: Sequence[str] | None = None) -> None:
                               fig.validation_picture(model.sample, held_out, device))
 
         train_loop(gtr, losses, optimizer, batches, validate,
-                   folder=Path(run.output_path) / stage_folder("GTR", run.preset), epochs=config.epochs, config=loop, seed=run.seed,
-                   about=describe("GTR", metadata, config, run, train), optimization=config,
-                   processes=processes)
+                   folder=Path(run.output_path) / stage_folder("GTR", run.preset), epochs=config.epochs,
+                   config=loop, seed=run.seed, about=describe("GTR", metadata, config, run, train),
+                   optimization=config, processes=processes)
 
 
 if __name__ == "__main__":

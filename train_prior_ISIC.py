@@ -83,7 +83,8 @@ def train_system(run: RunConfig, metadata: Metadata, config: FlowConfig, loop: L
 def atfm(run: RunConfig, metadata: Metadata, config: FlowConfig) -> ATFM:
     """The flow of Algorithm 1, L = L_FM + alpha L_SF, or one of its ablations.
 
-    x_0 = sigmoid of a sample of the frozen GTR, which sees RGB (Eq. 3); v(x_t, t, image) is ST-Net, which sees the grey image (App. 6)."""
+    x_0 = sigmoid of a sample of the frozen GTR, which sees RGB (Eq. 3); v(x_t, t, image) is ST-Net, which
+    sees the grey image (App. 6)."""
     def gtr() -> GTR:
         stage = stage_folder("GTR", run.preset)
         return load_gtr(checkpoint.find(config.gtr or Path(run.output_path) / stage, stage), metadata)

@@ -13,10 +13,10 @@ import torch
 # What CUDA and its libraries say without memory where torch raises no OutOfMemoryError: cuBLAS and cuDNN 8,
 # cuDNN 9, and CUDA itself.
 NO_GPU_MEMORY = re.compile(r"_STATUS_ALLOC_FAILED|DEVICE_ALLOCATION_FAILED|CUDA error: out of memory")
-# What torch.compile says where it cannot work: on a CPU; on CUDA without Triton, a C compiler, or a new enough
-# card.
-CANNOT_COMPILE = re.compile(r"No working C\+\+ compiler|Cannot find a working triton|Failed to find C compiler"
-                            r"|too old to be supported by the triton")
+# What torch.compile says where it cannot work: on a CPU; on CUDA without Triton, a C compiler, or a new
+# enough card.
+CANNOT_COMPILE = re.compile(r"No working C\+\+ compiler|Cannot find a working triton"
+                            r"|Failed to find C compiler|too old to be supported by the triton")
 LONGEST = 390  # characters of a message: a longer one is not read
 
 
@@ -47,8 +47,8 @@ def one_line_errors(saves_memory: str = "") -> Iterator[None]:
         if reason is None:
             raise
         line = next(line for line in str(error).splitlines() if reason[0] in line)
-        sys.exit(shortened("error: --compile True: torch.compile needs a C++ compiler, and on a GPU Triton too; leave "
-                           f"--compile out, or install them ({line[:200]})"))
+        sys.exit(shortened("error: --compile True: torch.compile needs a C++ compiler, and on a GPU Triton "
+                           f"too; leave --compile out, or install them ({line[:200]})"))
 
 
 @contextmanager
@@ -69,7 +69,7 @@ def memory_advice(saves_memory: str) -> Iterator[None]:
 
 
 def out_of_gpu_memory(error: BaseException) -> bool:
-    """Whether this says that a GPU's memory did not suffice, in torch's words or in those of CUDA's libraries."""
+    """Whether this says that a GPU's memory did not suffice, in the words of torch or of CUDA's libraries."""
     return isinstance(error, torch.cuda.OutOfMemoryError) or (
         isinstance(error, RuntimeError) and NO_GPU_MEMORY.search(str(error)) is not None)
 

@@ -23,5 +23,5 @@ from models.systems import load_systems
 from models.training import Validation, settle_precision, train_loop
 
 __all__ = ["ATFM", "GTR", "LowRankGaussian", "STNet", "Validation", "baseline", "checkpoint", "describe",
-           "energy_score", "flow_of", "load_flow", "load_gtr", "load_released", "load_systems", "monte_carlo_nll",
-           "settle_precision", "train_loop"]
+           "energy_score", "flow_of", "load_flow", "load_gtr", "load_released", "load_systems",
+           "monte_carlo_nll", "settle_precision", "train_loop"]

@@ -31,7 +31,8 @@ class ATFM(nn.Module):
     objective: see `metadata_manager.Objective`.
     annotators_per_pass, images_per_pass: how many go through the net at once in training; None: all.
     amp: the net runs under bfloat16 autocast; GTR, losses and the ODE's state stay in float32.
-    Raises ValueError for an unknown source, one over GTR without a GTR, or a source in [0, 1] with masks of -1 / 1.
+    Raises ValueError for an unknown source, for one over GTR without a GTR, or for a source in [0, 1] with
+    masks of -1 / 1.
     """
 
     needs_style = False  # of its experts, see `models.baselines.Baseline`
@@ -49,8 +50,9 @@ class ATFM(nn.Module):
             raise ValueError(f"--source {choice.source} needs a GTR; train one first, or take one of "
                              f"{', '.join(name for name, other in SOURCES.items() if not other.over_gtr)}")
         if source.unit_range and choice.signed:
-            raise ValueError(f"--signed True: x_0 of --source {choice.source} is in [0, 1], the masks would be "
-                             "-1 / 1; leave it out, or take another source")
+            raise ValueError(f"--signed True: x_0 of --source {choice.source} is in [0, 1], the masks would "
+                             "be -1 / 1; leave it out, or take another source")
+        # None where the source needs none, so that checkpoints do not say that the flow depends on a GTR.
         self.gtr = gtr.requires_grad_(False) if gtr is not None and source.over_gtr else None
         self.net = net
         self.annotators_per_pass, self.images_per_pass, self.amp = annotators_per_pass, images_per_pass, amp
@@ -96,12 +98,13 @@ class ATFM(nn.Module):
 
     def nfe(self, steps: int | None = None, solver: str | None = None) -> int:
         """Of the net, per sample."""
-        each = NFE_PER_STEP[solver or self.objective.solver]
-        return (steps or self.steps) * each * (1 if self.objective.guidance == 0 else 2)
+        per_step = NFE_PER_STEP[solver or self.objective.solver]
+        fields = 1 if self.objective.guidance == 0 else 2  # guidance: those of the image and of zeros
+        return (steps or self.steps) * per_step * fields
 
     @torch.no_grad()
     def sample_source(self, image: Tensor, n: int, generator: torch.Generator | None = None) -> Tensor:
-        """x_0, where the paths of images (b, c, h, w) begin: n draws of the source per image, (b, n, h, w)."""
+        """x_0, where the paths of images (b, c, h, w) begin: n samples of the source each, (b, n, h, w)."""
         gaussian = None if self.gtr is None else self.gtr.truncation(image)
         return self.source.sample(image, gaussian, n, generator)
 
@@ -110,12 +113,12 @@ class ATFM(nn.Module):
         return image if image.shape[1] == self.net.image_channels else grey(image)
 
     def losses(self, image: Tensor, masks: Tensor) -> Iterator[dict[str, Tensor]]:
-        """L = L_FM + alpha L_SF of a batch (Algorithm 1): the sum over passes of their shares of it.
+        """L = L_FM + alpha L_SF of a batch (Algorithm 1), in summands: one for each pass through the net.
 
         image (b, c, h, w) in [0, 1], masks (b, k, h, w) of 0/1. Yields the scalars loss and every entry of
-        `models.losses.TERMS` of `images_per_pass` images and `annotators_per_pass` annotators at a time, weighted
-        so that their sums are the batch's means. Calling backward() on one loss before taking the next frees its
-        activations; the gradients add up. Raises ValueError for masks of another shape.
+        `models.losses.TERMS` of `images_per_pass` images and `annotators_per_pass` annotators at a time,
+        weighted so that their sums are the batch's means. Calling backward() on one loss before taking the
+        next frees its activations; the gradients add up. Raises ValueError for masks of another shape.
         """
         check_masks(image, masks)
         choice = self.objective
@@ -129,9 +132,9 @@ class ATFM(nn.Module):
         path = linear_path(x_0, self._signed(targets), t)
         images, experts = self.images_per_pass or len(targets), self.annotators_per_pass or targets.shape[1]
         batch = (targets, path.x_t, path.u, masks, t, condition)
-        for *paths, all_masks, t_of_part, condition_of_part in zip(*(part.split(images) for part in batch)):
-            for y, x_t, u in zip(*(part.split(experts, dim=1) for part in paths)):
-                prediction = self._predict(y, x_t, u, all_masks, t_of_part, condition_of_part)
+        for *paths, all_masks, t_of_pass, condition_of_pass in zip(*(whole.split(images) for whole in batch)):
+            for y, x_t, u in zip(*(path_.split(experts, dim=1) for path_ in paths)):
+                prediction = self._predict(y, x_t, u, all_masks, t_of_pass, condition_of_pass)
                 weight = y.numel() / targets.numel()
                 terms = {name: weight * term.loss(prediction, choice) for name, term in TERMS.items()}
                 loss = sum(TERMS[name].weight(choice) * value for name, value in terms.items())
@@ -176,8 +179,8 @@ class ATFM(nn.Module):
         """How many states the net should take at once, of those (m, 1, h, w) with images (m, 1, h, w).
 
         On a CPU `STATES_ON_CPU`. On a GPU as many as fit in 70 % of its free memory, by what two of them
-        take, rounded down to a power of two, so that a little more or less memory changes nothing; and no more
-        than leave the net's largest map with `MOST_ELEMENTS`."""
+        take, rounded down to a power of two, so that a little more or less memory changes nothing; and no
+        more than leave the net's largest map with `MOST_ELEMENTS`."""
         if states.device.type != "cuda":
             return STATES_ON_CPU
         shape = (*states.shape[1:], states.device, self.amp)
@@ -186,19 +189,20 @@ class ATFM(nn.Module):
         return self._at_once[shape]
 
     def as_many_as_fit(self, states: Tensor, conditions: Tensor) -> int:
-        """How many states fit in 70 % of a GPU's free memory and in `MOST_ELEMENTS`, measured by two of them."""
+        """How many states fit in 70 % of a GPU's free memory and in `MOST_ELEMENTS`, measured with two."""
         torch.cuda.reset_peak_memory_stats(states.device)
         before = torch.cuda.memory_allocated(states.device)
         self._velocity(conditions[:1].repeat(2, 1, 1, 1))(states[:1].repeat(2, 1, 1, 1), 0.0)
         each = (torch.cuda.max_memory_allocated(states.device) - before) // 2
         free, _ = torch.cuda.mem_get_info(states.device)
+        # What torch's allocator holds without a tensor in it is free for us, too.
         free += torch.cuda.memory_reserved(states.device) - torch.cuda.memory_allocated(states.device)
         by_memory = 1 << max(0, (free * 7 // (10 * each)).bit_length() - 1)
         by_index = MOST_ELEMENTS // self.largest_map(states, conditions)
         return max(1, min(by_memory, by_index))
 
     def largest_map(self, states: Tensor, conditions: Tensor) -> int:
-        """Elements per state of the largest tensor in an evaluation of the net: one state is sent through it."""
+        """Elements per state of the largest tensor in a pass of the net: one state is sent through it."""
         with LargestMap() as largest:
             self._velocity(conditions[:1])(states[:1], 0.0)
         return max(1, largest.elements)
@@ -221,6 +225,7 @@ class ATFM(nn.Module):
         """The velocity by the net, in float32; the net runs under autocast if `amp`."""
         states = self._for_one_graph(x_t, t, condition) if self.compiled else (x_t, t, condition)
         with torch.autocast(x_t.device.type, torch.bfloat16, enabled=self.amp):
+            # Cut to the states that were given: `_for_one_graph` may have added a copy.
             return self.net(*states).float()[:len(x_t)]
 
     def _for_one_graph(self, *states: Tensor) -> list[Tensor]:
@@ -233,16 +238,17 @@ class ATFM(nn.Module):
         if not self._several:
             return list(states)
         # Copies, for a view with its base is another graph, too.
-        alike = [torch.cat([one, one]) if m == 1 else one.clone(memory_format=torch.contiguous_format)
-                 for one in states]
-        for one in alike:
-            torch._dynamo.maybe_mark_dynamic(one, 0)
-        return alike
+        copies = [torch.cat([state, state]) if m == 1 else state.clone(memory_format=torch.contiguous_format)
+                  for state in states]
+        for state in copies:
+            torch._dynamo.maybe_mark_dynamic(state, 0)
+        return copies
 
     def _drop_condition(self, condition: Tensor) -> Tensor:
         """Replaces whole images by zeros, each with probability `condition_dropout`."""
         if self.objective.condition_dropout == 0:
             return condition
+        # The net so learns v(zeros), too, which guidance takes.
         kept = torch.rand(len(condition), 1, 1, 1, device=condition.device)
         return condition * (kept >= self.objective.condition_dropout)
 

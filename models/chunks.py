@@ -29,10 +29,11 @@ class Chunks:
         m = len(states[0])
         parts = math.ceil(m / min(at_once, self.most_at_once))
         try:
-            return torch.cat([net(*part) for part in zip(*(one.tensor_split(parts) for one in states))])
+            return torch.cat([net(*part) for part in zip(*(state.tensor_split(parts) for state in states))])
         except RuntimeError as error:
             if parts == m or not out_of_gpu_memory(error):
                 raise
+        # Retried here, not in the except block, whose traceback would hold the tensors of the failed pass.
         self.most_at_once = math.ceil(math.ceil(m / parts) / 2)
         print(f"out of GPU memory in sampling: going on with {self.most_at_once} states at once")
         return self(at_once, net, *states)
@@ -47,8 +48,8 @@ class LargestMap(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        found = [one.numel() for one in tree_leaves(result) if isinstance(one, Tensor)]
-        self.elements = max(self.elements, *found, 0)
+        elements = [leaf.numel() for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+        self.elements = max(self.elements, *elements, 0)
         return result
 
     def __enter__(self) -> "LargestMap":

@@ -1,7 +1,7 @@
 """Command-line flags: every setting of metadata_manager's dataclasses is one.
 
-Defaults < preset < method < flags. The defaults depend on three of the flags (--what, --preset, --method), which
-are therefore read first.
+Defaults < preset < method < flags. The defaults depend on three of the flags (--what, --preset, --method),
+which are therefore read first.
 """
 
 import argparse
@@ -46,9 +46,9 @@ TITLES = {"RunConfig": "every script", "Metadata": "data", "GTRConfig": "step 1,
 def experiment(what: str, preset: str = "paper", method: str | None = None) -> Experiment:
     """The settings of a data set under a preset and a method.
 
-    what: a name in EXPERIMENTS, or an .h5 or .hdf5 file of `data.prepare`. method: one of METHODS, whose changes
-    come last; a baseline has its paper's settings at full size, and the sizes of the flow in what is `small`.
-    Act. GTR and its control change nothing. Raises ValueError, naming the flag, for another name."""
+    what: a name in EXPERIMENTS, or an .h5 or .hdf5 file of `data.prepare`. method: one of METHODS, whose
+    changes come last; a baseline has its paper's settings at full size, and the sizes of the flow in what is
+    `small`. Act. GTR and its control change nothing. Raises ValueError, naming the flag, for another name."""
     if what not in EXPERIMENTS and what.lower().endswith((".h5", ".hdf5")):
         base = _from_file(Path(what).expanduser())
     else:
@@ -57,9 +57,9 @@ def experiment(what: str, preset: str = "paper", method: str | None = None) -> E
                        run=replace(EXPERIMENTS[what].run, output_path=f"runs/{what}"))
     if preset not in PRESETS:
         raise ValueError(f"--preset {preset}: unknown; expected one of {', '.join(PRESETS)}")
-    chosen = {"paper": lambda ours: ours, "released": released, "best": best}[preset](base)
+    chosen = {"paper": lambda base: base, "released": released, "best": best}[preset](base)
     chosen = replace(chosen, run=replace(chosen.run, preset=preset))
-    if method in BASELINES:  # which have nothing of ATFM's flow but its sizes in what is `small`
+    if method in BASELINES:  # which take from ATFM's flow only its sizes, in what is `small`
         recipe = ({name: getattr(base.flow, name) for name in ("batch_size", "lr", "ema", "dim")}
                   | {"experts": BASELINES[method].get("experts", "all")} if base.small else BASELINES[method])
         return replace(chosen, flow=FlowConfig(method=method, num_epochs=base.flow.num_epochs, **recipe))
@@ -76,8 +76,10 @@ def _from_file(path: Path) -> Experiment:
     ST-Net."""
     try:
         with h5py.File(path, "r", locking=False) as file:
+            # Grey images have no axis of channels.
             _, h, w, c = (*file["images"].shape, 1)[:4]
             k = 8 * file["masks_packed"].shape[1] // (h * w)
+            # Images that came split have ids such as train/7.
             folds = {name.partition("/")[0] for name in file["id"].asstr()} if "id" in file else set()
             options = json.loads(file.attrs.get("prepared", "{}"))
     except (OSError, LookupError, TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
@@ -124,6 +126,7 @@ def parse(argv: Sequence[str] | None, what: str, description: str, *kinds: type[
     if getattr(given, "channels_last", False) and not given.compile:
         raise ValueError("--channels_last True needs --compile True: uncompiled, each GroupNorm on CUDA "
                          "changes the layout back and each convolution forth; pass both, or neither")
+    # A testing script trains nothing; for a training script, which preset its settings are those of.
     trained = next((config for config in configs if isinstance(config, GTRConfig | FlowConfig)), None)
     if trained is None:
         return configs
@@ -167,7 +170,8 @@ def _add_flag(group: argparse._ArgumentGroup, setting: Field, default: Any) -> N
     kind = _boolean if kind is bool else os.path.expanduser if setting.metadata["path"] else kind
     choices = setting.metadata["choices"] or tuple(TABLES.get(setting.name, ())) or None
     names = setting.metadata["flags"] or (f"--{setting.name}",)
-    group.add_argument(*names, dest=setting.name, default=default, type=kind, choices=choices, help=setting.metadata["why"].replace("%", "%%"),
+    help_ = setting.metadata["why"].replace("%", "%%")  # argparse formats its help with %
+    group.add_argument(*names, dest=setting.name, default=default, type=kind, choices=choices, help=help_,
                        metavar=None if choices and len(choices) < 8 else _placeholder(kind), **several)
 
 

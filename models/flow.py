@@ -32,6 +32,7 @@ def check_masks(image: Tensor, masks: Tensor) -> None:
 def one_expert(masks: Tensor) -> Tensor:
     """A random expert's mask for each image, (b, 1, h, w) of (b, k, h, w)."""
     b, k = masks.shape[:2]
+    # Drawn on the CPU, so that a seed gives the same experts on every device.
     chosen = torch.randint(k, (b,)).to(masks.device, non_blocking=True)
     return masks[torch.arange(b, device=masks.device), chosen][:, None]
 
@@ -54,7 +55,7 @@ Velocity = Callable[[Tensor, float], Tensor]
 
 
 def euler(velocity: Velocity, x_0: Tensor, steps: int) -> Tensor:
-    """First order, one evaluation per step."""
+    """First order, one network evaluation per step."""
     x = x_0
     for i in range(steps):
         x = x + velocity(x, i / steps) / steps
@@ -62,7 +63,7 @@ def euler(velocity: Velocity, x_0: Tensor, steps: int) -> Tensor:
 
 
 def midpoint(velocity: Velocity, x_0: Tensor, steps: int) -> Tensor:
-    """Second order, two evaluations per step: the slope in the middle of the step."""
+    """Second order, two network evaluations per step: the slope in the middle of the step."""
     x = x_0
     for i in range(steps):
         middle = x + velocity(x, i / steps) / (2 * steps)
@@ -71,7 +72,7 @@ def midpoint(velocity: Velocity, x_0: Tensor, steps: int) -> Tensor:
 
 
 def ab2(velocity: Velocity, x_0: Tensor, steps: int) -> Tensor:
-    """Second order, one evaluation per step: two-step Adams-Bashforth, its first step Euler's."""
+    """Second order, one network evaluation per step: two-step Adams-Bashforth, its first step Euler's."""
     before = velocity(x_0, 0.0)
     x = x_0 + before / steps
     for i in range(1, steps):

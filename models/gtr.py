@@ -32,21 +32,21 @@ class LowRankGaussian:
     def rsample(self, n: int, antithetic: bool = False, generator: torch.Generator | None = None) -> Tensor:
         """n logit maps mu + D e + sqrt(L) w with e, w standard normal: (b, n, h, w), differentiable.
 
-        antithetic: n / 2 deviations from the mean, then their negatives, which lowers the variance of Monte
+        antithetic: n / 2 residuals about the mean, then their negatives, which lowers the variance of Monte
         Carlo means; raises ValueError if n is odd.
         """
         if n < 1 or antithetic and n % 2:
             raise ValueError(f"{n} samples: expected at least one, and an even number of antithetic ones "
                              "(--mc_samples)")
         b, rank, h, w = self.cov_factor.shape
-        draws = n // 2 if antithetic else n
+        m = n // 2 if antithetic else n
         like: dict[str, Any] = {"device": self.mean.device, "dtype": self.mean.dtype, "generator": generator}
-        e, noise = torch.randn(b, draws, rank, **like), torch.randn(b, draws, h, w, **like)
-        correlated = torch.bmm(e, self.cov_factor.flatten(2)).view(b, draws, h, w)
-        deviation = correlated + self.cov_diag.sqrt()[:, None] * noise
+        e, noise = torch.randn(b, m, rank, **like), torch.randn(b, m, h, w, **like)
+        correlated = torch.bmm(e, self.cov_factor.flatten(2)).view(b, m, h, w)
+        residual = correlated + self.cov_diag.sqrt()[:, None] * noise
         if antithetic:
-            deviation = torch.cat([deviation, -deviation], dim=1)
-        return self.mean[:, None] + deviation
+            residual = torch.cat([residual, -residual], dim=1)
+        return self.mean[:, None] + residual
 
     @torch.no_grad()
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
@@ -54,7 +54,7 @@ class LowRankGaussian:
         return self.rsample(n, generator=generator)
 
     def tempered(self, temperature: float) -> "LowRankGaussian":
-        """The same mean, with deviations from it multiplied by `temperature`."""
+        """The same mean, with all standard deviations multiplied by `temperature`."""
         return LowRankGaussian(self.mean, temperature * self.cov_factor, temperature**2 * self.cov_diag)
 
     def distribution(self) -> LowRankMultivariateNormal:
@@ -68,7 +68,7 @@ class LowRankGaussian:
 
 @dataclass(frozen=True)
 class TrainedOn:
-    """How a model was trained: pixels per side, channels, ids and patients of the images, preset, all settings."""
+    """How a model was trained: images (pixels per side, channels, ids, patients), preset, all settings."""
 
     side: int
     channels: int
@@ -83,8 +83,7 @@ def unet(channels: int, config: GTRConfig) -> nn.Module:
     return UNet(channels, config.num_filters, config.convs, config.pool, config.up)
 
 
-# Networks that give GTR's features: (image channels, settings) -> a module, see `GTR`. One that is added is one
-# entry here.
+# Networks that give GTR's features: (image channels, settings) -> a module, see `GTR`. Each is an entry here.
 BACKBONES: dict[str, Callable[[int, GTRConfig], nn.Module]] = {"unet": unet}
 
 
@@ -99,8 +98,9 @@ class GTR(nn.Module):
     def __init__(self, in_channels: int = 1, num_filters: Sequence[int] = (32, 64, 128, 192), rank: int = 10,
                  convs: int = 2, pool: str = "max", up: str = "transposed", backbone: nn.Module | None = None,
                  temperature: float = 1.0) -> None:
-        """backbone: another network in the U-Net's place, (b, in_channels, h, w) -> (b, num_filters[0], h, w).
+        """An untrained GTR.
 
+        backbone: another network in the U-Net's place, (b, in_channels, h, w) -> (b, num_filters[0], h, w).
         temperature: of `sample`; Eq. 3 has 1."""
         super().__init__()
         self.in_channels, self.temperature = in_channels, temperature
@@ -156,6 +156,7 @@ def monte_carlo_nll(logits: Tensor, mask: Tensor) -> Tensor:
         raise ValueError(f"mask of shape {tuple(mask.shape)} does not fit logits of shape "
                          f"{tuple(logits.shape)}")
     flat = logits.flatten(2)  # (b, m, h * w)
-    agreement = exact_product(flat, masks.flatten(2))  # (b, m, k)
-    log_p = agreement - F.softplus(flat).sum(2, keepdim=True)
+    # The sum of y * logit over pixels is a product of matrices: no (b, m, k, h, w) is held for the gradient.
+    inside = exact_product(flat, masks.flatten(2))  # (b, m, k)
+    log_p = inside - F.softplus(flat).sum(2, keepdim=True)
     return math.log(logits.shape[1]) - log_p.logsumexp(dim=1).mean()

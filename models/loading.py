@@ -71,13 +71,15 @@ def load_gtr(path: Path, metadata: Metadata, same_size: bool = True) -> GTR:
     return gtr.eval()
 
 
-def load_flow(path: Path, method: str, gtr: Callable[[], GTR], metadata: Metadata, same_size: bool = True) -> ATFM:
+def load_flow(path: Path, method: str, gtr: Callable[[], GTR], metadata: Metadata, same_size: bool = True
+              ) -> ATFM:
     """A trained flow; gtr(): the GTR that gives its x_0, called where its source needs one.
 
     Prints a line if it was trained over another GTR. Raises ValueError if it was trained with another method
     or, if `same_size`, on images of another size."""
     content = checkpoint.load(path, method)
     config, of_images = (settings_in(content, kind, path) for kind in (FlowConfig, Metadata))
+    # By the training's data set: whether the net sees grey images does not depend on this test's flags.
     atfm = flow_of(config, gtr, of_images)
     if content["config"]["gtr_weights"] != checkpoint.fingerprint(atfm.gtr):
         print(f"warning: {path} was trained over another GTR than the one given")
@@ -126,14 +128,14 @@ def settings_in(content: dict[str, Any], kind: type[C], path: Path) -> C:
 
 
 def refuse_removed(content: dict[str, Any], path: Path) -> None:
-    """Raises ValueError where a run had a setting of REMOVED at another value than the code now always has."""
+    """Raises ValueError where a run had a setting of REMOVED at another value than the code has now."""
     trained = content["config"]
     # The flow's temperature softened x_0; GTR's, which came later, is another thing.
     removed = REMOVED if content["stage"] == "GTR" else REMOVED | {"temperature": 1.0}
     for name, value in removed.items():
         if trained.get(name, value) != value:
-            raise ValueError(f"{path}: trained with {name} {trained[name]}, which this version does not have any "
-                             "more; use the commit that the run's versions name, or train again")
+            raise ValueError(f"{path}: trained with {name} {trained[name]}, which this version does not have "
+                             "any more; use the commit that the run's versions name, or train again")
 
 
 def _trained_on(path: Path, content: dict[str, Any], metadata: Metadata | None) -> TrainedOn:
@@ -147,7 +149,8 @@ def _trained_on(path: Path, content: dict[str, Any], metadata: Metadata | None) 
                      tuple(content.get("training_patients", ())), content.get("preset", "custom"), trained)
 
 
-def gtr_for_test(path: Path, config: EvaluationConfig, metadata: Metadata, preset: str, test: Images | None) -> GTR:
+def gtr_for_test(path: Path, config: EvaluationConfig, metadata: Metadata, preset: str, test: Images | None
+                 ) -> GTR:
     """GTR from our checkpoint, not trained on test images, or from the authors' in the preset's layout."""
     if config.released_checkpoint:
         return released_gtr(path, experiment(metadata.what, preset).gtr, metadata)
@@ -156,8 +159,8 @@ def gtr_for_test(path: Path, config: EvaluationConfig, metadata: Metadata, prese
     return gtr
 
 
-def flow_for_test(path: Path, method: str, gtr: Callable[[], GTR], config: EvaluationConfig, metadata: Metadata,
-                  preset: str, test: Images | None) -> ATFM:
+def flow_for_test(path: Path, method: str, gtr: Callable[[], GTR], config: EvaluationConfig,
+                  metadata: Metadata, preset: str, test: Images | None) -> ATFM:
     """A flow from our checkpoint, not trained on test images, or from the authors' in the preset's layout."""
     if config.released_checkpoint:
         atfm = flow_of(experiment(metadata.what, preset, method).flow, gtr, metadata)
@@ -167,8 +170,8 @@ def flow_for_test(path: Path, method: str, gtr: Callable[[], GTR], config: Evalu
     return atfm
 
 
-def baseline_for_test(path: Path, method: str, config: EvaluationConfig, metadata: Metadata, test: Images | None
-                      ) -> Baseline:
+def baseline_for_test(path: Path, method: str, config: EvaluationConfig, metadata: Metadata,
+                      test: Images | None) -> Baseline:
     """A system of models/baselines from our checkpoint, not trained on test images."""
     if config.released_checkpoint:
         raise ValueError(f"--released_checkpoint True: not for {method}, only for GTR and the flows")
@@ -184,15 +187,15 @@ def refuse_overlap(path: Path, trained_on: TrainedOn, test: Images | None, allow
     if test is None:
         return
     ids, patients = set(test.ids), {str(patient) for patient in test.patients}
-    both, known = ids & set(trained_on.ids), patients & set(trained_on.patients)
-    if both:
-        message = f"{path}: {len(both)} of the {len(ids)} test images were trained on"
-    elif known:
-        message = (f"{path}: it was trained on other images of {len(known)} of the {len(patients)} test "
-                   f"patients, such as {min(known)}")
+    common_ids, common_patients = ids & set(trained_on.ids), patients & set(trained_on.patients)
+    if common_ids:
+        message = f"{path}: {len(common_ids)} of the {len(ids)} test images were trained on"
+    elif common_patients:
+        message = (f"{path}: it was trained on other images of {len(common_patients)} of the {len(patients)} "
+                   f"test patients, such as {min(common_patients)}")
     else:
         return
-    if not allowed and (both or not all(patient.isdecimal() for patient in known)):
+    if not allowed and (common_ids or not all(patient.isdecimal() for patient in common_patients)):
         raise ValueError(f"{message}; test with the split that it was trained with, or pass "
                          "--allow_overlap True")
     print(f"warning: {message}")

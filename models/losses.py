@@ -1,4 +1,4 @@
-"""Loss terms of the flow, L = L_FM + alpha L_SF (paper, Algorithm 1). A term that is added is one entry of TERMS."""
+"""Loss terms of the flow, L = L_FM + alpha L_SF (paper, Algorithm 1). Each is an entry of TERMS."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,8 +13,8 @@ from metadata_manager import Objective
 class Prediction:
     """What the network gives on the paths to some experts' masks; all (b, j, h, w), all_masks (b, k, h, w).
 
-    v: the velocity; u: the one to be predicted. x_1t: the mask x_1^t that v leads to, about in [0, 1]. target: the
-    masks of 0/1 that the paths lead to, out of all_masks."""
+    v: the velocity; u: the one to be predicted. x_1t: the mask x_1^t that v leads to, about in [0, 1].
+    target: the masks of 0/1 that the paths lead to, out of all_masks."""
 
     v: Tensor
     x_1t: Tensor
@@ -40,8 +40,9 @@ def semantic_loss(prediction: Prediction, choice: Objective) -> Tensor:
     """L_SF: the mean of 1 - Dice(x_1^t, y), a scalar (Algorithm 1).
 
     choice.dice: "soft" keeps the gradient; "thresholded" cuts it, as the released code does. dice_over: see
-    `dice`. semantic_target: x_1^t on the path to a mask is compared with that one, "own", or with "all"."""
+    `dice`. semantic_target: x_1^t on the path to a mask is compared with that mask, "own", or with "all"."""
     soft = choice.dice == "soft"
+    # Nothing bounds x_1^t, and outside [0, 1] Dice is no overlap of masks.
     predicted = (prediction.x_1t.clamp(0, 1) if soft
                  else (prediction.x_1t.detach() >= 0.5).to(prediction.target.dtype))
     if choice.semantic_target == "own":

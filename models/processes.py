@@ -37,7 +37,7 @@ class NonFiniteLoss(FloatingPointError):
 class Processes:
     """This process, on its device, among those of a run; the first one alone prints, validates and writes.
 
-    cpu_group: where they agree on something without waiting for a GPU.
+    cpu_group: through it they exchange flags and objects without waiting for a GPU.
     """
 
     device: torch.device
@@ -58,10 +58,10 @@ class Processes:
         loop does not know. And all that calls the net would have to call its wrapper."""
         if self.count == 1:
             return
-        for some in buckets(tensors, BUCKET):
-            flat = torch.cat([tensor.flatten() for tensor in some])
+        for bucket in buckets(tensors, BUCKET):
+            flat = torch.cat([tensor.flatten() for tensor in bucket])
             dist.all_reduce(flat)
-            for tensor, summed in zip(some, flat.split([tensor.numel() for tensor in some])):
+            for tensor, summed in zip(bucket, flat.split([tensor.numel() for tensor in bucket])):
                 tensor.copy_(summed.view_as(tensor))
 
     def any(self, flag: bool) -> bool:
@@ -84,12 +84,12 @@ class Processes:
         dist.all_gather_object(values, value, group=self.cpu_group)
         return values
 
-    def agree(self, value: Any, what: str) -> None:
-        """Raises ValueError unless all processes have the same value; what: it is, in words."""
+    def check_same(self, value: Any, what: str) -> None:
+        """Raises ValueError unless all processes have the same value; what: the value is, in words."""
         values = self.gather(value)
-        for rank, theirs in enumerate(values):
-            if theirs != values[0]:
-                raise ValueError(f"{what} differs between processes: {values[0]} in process 0, {theirs} in "
+        for rank, other in enumerate(values):
+            if other != values[0]:
+                raise ValueError(f"{what} differs between processes: {values[0]} in process 0, {other} in "
                                  f"process {rank}. On several machines, give them a shared --output_path, or "
                                  "copy the folder to each before starting")
 
@@ -106,14 +106,14 @@ class Processes:
 
 def buckets(tensors: Sequence[Tensor], size: int) -> Iterator[list[Tensor]]:
     """The tensors in their order, as many at a time as have `size` bytes together, at least one."""
-    some: list[Tensor] = []
+    bucket: list[Tensor] = []
     for tensor in tensors:
-        if some and sum(one.nbytes for one in some) + tensor.nbytes > size:
-            yield some
-            some = []
-        some.append(tensor)
-    if some:
-        yield some
+        if bucket and sum(held.nbytes for held in bucket) + tensor.nbytes > size:
+            yield bucket
+            bucket = []
+        bucket.append(tensor)
+    if bucket:
+        yield bucket
 
 
 @contextmanager
@@ -134,6 +134,7 @@ def join(run: RunConfig) -> Iterator[Processes]:
     try:
         processes = Processes(device, dist.get_rank(), dist.get_world_size(),
                               dist.new_group(backend="gloo", timeout=PATIENCE))
+        # The scripts print without asking for the rank.
         with open(os.devnull, "w") as nowhere, redirect_stdout(sys.stdout if processes.first else nowhere):
             print(f"device: {processes.count} processes, the first on {name_of(device)}")
             yield processes
@@ -147,7 +148,7 @@ def device_of(name: str) -> torch.device:
     Raises ValueError for one that is not there."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda":
+    if name == "cuda":  # not torch's current GPU, which is the first in every process
         name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
     try:
         torch.empty(0, device=name)
@@ -171,7 +172,7 @@ def name_of(device: torch.device) -> str:
 
 
 def in_bfloat16(amp: str, device: torch.device) -> bool:
-    """Whether ST-Net's products are in bfloat16, by --amp; "auto": on a GPU that does not merely emulate it."""
+    """Whether ST-Net's products are in bfloat16, by --amp; "auto": on a GPU that does not just emulate it."""
     if amp != "auto":
         return amp == "True"
     return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
@@ -200,7 +201,7 @@ def lock(folder: Path, processes: Processes) -> Iterator[None]:
     except OSError as error:
         raise OSError(f"{folder}: cannot be written ({error}); use another --output_path") from error
     with file:
-        if processes.first:
+        if processes.first:  # the others of this run would be refused
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 @contextmanager
 def without_tf32() -> Iterator[None]:
-    """While the block runs CUDA rounds no factor of a product to TF32's 10 bits."""
+    """While the block runs, CUDA rounds no factor of a product to the 10 bits of TF32."""
     matmul = torch.backends.cuda.matmul
     allowed, matmul.allow_tf32 = matmul.allow_tf32, False
     try:
@@ -37,7 +37,7 @@ class Product(torch.autograd.Function):
 
 
 def exact_product(a: Tensor, b: Tensor) -> Tensor:
-    """Of every row of a (b, n, p) with every row of b (b, m, p), in float32: (b, n, m), differentiable once.
+    """Products of all rows of a (b, n, p) with all rows of b (b, m, p): (b, n, m), differentiable once.
 
     TF32 keeps 10 bits of each factor, and these products are differences of near-equal sums of thousands."""
     with torch.autocast(a.device.type, enabled=False):

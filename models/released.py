@@ -48,10 +48,10 @@ def load_released(module: GTR | STNet, state_dict: Mapping[str, Tensor]) -> None
             raise ValueError(f"released weights hold {rename(name)} twice, the second time as {name}; "
                              "expected it once")
         renamed[rename(name)] = weight
-    ours = {name: weight.shape for name, weight in module.state_dict().items()}
-    theirs = {name: weight.shape for name, weight in renamed.items()}
-    wrong = [f"{name}: checkpoint {_shape(theirs, name)}, model {_shape(ours, name)}"
-             for name in sorted(ours.keys() | theirs.keys()) if ours.get(name) != theirs.get(name)]
+    expected = {name: weight.shape for name, weight in module.state_dict().items()}
+    given = {name: weight.shape for name, weight in renamed.items()}
+    wrong = [f"{name}: checkpoint {_shape(given, name)}, model {_shape(expected, name)}"
+             for name in sorted(expected.keys() | given.keys()) if expected.get(name) != given.get(name)]
     if wrong:
         raise ValueError(f"released weights do not fit this {type(module).__name__} in {len(wrong)} places, "
                          f"e.g. {'; '.join(wrong[:3])}; build it with the layout that the checkpoint was "
@@ -82,11 +82,11 @@ def _gtr_name(name: str) -> str:
     head, _, parameter = name.partition(".")
     if head in GTR_HEADS:
         return f"{GTR_HEADS[head]}.{parameter}"
-    found = re.fullmatch(
+    match = re.fullmatch(
         r"unet\.(contracting_path|upsampling_path)\.(\d+)\.(?:conv_block\.)?layers\.(\d+)\.(\w+)", name)
-    if not found:
+    if not match:
         return name
-    path, level, layer, parameter = found.groups()
+    path, level, layer, parameter = match.groups()
     blocks = "down_blocks" if path == "contracting_path" else "up_blocks"
     # Their list starts with a layer without weights, and with the pooling below the first level.
     first = 2 if path == "contracting_path" and level != "0" else 1
@@ -95,5 +95,5 @@ def _gtr_name(name: str) -> str:
 
 def _st_net_name(name: str) -> str:
     for pattern, ours in ST_NET_PARTS:
-        name = re.sub(pattern, ours, name)
+        name = re.sub(pattern, ours, name)  # several of them change parts of the same name
     return name

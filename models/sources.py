@@ -23,8 +23,8 @@ class Source:
     unit_range: bool
 
 
-def truncated(image: Tensor, gaussian: LowRankGaussian | None, n: int, generator: torch.Generator | None = None
-              ) -> Tensor:
+def truncated(image: Tensor, gaussian: LowRankGaussian | None, n: int,
+              generator: torch.Generator | None = None) -> Tensor:
     """The paper's source: x_0 = sigmoid of n samples of GTR's logits per image (Eq. 3), (b, n, h, w)."""
     assert gaussian is not None  # `over_gtr` is checked where the flow is built
     return gaussian.sample(n, generator).sigmoid()

@@ -27,7 +27,7 @@ def standardize(weight: Tensor, method: str) -> Tensor:
     if method == "none":
         return weight
     variance, mean = torch.var_mean(weight, dim=(1, 2, 3), correction=0, keepdim=True)
-    scale = (variance + 1e-5).rsqrt()
+    scale = (variance + 1e-5).rsqrt()  # finite for a filter of equal weights
     return (weight - mean) * scale if method == "standard" else (weight - mean) / scale
 
 
@@ -43,7 +43,7 @@ class StandardizedConv2d(nn.Conv2d):
 
 
 class SplitNorm(torch.autograd.Function):
-    """GroupNorm(1) of maps x (b, c, h, w) whose moments are reduced by all of a GPU; its gradient is torch's."""
+    """GroupNorm(1) of maps x (b, c, h, w), its moments reduced by all of a GPU; the gradient is torch's."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
@@ -80,8 +80,8 @@ def scaled(x: Tensor, a: Tensor, d: Tensor) -> Tensor:
 class Norm(nn.GroupNorm):
     """GroupNorm(1), each state's whole map (c, h, w) with one mean and variance, in float32.
 
-    On CUDA torch's kernel finds them with a single block of threads per state, which leaves most of a GPU idle
-    at ST-Net's few large maps: there they are reduced by all of it. torch.compile fuses the plain one."""
+    On CUDA torch's kernel reduces a state with a single block of threads, which leaves most of a GPU idle at
+    ST-Net's few large maps: there `SplitNorm` uses all of it. torch.compile fuses torch's own operation."""
 
     def __init__(self, channels: int) -> None:
         super().__init__(1, channels)
@@ -97,7 +97,7 @@ class Norm(nn.GroupNorm):
         return x.is_cuda and not torch.compiler.is_compiling()
 
     def split(self, x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
-        """The same as `forward`, by `SplitNorm`; without a gradient, all of it in one pass after the moments."""
+        """The same as `forward`, by `SplitNorm`; without a gradient, in a single pass after the moments."""
         with torch.autocast(x.device.type, enabled=False):
             x = x.float()
             if torch.is_grad_enabled():
@@ -162,6 +162,7 @@ class LinearAttention(Recomputable):
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = _heads(self.to_qkv(self.norm(x)))  # each (b, heads, width, h * w)
+        # k and v first: a width x width matrix per head in place of an h w x h w one.
         context = k.softmax(dim=-1) @ v.transpose(-1, -2)  # (b, heads, width, width)
         out = context.transpose(-1, -2) @ (q.softmax(dim=-2) * HEAD_WIDTH**-0.5)
         return x + self.out_norm(self.to_out(out.reshape(len(x), -1, *x.shape[2:])))
@@ -248,6 +249,7 @@ class Up(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, block: Block, last: bool) -> None:
         super().__init__()
+        # out_channels are those of the skips, which come from the same level of the way down.
         self.block1 = block(in_channels + out_channels, in_channels)
         self.block2 = block(in_channels + out_channels, in_channels)
         self.attention = LinearAttention(in_channels)
@@ -284,7 +286,7 @@ class STNet(nn.Module):
         self.weight_standardization = weight_standardization
         time_channels = 4 * dim
         block = partial(ResidualBlock, time_channels=time_channels, method=weight_standardization)
-        levels = list(pairwise([dim, *(dim * mult for mult in dim_mults)]))
+        levels = list(pairwise([dim, *(dim * mult for mult in dim_mults)]))  # (channels in, channels out)
         deepest = len(levels) - 1
 
         self.stem = nn.Conv2d(image_channels + 1, dim, 1)
@@ -323,6 +325,7 @@ class STNet(nn.Module):
         time = self.time_mlp(time_embedding(t * self.time_scale, self.dim))  # (b, 4 dim)
         stem = self.stem(torch.cat([image, x_t], dim=1))  # (b, dim, h, w)
         x, skips = stem, []
+        # Each level leaves two skips, which its counterpart on the way up takes: the last level's first.
         for down in self.downs:
             x, *level_skips = down(x, time)
             skips.append(level_skips)
@@ -349,13 +352,13 @@ def time_embedding(t: Tensor, dim: int) -> Tensor:
     return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
-# Networks of the flow: (settings, channels of the condition) -> a module with `image_channels`, called as STNet
-# is and copied for sampling by its `with_fixed_weights`. One that is added is one entry here.
+# Networks of the flow: (settings, channels of the condition) -> a module with `image_channels`, called as
+# STNet is and copied for sampling by its `with_fixed_weights`. One that is added is one entry here.
 NETWORKS: dict[str, Callable[[FlowConfig, int], nn.Module]] = {"st-net": STNet.of}
 
 
 def network(config: FlowConfig, image_channels: int) -> nn.Module:
-    """An untrained network of the flow; raises ValueError, naming the flag, for one that is not in NETWORKS."""
+    """An untrained network of the flow; raises ValueError, naming the flag, if it is not in NETWORKS."""
     if config.network not in NETWORKS:
         raise ValueError(f"--network {config.network}: unknown; expected one of {', '.join(NETWORKS)}")
     return NETWORKS[config.network](config, image_channels)

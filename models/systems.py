@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cache, partial
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -37,8 +37,9 @@ Sampler = Callable[..., Tensor]
 class System:
     """A trained system with its way of sampling, a row of the test's table.
 
-    sample(image (b, c, h, w), n, generator=None) -> probabilities (b, n, h, w). nfe: evaluations of the network
-    per sample. parameters: of all its networks. checkpoints: the files it is made of, the flow's last."""
+    sample(image (b, c, h, w), n, generator=None) -> probabilities (b, n, h, w). nfe: evaluations of the
+    network per sample. parameters: of all its networks. checkpoints: the files it is made of, the flow's
+    last."""
 
     label: str
     method: str
@@ -65,14 +66,16 @@ class RowOfMethod:
 
     @classmethod
     def of(cls, name: str, preset: str) -> "RowOfMethod":
-        """preset: of the test, for a name without one. Raises ValueError, naming the flag, for another name."""
+        """The row that a name means; preset: of the test, for a name without one.
+
+        Raises ValueError, naming the flag, for another name."""
         known = ("act-gtr", *CONTROLS, *METHODS)
         for ending in PRESETS:
             if name not in known and name.endswith(f"-{ending}"):
                 name, preset = name.removesuffix(f"-{ending}"), ending
         if name not in known:
-            raise ValueError(f"--methods {name}: unknown; expected some of {', '.join(known)}, each perhaps with "
-                             f"-{' or -'.join(PRESETS)} at its end")
+            raise ValueError(f"--methods {name}: unknown; expected some of {', '.join(known)}, each perhaps "
+                             f"with -{' or -'.join(PRESETS)} at its end")
         return cls(name, preset)
 
     def label(self, trained_as: str) -> str:
@@ -87,67 +90,94 @@ def load_systems(config: EvaluationConfig, metadata: Metadata, run: RunConfig, d
     control(method, sample): the sampler of one of CONTROLS, from GTR's. test: the images to be tested on;
     None: the user's own images, which are resized. Raises ValueError for a system that was trained on one of
     the images to be tested on or on their patients, or on images of another size."""
-    wanted = [RowOfMethod.of(name, run.preset) for name in config.methods]
-    check_flags(config, [row.method for row in wanted])
-    if config.released_checkpoint and metadata.what not in EXPERIMENTS:
-        raise ValueError(f"--released_checkpoint True: the authors' weights are not for {metadata.what}")
-    trained = {row for row in wanted if row.method in METHODS}
-    if config.prior is not None and (len(trained) > 1 or config.alphas):
-        raise ValueError(f"--prior names one system, but --methods {' '.join(config.methods)} asks for "
-                         f"{len(trained)}; leave --prior out, the folders of --output_path are taken")
-    if config.gtr is not None and len({row.preset for row in wanted}) > 1:
-        raise ValueError(f"--gtr names one GTR, but --methods {' '.join(config.methods)} asks for those of several "
-                         "presets; leave --gtr out, the folders of --output_path are taken")
-    output, amp = Path(run.output_path or "runs"), in_bfloat16(config.amp, device)
-
-    @cache
-    def gtr_of(preset: str) -> tuple[GTR, Path]:
-        stage = stage_folder("GTR", preset)
-        path = checkpoint.find(config.gtr or output / stage, stage)
-        return gtr_for_test(path, config, metadata, preset, test).to(device), path
-
+    rows = [RowOfMethod.of(name, run.preset) for name in config.methods]
+    check_flags(config, [row.method for row in rows])
+    check_checkpoint_flags(config, metadata, rows)
+    checkpoints = Checkpoints(config, metadata, run, device, test)
     systems: list[System] = []
-    for row in wanted:
+    for row in rows:
         if row.method not in METHODS:
-            gtr, path = gtr_of(row.preset)
-            sample = gtr.sample if row.method == "act-gtr" else control(row.method, gtr.sample)
-            systems.append(System(row.label(gtr.trained_on.preset), row.method, sample, 0, size(gtr), (str(path),),
-                                  gtr.trained_on, checkpoint.fingerprint(gtr),
-                                  precision=precision_of(device, run, False), preset=gtr.trained_on.preset,
-                                  training={"GTR": gtr.trained_on.settings}))
+            systems.append(act_gtr(row, checkpoints, control))
             continue
         for alpha in config.alphas if config.alphas and row.method in FLOWS else (None,):
-            folder = stage_folder(row.method, row.preset, alpha)
-            path = checkpoint.find(config.prior or output / folder, folder)
-            files, training = (str(path),), {}
-            system: ATFM | Baseline
-            if row.method in BASELINES:
-                system = baseline_for_test(path, row.method, config, metadata, test).to(device)
-            else:
-                system = flow_for_test(path, row.method, lambda row=row: gtr_of(row.preset)[0], config, metadata, row.preset,
-                                       test).to(device)
-            if system.gtr is not None:
-                files = (str(gtr_of(row.preset)[1]), *files)
-                training = {"GTR": system.gtr.trained_on.settings}
-            training[row.method] = system.trained_on.settings
-            about = row.label(system.trained_on.preset)
-            weights = checkpoint.fingerprint(system)
-            systems += [System(label(about, config, alpha, way), row.method, sample, system.nfe(**way), size(system),
-                               files, system.trained_on, weights, alpha, **way,
-                               precision=precision_of(device, run, amp and row.method in FLOWS),
-                               preset=system.trained_on.preset, training=training)
-                        for way, sample in ways_to_sample(system, config, amp)]
+            systems += trained_systems(row, alpha, checkpoints)
     labels = [system.label for system in systems]
     twice = sorted({name for name in labels if labels.count(name) > 1})
     if twice:
-        raise ValueError(f"--methods {' '.join(config.methods)}: two rows would be called {twice[0]}; expected each "
-                         "system once")
+        raise ValueError(f"--methods {' '.join(config.methods)}: two rows would be called {twice[0]}; "
+                         "expected each system once")
     return systems
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """The checkpoints of a test: the files of --gtr and --prior, or those in the folders of --output_path."""
+
+    config: EvaluationConfig
+    metadata: Metadata
+    run: RunConfig
+    device: torch.device
+    test: Images | None
+    gtrs: dict[str, tuple[GTR, Path]] = field(default_factory=dict)  # by preset, each loaded once
+
+    def find(self, flag: str | None, folder: str) -> Path:
+        """The file that a flag means, or without one that of a folder of --output_path."""
+        return checkpoint.find(flag or Path(self.run.output_path or "runs") / folder, folder)
+
+    def gtr(self, preset: str) -> tuple[GTR, Path]:
+        """The GTR of a preset, on the device, and its file."""
+        if preset not in self.gtrs:
+            path = self.find(self.config.gtr, stage_folder("GTR", preset))
+            gtr = gtr_for_test(path, self.config, self.metadata, preset, self.test)
+            self.gtrs[preset] = gtr.to(self.device), path
+        return self.gtrs[preset]
+
+    def system(self, row: RowOfMethod, alpha: float | None) -> tuple[ATFM | Baseline, Path]:
+        """A system of step 2, on the device, and its file; alpha: of one of several flows."""
+        path = self.find(self.config.prior, stage_folder(row.method, row.preset, alpha))
+        system: ATFM | Baseline
+        if row.method in BASELINES:
+            system = baseline_for_test(path, row.method, self.config, self.metadata, self.test)
+        else:
+            system = flow_for_test(path, row.method, lambda: self.gtr(row.preset)[0], self.config,
+                                   self.metadata, row.preset, self.test)
+        return system.to(self.device), path
+
+
+def act_gtr(row: RowOfMethod, checkpoints: Checkpoints, control: Callable[[str, Sampler], Sampler]) -> System:
+    """GTR's samples without a flow, or a control over them."""
+    gtr, path = checkpoints.gtr(row.preset)
+    return System(
+        row.label(gtr.trained_on.preset), row.method,
+        gtr.sample if row.method == "act-gtr" else control(row.method, gtr.sample),
+        nfe=0, parameters=size(gtr), checkpoints=(str(path),), trained_on=gtr.trained_on,
+        weights=checkpoint.fingerprint(gtr),
+        precision=precision_of(checkpoints.device, checkpoints.run, False),
+        preset=gtr.trained_on.preset, training={"GTR": gtr.trained_on.settings})
+
+
+def trained_systems(row: RowOfMethod, alpha: float | None, checkpoints: Checkpoints) -> list[System]:
+    """A system of step 2, once for each way of sampling that the test asks for."""
+    config, device = checkpoints.config, checkpoints.device
+    system, path = checkpoints.system(row, alpha)
+    files: tuple[str, ...] = (str(path),)
+    training = {row.method: system.trained_on.settings}
+    if system.gtr is not None:
+        files = (str(checkpoints.gtr(row.preset)[1]), *files)
+        training = {"GTR": system.gtr.trained_on.settings} | training
+    name = row.label(system.trained_on.preset)
+    weights = checkpoint.fingerprint(system)
+    amp = in_bfloat16(config.amp, device)
+    precision = precision_of(device, checkpoints.run, amp and row.method in FLOWS)
+    return [System(label(name, config, alpha, way), row.method, sample, system.nfe(**way), size(system),
+                   files, system.trained_on, weights, alpha, **way, precision=precision,
+                   preset=system.trained_on.preset, training=training)
+            for way, sample in ways_to_sample(system, config, amp)]
 
 
 def size(module: nn.Module) -> int:
     """The number of a module's parameters."""
-    return sum(one.numel() for one in module.parameters())
+    return sum(weight.numel() for weight in module.parameters())
 
 
 def ways_to_sample(system: ATFM | Baseline, config: EvaluationConfig, amp: bool
@@ -175,6 +205,20 @@ def check_flags(config: EvaluationConfig, methods: Sequence[str]) -> None:
     for name in without_effect:
         if getattr(config, name) and getattr(config, name) not in ("auto", "False"):
             raise ValueError(f"--{name}: none of --methods {' '.join(config.methods)} has it; leave it out")
+
+
+def check_checkpoint_flags(config: EvaluationConfig, metadata: Metadata, rows: Sequence[RowOfMethod]
+                           ) -> None:
+    """Raises ValueError for flags that name a single checkpoint where a test needs several, or others."""
+    if config.released_checkpoint and metadata.what not in EXPERIMENTS:
+        raise ValueError(f"--released_checkpoint True: the authors' weights are not for {metadata.what}")
+    trained = {row for row in rows if row.method in METHODS}
+    if config.prior is not None and (len(trained) > 1 or config.alphas):
+        raise ValueError(f"--prior names one system, but --methods {' '.join(config.methods)} asks for "
+                         f"{len(trained)}; leave --prior out, the folders of --output_path are taken")
+    if config.gtr is not None and len({row.preset for row in rows}) > 1:
+        raise ValueError(f"--gtr names one GTR, but --methods {' '.join(config.methods)} asks for those of "
+                         "several presets; leave --gtr out, the folders of --output_path are taken")
 
 
 def label(name: str, config: EvaluationConfig, alpha: float | None, way: dict[str, Any]) -> str:

@@ -37,9 +37,9 @@ from models.processes import (
 )
 
 # Settings that a run may change when it goes on: none alters what a step computes, beyond rounding.
-CHANGEABLE = {"data_path", "epochs", "num_epochs", "gtr", "alphas", "solver", "steps", "temperature", "annotators_per_pass",
-        "images_per_pass", "recompute", "channels_last", "compile",
-        "checkpoint"}  # what older files call `recompute`
+CHANGEABLE = {"data_path", "epochs", "num_epochs", "gtr", "alphas", "solver", "steps", "temperature",
+              "annotators_per_pass", "images_per_pass", "recompute", "channels_last", "compile",
+              "checkpoint"}  # what older files call `recompute`
 # How scalars are printed whose number alone says little.
 TEXTS: dict[str, Callable[[float], str]] = {
     "speed/images_per_second": lambda value: f"{value:.3g} images/s",
@@ -50,7 +50,7 @@ DIFFERENCES = {"gtr_weights": "over another GTR", "training_images": "on other i
 
 
 class Batches(Protocol):
-    """This process's share of batch number `step`, a function of (seed, step); len() steps make an epoch."""
+    """This process's part of batch number `step`, a function of (seed, step); len() steps make an epoch."""
 
     def __len__(self) -> int: ...
     def __call__(self, step: int) -> tuple[Tensor, ...]: ...
@@ -82,7 +82,7 @@ class State:
 
     def saved(self) -> dict[str, Any]:
         """What a checkpoint keeps."""
-        return {one.name: getattr(self, one.name) for one in fields(self) if one.name != "unread"}
+        return {kept.name: getattr(self, kept.name) for kept in fields(self) if kept.name != "unread"}
 
 
 def train_loop(model: nn.Module, losses: Callable[..., Iterable[dict[str, Tensor]]],
@@ -91,8 +91,9 @@ def train_loop(model: nn.Module, losses: Callable[..., Iterable[dict[str, Tensor
                optimization: OptimizerConfig, processes: Processes) -> None:
     """Trains `model` in place up to `epochs`, going on from folder/last.pt if there is one.
 
-    losses(done, *batch): pieces of the loss of a batch (image, masks, ...) before which a share `done` of all
-    steps was taken, each a dict of "loss" and of terms to log; the pieces' sum is the batch's mean. validate(model) sees the averaged weights, if there are any.
+    losses(done, *batch): pieces of the loss of a batch (image, masks, ...) before which a fraction `done` of
+    all steps was taken, each a dict of "loss" and of terms to log; the pieces' sum is the batch's mean.
+    validate(model) sees the averaged weights, if there are any.
     about: what every checkpoint says of itself, see `loading.describe`. optimization: the learning rate and
     its schedule, clipping and averaging.
     Raises ValueError if the folder is in use or holds a run with other settings; NonFiniteLoss naming the
@@ -110,12 +111,14 @@ def train_loop(model: nn.Module, losses: Callable[..., Iterable[dict[str, Tensor
 
         # Resume.
         if (folder / "last.pt").exists():
-            resume(folder / "last.pt", about, model, average, optimizer, state, len(batches), measure_of(config))
-        processes.agree((state.step, checkpoint.fingerprint(model)), "where the run stands (step, weights)")
+            resume(folder / "last.pt", about, model, average, optimizer, state, len(batches),
+                   measure_of(config))
+        processes.check_same((state.step, checkpoint.fingerprint(model)),
+                             "where the run stands (step, weights)")
         if state.epoch >= epochs:
             print(f"{folder}: already trained for {epochs} epochs; raise the number of epochs to go on")
             return
-        # What a lost epoch logged is hidden; a finished one's scalars carry the number of its last step.
+        # What a lost epoch logged is hidden; a finished epoch's scalars carry the number of its last step.
         purge = state.step + (0 if state.totals else 1)
         timed_from, timer = state.step + UNTIMED_STEPS, 0.0
 
@@ -142,7 +145,8 @@ def train_loop(model: nn.Module, losses: Callable[..., Iterable[dict[str, Tensor
                         (weight * piece["loss"]).backward()
                         for name, value in piece.items():
                             terms[name] = terms.get(name, 0) + weight * value.detach()
-                    gradients = [one.grad for one in model.parameters() if one.grad is not None]
+                    gradients = [parameter.grad for parameter in model.parameters()
+                                 if parameter.grad is not None]
                     processes.sum([*terms.values(), *gradients])
                     terms["gradient_norm"] = norm = torch.nn.utils.get_total_norm(gradients)
                     if optimization.clip:
@@ -172,10 +176,10 @@ def train_loop(model: nn.Module, losses: Callable[..., Iterable[dict[str, Tensor
                 read_terms(state, batches, folder)
                 if state.images or state.totals:
                     scalars = epoch_means(state, optimizer, config)
-                    seconds, share = time.perf_counter() - started, len(steps) / len(batches)
-                    if share:  # 0: resumed after the epoch's last step
-                        scalars["speed/images_per_second"] = state.images * share / seconds
-                        scalars["speed/hours_left"] = (epochs - epoch) * seconds / share / 3600
+                    seconds, fraction = time.perf_counter() - started, len(steps) / len(batches)
+                    if fraction:  # 0: resumed after the epoch's last step
+                        scalars["speed/images_per_second"] = state.images * fraction / seconds
+                        scalars["speed/hours_left"] = (epochs - epoch) * seconds / fraction / 3600
                     scalars["memory/peak_GiB"] = peak_memory() / 2**30
                     log(f"epoch {epoch}/{epochs}", scalars, board, folder, state.step)
                     state.images, state.totals = 0, {}
@@ -185,11 +189,12 @@ def train_loop(model: nn.Module, losses: Callable[..., Iterable[dict[str, Tensor
                     save("last.pt")
                     if board is not None:
                         with memory_advice("in validation: a smaller --val_samples (in proportion)"):
-                            found = validate(model if average is None else average.module)
-                        board.add_image("validation/samples", found.picture, state.step, dataformats="HWC")
-                        scores = {f"validation/{name}": value for name, value in found.scores.items()}
+                            validation = validate(model if average is None else average.module)
+                        board.add_image("validation/samples", validation.picture, state.step,
+                                        dataformats="HWC")
+                        scores = {f"validation/{name}": value for name, value in validation.scores.items()}
                         log(f"epoch {epoch} validation", scores, board, folder, state.step)
-                        state.epoch, score = epoch, next(iter(found.scores.values()))
+                        state.epoch, score = epoch, next(iter(validation.scores.values()))
                         if score < state.best:
                             state.best = score
                             save("best.pt")
@@ -204,9 +209,10 @@ def train_loop(model: nn.Module, losses: Callable[..., Iterable[dict[str, Tensor
 
 
 def settle_precision(config: FlowConfig, folder: Path, device: torch.device) -> FlowConfig:
-    """The settings of a flow with what --amp auto comes to: what the run in `folder` began with, if there is one.
+    """The settings of a flow with what --amp auto comes to.
 
-    Else bfloat16 where the device computes in it. Says which, unless it is what it always was."""
+    That is what the run in `folder` began with, if there is one, else bfloat16 where the device computes in
+    it. Prints which, unless it is float32 on a device that has no bfloat16."""
     if config.amp != "auto" or config.method not in FLOWS:
         return config
     usual, last = str(in_bfloat16("auto", device)), folder / "last.pt"
@@ -224,17 +230,17 @@ def duration_text(seconds_per_step: float, steps: int) -> str:
     text = f"about {time_text(seconds)} for {steps:,} steps on this machine, without validation"
     if seconds <= 24 * 3600:
         return text
-    return (f"{text}. More than a day; what makes it affordable: fewer epochs (--epochs of GTR, --num_epochs), "
-            "a narrower --dim, --crop, several GPUs (torchrun --nproc_per_node 4)")
+    return (f"{text}. More than a day; what makes it affordable: fewer epochs (--epochs of GTR, "
+            "--num_epochs), a narrower --dim, --crop, several GPUs (torchrun --nproc_per_node 4)")
 
 
 def measure_of(config: LoopConfig) -> dict[str, int]:
-    """By what validation scores are found: those of another number of images, samples or steps are others."""
+    """What a validation score is measured with; scores of other images, samples or steps do not compare."""
     return {"images": config.val_images, "samples": config.val_samples, "steps": config.val_steps}
 
 
 def learning_rate(optimization: OptimizerConfig, done: float) -> float:
-    """Of a step before which a share `done`, in [0, 1), of all steps was taken."""
+    """The learning rate of a step before which a fraction `done`, in [0, 1), of all steps was taken."""
     falling = (1 + math.cos(math.pi * done)) / 2 if optimization.schedule == "cosine" else 1.0
     return optimization.lr * falling
 
@@ -263,23 +269,25 @@ def snapshot(about: dict[str, Any], model: nn.Module, average: AveragedModel | N
 
 
 def resume(path: Path, about: dict[str, Any], model: nn.Module, average: AveragedModel | None,
-           optimizer: torch.optim.Optimizer, state: State, steps_per_epoch: int, measure: dict[str, int]) -> None:
+           optimizer: torch.optim.Optimizer, state: State, steps_per_epoch: int, measure: dict[str, int]
+           ) -> None:
     """Fills model, average, optimizer and state from a checkpoint, after checking that it is the same run."""
     content = checkpoint.load(path, about["stage"])
-    theirs, ours = content["config"], about["config"]
+    trained, current = content["config"], about["config"]
     # More epochs would move a falling learning rate, and where the energy score takes over.
-    fixed_length = ours.get("schedule", "constant") != "constant" or ours.get("loss", "nll") != "nll"
+    fixed_length = current.get("schedule", "constant") != "constant" or current.get("loss", "nll") != "nll"
     changeable = CHANGEABLE - {"epochs", "num_epochs"} if fixed_length else CHANGEABLE
     refuse_removed(content, path)
     if about["stage"] in BASELINES:  # which are in float32, whatever it says
         changeable = changeable | {"amp"}
-    names = sorted((theirs.keys() | ours.keys()) - changeable - REMOVED.keys())
+    names = sorted((trained.keys() | current.keys()) - changeable - REMOVED.keys())
     # What runs did before there was a setting is its default.
     kinds = (Metadata, GTRConfig if about["stage"] == "GTR" else FlowConfig)
-    theirs = {setting.name: setting.default for kind in kinds for setting in fields(kind)} | theirs
-    theirs = {name: str(value) if name == "amp" else value for name, value in theirs.items()}  # once a boolean
-    different = [DIFFERENCES.get(name) or f"{name} {theirs.get(name)} there, {ours.get(name)} here"
-                 for name in names if theirs.get(name) != ours.get(name)]
+    trained = {setting.name: setting.default for kind in kinds for setting in fields(kind)} | trained
+    # --amp was a boolean once.
+    trained = {name: str(value) if name == "amp" else value for name, value in trained.items()}
+    different = [DIFFERENCES.get(name) or f"{name} {trained.get(name)} there, {current.get(name)} here"
+                 for name in names if trained.get(name) != current.get(name)]
     if different:
         raise ValueError(f"{path}: a run with other settings ({'; '.join(different)}); use those, "
                          "another --output_path, or delete the folder")
@@ -298,8 +306,8 @@ def resume(path: Path, about: dict[str, Any], model: nn.Module, average: Average
     print(f"{path}: going on after step {state.step}")
     if content.get("measure", measure) != measure and state.best < math.inf:
         state.best = math.inf
-        print(f"{path}: validated otherwise until now ({content['measure']} there, {measure} here), so scores do not "
-              "compare: best.pt is chosen anew from the next validation on")
+        print(f"{path}: validated otherwise until now ({content['measure']} there, {measure} here), so "
+              "scores do not compare: best.pt is chosen anew from the next validation on")
 
 
 def read_terms(state: State, batches: Batches, folder: Path) -> None:
@@ -309,10 +317,10 @@ def read_terms(state: State, batches: Batches, folder: Path) -> None:
     (step, terms), state.unread = state.unread, None
     values = dict(zip(terms, torch.stack(list(terms.values())).tolist()))
     if not all(map(math.isfinite, values.values())):
-        found = ", ".join(f"{name} {value:g}" for name, value in values.items())
+        terms_text = ", ".join(f"{name} {value:g}" for name, value in values.items())
         last = folder / "last.pt"
         saved = f"{last} is from before this step. " if last.exists() else ""
-        raise NonFiniteLoss(f"step {step}: {found} on the images {'; '.join(batches.ids(step))}. {saved}"
+        raise NonFiniteLoss(f"step {step}: {terms_text} on the images {'; '.join(batches.ids(step))}. {saved}"
                             "Lower --lr, look at these images, or pass --skip_nonfinite True to leave such "
                             "batches out")
     images = batches.size(step)
@@ -326,7 +334,7 @@ def stop(signals: list[int], model: nn.Module, state: State, config: LoopConfig,
     """Saves and exits with the code that a shell gives for the signal."""
     save("last.pt")
     # The first to exit ends the others: here all wait until the checkpoint is written.
-    processes.agree((state.step, checkpoint.fingerprint(model)), "what was trained (step, weights)")
+    processes.check_same((state.step, checkpoint.fingerprint(model)), "what was trained (step, weights)")
     kept = "saved; the same command goes on from here" if config.save_model else "nothing saved"
     leave(signals or [signal.SIGTERM], f" after step {state.step}: {kept}", quiet=not processes.first)
 

@@ -49,13 +49,14 @@ class UNet(nn.Module):
         for below, filters in zip(reversed(num_filters[1:]), reversed(num_filters[:-1])):
             self.ups.append(nn.ConvTranspose2d(below, filters, 2, stride=2) if up == "transposed"
                             else Bilinear())
-            risen = filters if up == "transposed" else below
-            self.up_blocks.append(ConvBlock(risen + filters, filters, convs))
+            # Bilinear upsampling keeps the channels of the level below.
+            upsampled = filters if up == "transposed" else below
+            self.up_blocks.append(ConvBlock(upsampled + filters, filters, convs))
 
     def forward(self, image: Tensor) -> Tensor:
-        return self.rise(descend(image, self.down_blocks, self.pool))
+        return self.ascend(descend(image, self.down_blocks, self.pool))
 
-    def rise(self, maps: Sequence[Tensor]) -> Tensor:
+    def ascend(self, maps: Sequence[Tensor]) -> Tensor:
         """The features Z of the maps that `descend` gives, from the coarsest up."""
         x, skips = maps[-1], list(maps[:-1])
         for up, block in zip(self.ups, self.up_blocks):

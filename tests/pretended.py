@@ -83,8 +83,8 @@ def checked(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     if on_gpu and func not in (*MOVES, *IN_CPP):
         plain = [one for one in tensors if not isinstance(one, OnCuda) and one.ndim]
         if plain and not (func in INDEXES and isinstance(args[0], OnCuda)):
-            raise RuntimeError(f"{func}: Expected all tensors to be on the same device, but found cuda:0 and a "
-                               f"CPU tensor of shape {tuple(plain[0].shape)}")
+            raise RuntimeError(f"{func}: Expected all tensors to be on the same device, but found cuda:0 and "
+                               f"a CPU tensor of shape {tuple(plain[0].shape)}")
     held_args, held_kwargs = tree_map(
         lambda one: one.held if isinstance(one, OnCuda) else one, (args, kwargs))
     if asked is not None:

@@ -1,4 +1,4 @@
-"""What one adds is one entry of a table: both steps, a test and the pictures run with it, and no other name does."""
+"""What one adds is one entry of a table: both steps, a test and the pictures run with it."""
 
 import json
 
@@ -47,16 +47,19 @@ def roughness(prediction, choice):
 @pytest.fixture
 def added(monkeypatch):
     monkeypatch.setitem(SOURCES, "soft", Source(soft, over_gtr=True, unit_range=True))
-    monkeypatch.setitem(BACKBONES, "layer", lambda channels, config: nn.Conv2d(channels, config.num_filters[0], 1))
+    monkeypatch.setitem(BACKBONES, "layer",
+                        lambda channels, config: nn.Conv2d(channels, config.num_filters[0], 1))
     monkeypatch.setitem(NETWORKS, "plain", lambda config, image_channels: Plain(image_channels))
     monkeypatch.setitem(TERMS, "L_rough", Term(roughness, lambda choice: 0.1))
 
 
-def test_a_source_a_backbone_a_network_and_a_loss_term_are_trained_tested_and_drawn(added, lidc, tmp_path, capsys):
+def test_a_source_a_backbone_a_network_and_a_loss_term_are_trained_tested_and_drawn(
+        added, lidc, tmp_path, capsys):
     where = tiny.where(lidc, tmp_path)
     train_GTR.main([*tiny.GTR, *where, *EPOCH, "--backbone", "layer", "--rank", "3"])
     assert "unet.weight" in checkpoint.load(tmp_path / "GTR" / "best.pt")["model"]
-    train_prior_LIDC.main([*tiny.PRIOR, *where, "--num_epochs", "1", "--source", "soft", "--network", "plain"])
+    train_prior_LIDC.main(
+        [*tiny.PRIOR, *where, "--num_epochs", "1", "--source", "soft", "--network", "plain"])
     printed = capsys.readouterr().out
     assert "L_FM" in printed and "L_rough" in printed
     content = checkpoint.load(tmp_path / "atfm" / "best.pt")

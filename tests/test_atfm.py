@@ -17,7 +17,8 @@ from models.chunks import Chunks
 from models.flags import experiment
 
 SIZE = 8
-NO_MEMORY_FOR_CUBLAS = RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
+NO_MEMORY_FOR_CUBLAS = RuntimeError(
+    "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
 
 
 def seeded(seed=0, device="cpu"):
@@ -269,7 +270,8 @@ def test_another_error_is_not_taken_for_one_of_memory():
 def test_the_largest_map_of_a_pass_is_found_within_its_blocks(guidance, states):
     atfm, (image, _) = system(guidance=guidance), batch()
     of_attention = 3 * 4 * 32 * SIZE**2  # q, k and v of 4 heads of 32 channels, at all pixels
-    assert atfm.largest_map(torch.rand(5, 1, SIZE, SIZE), image[:1].expand(5, -1, -1, -1)) == states * of_attention
+    largest = atfm.largest_map(torch.rand(5, 1, SIZE, SIZE), image[:1].expand(5, -1, -1, -1))
+    assert largest == states * of_attention
 
 
 def test_no_more_states_go_through_the_net_at_once_than_can_be_counted_in_31_bits(monkeypatch):

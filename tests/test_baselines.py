@@ -11,8 +11,8 @@ from models.flags import experiment
 from models.systems import check_flags, ways_to_sample
 
 SMALL = FlowConfig(dim=4, dim_mults=(1,))
-CHANGED = {"amp": True, "alphas": (0.0, 1.0), "alpha": 0.5, "recompute": True, "dice": "thresholded", "steps": 5,
-           "annotators_per_pass": 2, "images_per_pass": 1, "time_scale": 1.0, "guidance": 0.3,
+CHANGED = {"amp": True, "alphas": (0.0, 1.0), "alpha": 0.5, "recompute": True, "dice": "thresholded",
+           "steps": 5, "annotators_per_pass": 2, "images_per_pass": 1, "time_scale": 1.0, "guidance": 0.3,
            "weight_standardization": "none", "solver": "midpoint", "compile": True, "signed": True}
 STEPWISE = {"ccdm", "ab", "cimd", "flow-ssn"}
 

@@ -134,7 +134,8 @@ def test_a_level_of_phiseg_adds_its_logits_to_those_of_the_coarser_ones():
 
 
 def test_mose_is_the_cost_of_the_coupling_and_the_divergence_of_the_gate_from_it():
-    model, (image, masks) = system(MoSE, components=3, draws=2, gamma=0.25, gate_weight=0.5), batch()
+    model = system(MoSE, components=3, component_samples=2, gamma=0.25, gate_weight=0.5)
+    image, masks = batch()
     found = terms(model)
 
     torch.manual_seed(3)

@@ -168,12 +168,14 @@ def test_a_plan_is_of_the_default_settings(what, preset, method, passes, nfe, mo
         monkeypatch.setattr(plan, name, lambda *_: plan.Work([(0.0, 1.0, False)]))
     ours = plan.experiment(what, preset, method)
     second = plan.GPU(1, 1, 1, 1)
-    gtr, flow, test = (3600 * stage.hours(second, plan.Assumed(1, 1, 0)) for stage in plan.stages(ours, 100, 7))
+    assumed = plan.Assumed(1, 1, 0)
+    gtr, flow, test = (3600 * stage.hours(second, assumed) for stage in plan.stages(ours, 100, 7))
     assert gtr == pytest.approx(2 * ours.gtr.epochs * -(-100 // ours.gtr.batchsize))
     assert test == pytest.approx(7 * 5 * 100 * nfe / plan.AT_ONCE)
     steps = ours.flow.num_epochs * -(-100 // ours.flow.batch_size)
     loop = ours.loop
-    validations = -(-ours.flow.num_epochs // loop.validate_every) * loop.val_images * loop.val_samples * loop.val_steps
+    validations = -(-ours.flow.num_epochs // loop.validate_every)
+    validations *= loop.val_images * loop.val_samples * loop.val_steps
     validations *= 2 if method == "cfm" else 1
     assert flow == pytest.approx(steps * (passes + 1) + validations / plan.AT_ONCE)
 
@@ -186,7 +188,8 @@ def test_the_plan_s_table_is_marked_estimated_beside_what_the_authors_measured(c
     assert {name for name in found[0] if ", h" in name} == {f"{name}, h (estimated)" for name in plan.GPUS}
     last = found[-1]
     assert last["authors, s (measured, precision unknown)"] == 113
-    assert 0 < last["bfloat16, s (estimated)"] < last["TF32, s (estimated)"] <= last["float32, s (estimated)"] < 113
+    bfloat16, tf32, float32 = (last[f"{name}, s (estimated)"] for name in ("bfloat16", "TF32", "float32"))
+    assert 0 < bfloat16 < tf32 <= float32 < 113
 
 
 @pytest.mark.slow

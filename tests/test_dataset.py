@@ -399,7 +399,8 @@ def test_operations_on_the_images_do_not_grow_with_the_batch(change):
 
     class Counted(TorchDispatchMode):
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            counts[-1] += any(isinstance(one, torch.Tensor) and one.ndim > 3 for one in tree_leaves((args, kwargs)))
+            counts[-1] += any(isinstance(leaf, torch.Tensor) and leaf.ndim > 3
+                              for leaf in tree_leaves((args, kwargs)))
             return func(*args, **(kwargs or {}))
 
     for b in (2, 16):

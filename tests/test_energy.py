@@ -63,8 +63,10 @@ def test_it_is_unbiased_for_every_number_of_samples():
     exact = expected_score(values, chances)
     torch.manual_seed(0)
     for m in (2, 3, 8):
-        drawn = torch.stack(values)[torch.multinomial(chances, 20_000 * m, replacement=True)].view(-1, m, 4, 4)
-        assert energy_score(drawn, EXPERTS.expand(len(drawn), -1, -1, -1)).item() == pytest.approx(exact, abs=0.01)
+        index = torch.multinomial(chances, 20_000 * m, replacement=True)
+        samples = torch.stack(values)[index].view(-1, m, 4, 4)
+        score = energy_score(samples, EXPERTS.expand(len(samples), -1, -1, -1)).item()
+        assert score == pytest.approx(exact, abs=0.01)
 
 
 def test_repeated_masks_weigh_as_one_expert_each():

@@ -192,8 +192,10 @@ def test_a_flow_per_alpha_and_per_preset_has_a_folder_of_its_own():
 @pytest.mark.parametrize("line, script, label", [
     ("", "gtr", "paper"), ("--epochs 3 --crop 32 --num_filters 4 8 --lr 1e-3", "gtr", "paper"),  # sizes
     ("--preset best", "gtr", "best"), ("--preset released", "flow", "released"), ("", "flow", "paper"),
-    ("--loss energy", "gtr", "custom"), ("--alpha 0.5", "flow", "custom"), ("--dim 8 --amp True", "flow", "paper"),
-    ("--loss energy --mc_samples 16 --ema 0.99 --schedule cosine --temperature 0.8 --dihedral True", "gtr", "best"),
+    ("--loss energy", "gtr", "custom"), ("--alpha 0.5", "flow", "custom"),
+    ("--dim 8 --amp True", "flow", "paper"),
+    ("--loss energy --mc_samples 16 --ema 0.99 --schedule cosine --temperature 0.8 --dihedral True",
+     "gtr", "best"),
     ("--preset best --method ssn", "flow", "best"), ("--preset best --temperature 1", "gtr", "custom"),
 ])
 def test_a_run_says_which_preset_its_settings_are_those_of(line, script, label):
@@ -202,7 +204,8 @@ def test_a_run_says_which_preset_its_settings_are_those_of(line, script, label):
 
 @pytest.mark.parametrize("script, kind", [("flow", FlowConfig), ("test", EvaluationConfig)])
 def test_amp_is_auto_or_a_boolean_as_older_checkpoints_have_it(script, kind):
-    assert [read(line, script)[kind].amp for line in ("", "--amp True", "--amp False")] == ["auto", "True", "False"]
+    lines = ("", "--amp True", "--amp False")
+    assert [read(line, script)[kind].amp for line in lines] == ["auto", "True", "False"]
     assert [kind(amp=old).amp for old in (True, False)] == ["True", "False"]
     with pytest.raises(SystemExit):
         read("--amp half", script)

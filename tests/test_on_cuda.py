@@ -38,8 +38,9 @@ def demo(what, **changes):
 def train(system, losses, batches, validate, folder, config, device):
     optimizer = torch.optim.AdamW(system.parameters(), lr=1e-3)
     before = [one.detach().cpu() for one in system.parameters()]
-    train_loop(system, losses, optimizer, batches, validate, folder=folder, about={"stage": "x", "config": {}}, epochs=1,
-               config=LOOP, seed=0, optimization=config, processes=Processes(device))
+    train_loop(system, losses, optimizer, batches, validate, folder=folder,
+               about={"stage": "x", "config": {}}, epochs=1, config=LOOP, seed=0, optimization=config,
+               processes=Processes(device))
     assert any((one.detach().cpu() != old).any() for one, old in zip(system.parameters(), before))
 
 
@@ -50,7 +51,8 @@ def validation(sample, metadata, device):
 
 
 @pytest.mark.parametrize("what, loss, changes", [
-    ("LIDC_demo", "nll", {"dihedral": True}), ("isic3_demo", "nll", {"augment": True}), ("LIDC_demo", "energy", {})])
+    ("LIDC_demo", "nll", {"dihedral": True}), ("isic3_demo", "nll", {"augment": True}),
+    ("LIDC_demo", "energy", {})])
 def test_step_1(what, loss, changes, cuda, tmp_path):
     metadata = demo(what, **changes)
     config = GTRConfig(ema=0.9, clip=1.0, weight_decay=0.1)
@@ -62,12 +64,14 @@ def test_step_1(what, loss, changes, cuda, tmp_path):
         return [{"loss": monte_carlo_nll(gtr(image).rsample(4, antithetic=True), one_expert(masks))}]
 
     batches = Loader(load(metadata, "train"), 3, 0, cuda, augmentations(metadata))
-    train(gtr, losses, batches, lambda model: validation(model.sample, metadata, cuda), tmp_path, config, cuda)
+    train(gtr, losses, batches, lambda model: validation(model.sample, metadata, cuda), tmp_path, config,
+          cuda)
 
 
 @pytest.mark.parametrize("method", FLOWS)
 @pytest.mark.parametrize("what, changes", [
-    ("LIDC_demo", {}), ("isic3_demo", {"amp": True, "recompute": True}), ("LIDC_demo", {"dice_over": "batch"})])
+    ("LIDC_demo", {}), ("isic3_demo", {"amp": True, "recompute": True}),
+    ("LIDC_demo", {"dice_over": "batch"})])
 def test_step_2(method, what, changes, cuda, tmp_path):
     metadata = demo(what)
     flow = replace(experiment(what, "paper", method).flow, **SMALL, recompute=changes.get("recompute", False))
@@ -109,7 +113,8 @@ def test_sampling_as_many_states_as_fit(solver, cuda):
 
 def test_st_net_takes_the_norm_for_cuda(cuda, monkeypatch):
     calls, forward = [], SplitNorm.forward
-    monkeypatch.setattr(SplitNorm, "forward", staticmethod(lambda ctx, *inputs: calls.append(1) or forward(ctx, *inputs)))
+    monkeypatch.setattr(SplitNorm, "forward",
+                        staticmethod(lambda ctx, *inputs: calls.append(1) or forward(ctx, *inputs)))
     net = STNet(4, (1, 2)).to(cuda)
     norms = sum(isinstance(one, torch.nn.GroupNorm) for one in net.modules())
     x = torch.rand(1, 1, 8, 8, device=cuda)
@@ -137,7 +142,8 @@ def test_the_check_of_a_gpu_finds_what_is_wrong_on_it(cuda, monkeypatch):
         found = gpu.differences(systems[name], cuda)
         assert all(found[what] <= most for what, most in gpu.RIGHT.items()), (name, found)
     assert gpu.differences(systems["atfm"], cuda)["gradient"] > 0  # by the norm for CUDA
-    monkeypatch.setattr("models.st_net.scaled", lambda x, a, d: 1.05 * x * a[:, :, None, None] + d[:, :, None, None])
+    monkeypatch.setattr("models.st_net.scaled",
+                        lambda x, a, d: 1.05 * x * a[:, :, None, None] + d[:, :, None, None])
     assert gpu.differences(systems["atfm"], cuda)["gradient"] > gpu.RIGHT["gradient"]
 
 

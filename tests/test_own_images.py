@@ -54,7 +54,8 @@ def test_the_flow_draws_from_an_image_of_any_shape_whatever_else_is_drawn(draw, 
     folder = draw(other, path, "--samples", "2", "3", "--seeds", "5", "--steps", "2") / "scan"
     drawn = np.stack([pixels_of(folder / f"sample_0{number}.png") for number in range(3)])
     metadata = replace(experiment("LIDC").metadata, crop=8)
-    atfm = load_flow(run / "atfm" / "best.pt", "atfm", lambda: load_gtr(run / "GTR" / "best.pt", metadata), metadata)
+    atfm = load_flow(run / "atfm" / "best.pt", "atfm", lambda: load_gtr(run / "GTR" / "best.pt", metadata),
+                     metadata)
     generator = torch.Generator().manual_seed(image_seed(5, "/".join(path.parts[-3:])))
     masks = atfm.sample(fitted(read_image(path), 1, 8), 3, 2, generator=generator)[0] >= 0.5
     np.testing.assert_array_equal(drawn, 255 * np.kron(masks, np.ones((1, 2, 3), int)))

@@ -52,7 +52,8 @@ def test_a_user_s_mistake_ends_in_one_line(error, message):
 
 @pytest.mark.parametrize("said", [
     "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
-    "cuDNN error: CUDNN_STATUS_ALLOC_FAILED", "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
+    "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+    "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
     "CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported"])
 def test_cuda_s_libraries_without_memory_end_in_the_same_line(said):
     with pytest.raises(SystemExit) as end, one_line_errors("--batchsize"):
@@ -73,11 +74,13 @@ def test_compile_without_a_compiler_ends_in_one_line(monkeypatch):
 
 
 @pytest.mark.parametrize("said", [
-    "TritonMissing: Cannot find a working triton installation. Either the package is not installed or too old.",
+    "TritonMissing: Cannot find a working triton installation. Either the package is not installed or too "
+    "old.",
     "RuntimeError: Failed to find C compiler. Please specify via CC environment variable.\nmore",
     "Found a card which is too old to be supported by the triton GPU compiler"])
 def test_compile_without_triton_ends_in_one_line(said):
-    with pytest.raises(SystemExit, match="^error: --compile True: .*leave --compile out") as end, one_line_errors():
+    with (pytest.raises(SystemExit, match="^error: --compile True: .*leave --compile out") as end,
+          one_line_errors()):
         raise RuntimeError(f"backend='inductor' raised:\n{said}")
     assert said.splitlines()[0] in end.value.code and "\n" not in end.value.code
 

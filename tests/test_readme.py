@@ -10,7 +10,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "tests" / "benchmarks" / "README.md"]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")),
+         ROOT / "tests" / "benchmarks" / "README.md"]
 TEXTS = "".join(path.read_text() for path in PAGES)
 DOCUMENTS = TEXTS + "".join(path.read_text() for path in sorted(ROOT.glob("*_*.py")))  # scripts' docstrings
 COMMAND = re.compile(r"(?:python|torchrun --nproc_per_node=\d+) "
@@ -53,7 +54,8 @@ def named(pattern):
     return sorted(set(re.findall(pattern, TEXTS)))
 
 
-@pytest.mark.parametrize("name", named(r"`((?:models|metrics|data|fig|metadata_manager)\.(?!(?:py|h5)\b)[\w.]+)"))
+@pytest.mark.parametrize("name", named(
+    r"`((?:models|metrics|data|fig|metadata_manager)\.(?!(?:py|h5)\b)[\w.]+)"))
 def test_a_name_of_the_code_exists(name):
     assert resolve(name) is not None
 

@@ -65,7 +65,8 @@ def to_older_form(path: Path) -> None:
         content["config"]["amp"] = content["config"]["amp"] == "True"
     for name in ("schedule", "clip", "backbone", "network", "loss", "nll_first", "nll_weight", "temperature"):
         content["config"].pop(name, None)
-    content["config"] |= {"groups": 1, "draws": 1, "times": "uniform", "objective": "velocity"}  # since removed
+    # Settings that were removed since.
+    content["config"] |= {"groups": 1, "draws": 1, "times": "uniform", "objective": "velocity"}
     content.pop("preset", None)
     for group in content["optimizer"]["param_groups"]:  # AdamW without weight decay, which is Adam
         group["decoupled_weight_decay"] = True

@@ -24,12 +24,12 @@ def baseline(method: str, channels: int, config: FlowConfig) -> Baseline:
 
     Raises ValueError, naming the flag, for a setting that it does not have."""
     kind = CLASSES[method]
-    for one in fields(FlowConfig):
-        asked = getattr(config, one.name)
-        if one.name not in kind.settings and asked != one.default and asked != "False":  # --amp: they are in float32
-            flag = (one.metadata["flags"] or (f"--{one.name}",))[-1]
-            raise ValueError(f"{flag} {asked}: {method} has no such part; "
-                             "leave it out")
+    for setting in fields(FlowConfig):
+        value = getattr(config, setting.name)
+        # "False" is of --amp: these systems are in float32 anyway.
+        if setting.name not in kind.settings and value != setting.default and value != "False":
+            flag = (setting.metadata["flags"] or (f"--{setting.name}",))[-1]
+            raise ValueError(f"{flag} {value}: {method} has no such part; leave it out")
     return kind(channels, config)
 
 

@@ -44,11 +44,11 @@ class AnalogBits(Diffusion):
 
     def draw(self, image: Tensor, n: int, steps: int, in_chunks: Callable[..., Tensor],
              generator: torch.Generator | None) -> Tensor:
-        seen = image.repeat_interleave(n, dim=0)  # (b * n, c, h, w)
-        x = normal_like(seen[:, :1], generator)
+        images = image.repeat_interleave(n, dim=0)  # (b * n, c, h, w)
+        x = normal_like(images[:, :1], generator)
         guess = torch.zeros_like(x)
         for t, s in pairwise(self.levels(steps)):
             times = x.new_full((len(x),), t / self.T)
-            guess = in_chunks(self.net, x, times, torch.cat([seen, guess], dim=1)).clamp(-1, 1)
+            guess = in_chunks(self.net, x, times, torch.cat([images, guess], dim=1)).clamp(-1, 1)
             x = gaussian_step(x, guess, self.alpha_bar[t], self.alpha_bar[s], normal_like(x, generator))
         return (guess + 1) / 2

@@ -13,9 +13,9 @@ from models.chunks import STATES_ON_CPU, Chunks
 from models.gtr import TrainedOn
 
 STATES_ON_GPU = 16  # estimated, not measured: about 10 GiB for 256x256 pixels at dim 256
-# What all take of a FlowConfig; none heeds `gtr`, but so a loop over methods may pass --gtr to them all.
+# What all take of a FlowConfig; none uses `gtr`, but so a loop over methods may pass --gtr to them all.
 SETTINGS = {"method", "gtr", "num_epochs", "batch_size", "experts", "dim", "dim_mults",
-            *(one.name for one in fields(OptimizerConfig))}
+            *(setting.name for setting in fields(OptimizerConfig))}
 
 
 class Baseline(nn.Module):
@@ -51,7 +51,7 @@ class Baseline(nn.Module):
         return trained
 
     def nfe(self, steps: int | None = None) -> int:
-        """Of its network, per sample; a decoder counts as its network."""
+        """Network evaluations per sample; a decoder counts as the network."""
         return steps or self.steps or 1
 
     def sample(self, image: Tensor, n: int, steps: int | None = None,
@@ -62,6 +62,6 @@ class Baseline(nn.Module):
         raise NotImplementedError
 
     def parts(self, image: Tensor, batch_size: int | None) -> Callable[..., Tensor]:
-        """in_chunks(net, *states): the net's output, found for at most `batch_size` states at a time."""
+        """in_chunks(net, *states): the net's output, computed for at most `batch_size` states at a time."""
         usual = STATES_ON_CPU if image.device.type == "cpu" else STATES_ON_GPU
         return partial(self.in_chunks, usual if batch_size is None else batch_size)

@@ -44,11 +44,11 @@ class CCDM(Diffusion):
 
     def draw(self, image: Tensor, n: int, steps: int, in_chunks: Callable[..., Tensor],
              generator: torch.Generator | None) -> Tensor:
-        seen = image.repeat_interleave(n, dim=0)  # (b * n, c, h, w)
-        x = torch.bernoulli(torch.full_like(seen[:, :1], 0.5), generator=generator)
+        images = image.repeat_interleave(n, dim=0)  # (b * n, c, h, w)
+        x = torch.bernoulli(torch.full_like(images[:, :1], 0.5), generator=generator)
         for t, s in pairwise(self.levels(steps)):
-            logits = in_chunks(self.net, x, x.new_full((len(x),), t / self.T), seen)
-            if s:
+            logits = in_chunks(self.net, x, x.new_full((len(x),), t / self.T), images)
+            if s:  # of x_0 the more likely label is taken: no noise at the end
                 _, log_on = log_reverse(x, logits, self.alpha_bar[t], self.alpha_bar[s])
                 x = torch.bernoulli(log_on.exp().clamp(max=1), generator=generator)
         return logits.sigmoid()

@@ -53,13 +53,13 @@ class CIMD(Diffusion):
     def draw(self, image: Tensor, n: int, steps: int, in_chunks: Callable[..., Tensor],
              generator: torch.Generator | None) -> Tensor:
         p = self.prior(image)
-        mean, deviation = p.mean.repeat_interleave(n, dim=0), p.std.repeat_interleave(n, dim=0)
-        e = mean + deviation * normal_like(mean, generator)
-        seen = with_planes(image.repeat_interleave(n, dim=0), e)  # (b * n, c + latents, h, w)
-        x = normal_like(seen[:, :1], generator)
+        mean, std = p.mean.repeat_interleave(n, dim=0), p.std.repeat_interleave(n, dim=0)
+        e = mean + std * normal_like(mean, generator)
+        condition = with_planes(image.repeat_interleave(n, dim=0), e)  # (b * n, c + latents, h, w)
+        x = normal_like(condition[:, :1], generator)
         for t, s in pairwise(self.levels(steps)):
             to_t, to_s = self.alpha_bar[t], self.alpha_bar[s]
-            z = in_chunks(self.net, x, x.new_full((len(x),), t / self.T), seen)
+            z = in_chunks(self.net, x, x.new_full((len(x),), t / self.T), condition)
             x_0 = ((x - (1 - to_t).sqrt() * z) / to_t.sqrt()).clamp(-1, 1)
             x = gaussian_step(x, x_0, to_t, to_s, normal_like(x, generator))
         return (x_0 + 1) / 2

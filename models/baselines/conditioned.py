@@ -47,8 +47,8 @@ class ConditionedSSN(SSN):
     def draw(self, image: Tensor, n: int, in_chunks: Callable[..., Tensor],
              generator: torch.Generator | None) -> Tensor:
         styles, index = random_styles(image, n, generator)
-        each = self.gaussian(self.net.unet(image)[rows_of(image, STYLES)], styles)  # b * 3 rows
-        samples = each.sample(n, generator)  # (b * 3, n, h, w), of which one in three is taken
+        gaussian = self.gaussian(self.net.unet(image)[rows_of(image, STYLES)], styles)  # b * 3 rows
+        samples = gaussian.sample(n, generator)  # (b * 3, n, h, w), of which one in three is taken
         return samples[index.view(-1, n), torch.arange(n, device=image.device)].flatten(0, 1)
 
 
@@ -64,8 +64,8 @@ class ConditionedProbUNet(ProbUNet):
                ) -> Iterator[dict[str, Tensor]]:
         """As the Probabilistic U-Net's, with the style (b, k) of 0, 1, 2 of each mask."""
         targets, style = targets_with_style(self, image, masks, style)
-        seen = with_planes(image[rows_of(image, targets.shape[1])], one_hot(style.flatten()))
-        yield self.elbo(image, targets, self.prior(seen), seen)
+        condition = with_planes(image[rows_of(image, targets.shape[1])], one_hot(style.flatten()))
+        yield self.elbo(image, targets, self.prior(condition), condition)
 
     def prior_of_samples(self, image: Tensor, n: int, generator: torch.Generator | None) -> DiagonalGaussian:
         styles, index = random_styles(image, n, generator)
@@ -83,8 +83,9 @@ def targets_with_style(system: OneShot, image: Tensor, masks: Tensor, style: Ten
                          "ISIC3 has")
     if system.experts == "all":
         return masks, style
-    both = torch.stack([masks, style[:, :, None, None].expand_as(masks)], dim=2)
-    targets, planes = one_expert(both).unbind(2)  # (b, 1, h, w)
+    # Stacked, so that the random expert of an image is the same for both.
+    masks_and_styles = torch.stack([masks, style[:, :, None, None].expand_as(masks)], dim=2)
+    targets, planes = one_expert(masks_and_styles).unbind(2)  # (b, 1, h, w)
     return targets, planes[:, :, 0, 0].long()
 
 

@@ -48,9 +48,9 @@ class FlowSSN(Stepwise):
              generator: torch.Generator | None) -> Tensor:
         mu = self.mean(image).repeat_interleave(n, dim=0)  # (b * n, 1, h, w)
         x_0 = mu + normal_like(mu, generator)
-        nothing = mu[:, :0]
+        no_image = mu[:, :0]  # the tiny net does not see it
 
         def velocity(x: Tensor, t: float) -> Tensor:
-            return in_chunks(self.net, x, x.new_full((len(x),), t), nothing).sigmoid() - x_0
+            return in_chunks(self.net, x, x.new_full((len(x),), t), no_image).sigmoid() - x_0
 
         return euler(velocity, x_0, steps).clamp(0, 1)

@@ -22,7 +22,7 @@ class DiagonalGaussian:
 
     @classmethod
     def of(cls, parameters: Tensor) -> "DiagonalGaussian":
-        """From a network's output (m, 2 l, ...): the mean, and what softplus turns into the deviation."""
+        """From a network's output (m, 2 l, ...): the mean, then standard deviations before softplus."""
         mean, raw = parameters.chunk(2, dim=1)
         return cls(mean, F.softplus(raw) + MIN_STD)
 

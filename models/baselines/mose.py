@@ -1,7 +1,7 @@
 """MoSE, a mixture of stochastic experts (Gao et al. 2023, arXiv 2212.07328).
 
     y ~ sum_e gate_e(x) f(x, z),  z ~ N(mu_e, sigma_e^2)
-    L = sum_ij P_ij (1 - IoU(s_i, y_j)) + weight KL(P's share of each component, gate(x))
+    L = sum_ij P_ij (1 - IoU(s_i, y_j)) + weight KL(P's mass of each component, gate(x))
 
 s_i are samples of every component, y_j the experts' masks. P couples them: y_j gives away mass 1/k, s_i takes
 at most gamma, the cheapest pairs come first. The mixture's experts are `components` here, since experts are
@@ -11,7 +11,7 @@ stays 1/2 (original: 1 later in training). The components' first means, from -1 
 and the weight of the gate's term are ours. Samples count equally, drawn by the gate (original: or weighted by
 it). The optimizer is the project's (original: Adam 1e-3, halved on a plateau).
 Meant for `--experts all`: with one mask per step P couples the samples to that one. The IoU's best
-compromise between masks in two places is their union; on a toy set 1 of 3 runs came to draw both masks."""
+compromise between masks in two places is their union; on a toy set 1 of 3 runs came to sample both masks."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -24,7 +24,7 @@ from models.baselines.one_shot import OneShot, he_normal, rows_of
 from models.unet import UNet, descend
 
 ENOUGH = 1e-6  # mass that counts as none
-INFLUENCE = 10.0  # of z on features of deviation 1, to begin with; with 1 the components stay alike
+INFLUENCE = 10.0  # of z on features of standard deviation 1, at first; with 1 the components stay alike
 
 
 class MoSE(OneShot):
@@ -34,11 +34,11 @@ class MoSE(OneShot):
 
     def __init__(self, channels: int, config: FlowConfig,
                  components: int = 4,  # original
-                 draws: int = 4,  # original: samples per component in training
+                 component_samples: int = 4,  # original: samples of each component in training
                  gamma: float = 0.5,  # original, at first
                  gate_weight: float = 1.0) -> None:
         super().__init__(channels, config)
-        self.draws, self.gamma, self.gate_weight = draws, gamma, gate_weight
+        self.component_samples, self.gamma, self.gate_weight = component_samples, gamma, gate_weight
         width, deepest = self.filters[0], self.filters[-1]
         self.unet = UNet(channels, self.filters, 2, "max", "transposed")
         self.gate = nn.Sequential(nn.Linear(deepest, deepest), nn.ReLU(), nn.Linear(deepest, components))
@@ -55,22 +55,24 @@ class MoSE(OneShot):
         """L and its two terms, means over the batch, at once; see `OneShot.targets`."""
         targets = self.targets(image, masks)
         features, log_gate = self.features(image)
-        component = torch.arange(len(self.mean), device=image.device).repeat_interleave(self.draws)
-        component = component.repeat(len(image))  # (b * m,), m = components * draws
+        component = torch.arange(len(self.mean), device=image.device)
+        component = component.repeat_interleave(self.component_samples)
+        component = component.repeat(len(image))  # (b * m,), m = components * component_samples
         noise = torch.randn(component.shape, device=image.device)
-        rows = rows_of(image, len(self.mean) * self.draws)
+        rows = rows_of(image, len(self.mean) * self.component_samples)
         samples = self.decode(features[rows], component, noise).sigmoid().unflatten(0, (len(image), -1))
         cost = 1 - soft_iou(samples[:, :, None], targets[:, None])  # (b, m, j)
         coupling = greedy_coupling(cost.detach(), self.gamma)
         transport = (coupling * cost).sum((1, 2)).mean()
-        shares = coupling.sum(2).unflatten(1, (-1, self.draws)).sum(2)  # (b, components)
-        kl = (torch.xlogy(shares, shares) - shares * log_gate).sum(1).mean()
+        # The gate learns how much of the masks each component explains.
+        mass = coupling.sum(2).unflatten(1, (-1, self.component_samples)).sum(2)  # (b, components)
+        kl = (torch.xlogy(mass, mass) - mass * log_gate).sum(1).mean()
         yield {"loss": transport + self.gate_weight * kl, "transport": transport.detach(), "KL": kl.detach()}
 
     def features(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """Features (b, filters[0], h, w) and the logarithm of the gate (b, components)."""
         maps = descend(image, self.unet.down_blocks, self.unet.pool)
-        return self.norm(self.unet.rise(maps)), self.gate(maps[-1].mean((2, 3))).log_softmax(1)
+        return self.norm(self.unet.ascend(maps)), self.gate(maps[-1].mean((2, 3))).log_softmax(1)
 
     def decode(self, features: Tensor, component: Tensor, noise: Tensor) -> Tensor:
         """Logits (m, h, w) of features (m, filters[0], h, w), components (m,) and normal noise (m,)."""
@@ -101,13 +103,13 @@ def greedy_coupling(cost: Tensor, gamma: float) -> Tensor:
     if gamma * m < 1:
         raise ValueError(f"gamma={gamma} for {m} samples: expected gamma * samples of at least 1")
     rows, columns = cost.new_full((b, m), gamma), cost.new_full((b, j), 1 / j)
-    coupling, each = torch.zeros_like(cost), torch.arange(b, device=cost.device)
+    coupling, image = torch.zeros_like(cost), torch.arange(b, device=cost.device)
     for _ in range(j + int(1 / gamma)):  # every time a mask or a sample is done with
         done = (rows < ENOUGH)[:, :, None] | (columns < ENOUGH)[:, None]
         pair = cost.masked_fill(done, math.inf).flatten(1).argmin(1)
         row, column = pair // j, pair % j
-        mass = torch.minimum(rows[each, row], columns[each, column])
-        coupling[each, row, column] += mass
-        rows[each, row] -= mass
-        columns[each, column] -= mass
+        mass = torch.minimum(rows[image, row], columns[image, column])
+        coupling[image, row, column] += mass
+        rows[image, row] -= mass
+        columns[image, column] -= mass
     return coupling

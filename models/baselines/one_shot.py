@@ -1,4 +1,4 @@
-"""What the systems share that draw a mask in one evaluation of their network."""
+"""What the systems with one network evaluation per mask have in common."""
 
 from collections.abc import Callable
 
@@ -35,14 +35,14 @@ class OneShot(Baseline):
         if steps not in (None, 1) or min(n, 1 if batch_size is None else batch_size) < 1:
             raise ValueError(f"steps={steps}, n={n}, batch_size={batch_size}: expected one step (this system "
                              "has no solver), and the numbers to be at least 1")
-        found = self.draw(image, n, self.parts(image, batch_size), generator)
-        return found.view(len(image), n, *image.shape[2:]).sigmoid()
+        logits = self.draw(image, n, self.parts(image, batch_size), generator)
+        return logits.view(len(image), n, *image.shape[2:]).sigmoid()
 
     def draw(self, image: Tensor, n: int, in_chunks: Callable[..., Tensor],
              generator: torch.Generator | None) -> Tensor:
         """Logits of n masks per image, (b * n, h, w).
 
-        in_chunks(net, ...): the net's output for a batch, found a part at a time."""
+        in_chunks(net, ...): the net's output for a batch, computed a part at a time."""
         raise NotImplementedError
 
 
@@ -54,6 +54,6 @@ def rows_of(image: Tensor, n: int) -> Tensor:
 def he_normal(module: nn.Module) -> None:
     """He's initialization of a convolution, for `Module.apply`.
 
-    With torch's own, activations shrink from layer to layer, and latents have no influence to begin with."""
+    With torch's default, activations shrink from layer to layer, and latents have no influence at first."""
     if isinstance(module, nn.Conv2d):
         nn.init.kaiming_normal_(module.weight, nonlinearity="relu")

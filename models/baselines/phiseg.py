@@ -71,14 +71,14 @@ class Likelihood(nn.Module):
 
     def forward(self, latents: Sequence[Tensor]) -> Tensor:
         """Latents (m, latents, h', w') of each level -> a (m, levels, h, w); both the coarsest first."""
-        found: list[Tensor] = []
+        logits: list[Tensor] = []
         x = self.rise[0](enlarge(latents[0], self.enlarged))
         for level, head in enumerate(self.heads):
             if level:
                 y = self.rise[level](enlarge(latents[level], self.enlarged))
                 x = self.join[level - 1](torch.cat([enlarge(x, 2), y], dim=1))
-            found.append(enlarge(head(x), 2 ** (len(self.heads) - 1 - level)))
-        return torch.cat(found, dim=1).cumsum(1)
+            logits.append(enlarge(head(x), 2 ** (len(self.heads) - 1 - level)))
+        return torch.cat(logits, dim=1).cumsum(1)
 
 
 class PHiSeg(OneShot):
@@ -99,13 +99,14 @@ class PHiSeg(OneShot):
         """L and its two terms, means over the batch, at once; see `OneShot.targets`."""
         targets = self.targets(image, masks)
         rows, y = rows_of(image, targets.shape[1]), targets.flatten(0, 1)[:, None]  # (b * j, 1, h, w)
-        of_prior = [one[rows] for one in self.prior.maps(image)]
+        of_prior = [level_map[rows] for level_map in self.prior.maps(image)]
         of_posterior = self.posterior.maps(torch.cat([image[rows], y], dim=1))
         latents: list[Tensor] = []
         kl = image.new_zeros(())
         for level in range(self.levels):
             above = latents[-1] if latents else None
             posterior = self.posterior.gaussian(level, of_posterior, above)
+            # 4^l, where l counts from the finest level and `level` from the coarsest.
             weight = 4 ** (self.levels - 1 - level)
             kl = kl + weight * posterior.kl(self.prior.gaussian(level, of_prior, above)).mean()
             latents.append(posterior.rsample())
@@ -117,14 +118,16 @@ class PHiSeg(OneShot):
     def draw(self, image: Tensor, n: int, in_chunks: Callable[..., Tensor],
              generator: torch.Generator | None) -> Tensor:
         maps, rows = self.prior.maps(image), rows_of(image, n)
-        shapes = [(len(rows), self.latents, *one.shape[2:]) for one in maps[:self.levels]]
+        shapes = [(len(rows), self.latents, *level_map.shape[2:]) for level_map in maps[:self.levels]]
+        # Drawn for all rows here, so that the samples do not depend on how many are decoded at once.
         noise = [torch.randn(shape, device=image.device, generator=generator) for shape in shapes]
 
         def decode(row: Tensor, *noise: Tensor) -> Tensor:
             latents: list[Tensor] = []
+            maps_of_rows = [level_map[row] for level_map in maps]
             for level, normal in enumerate(noise):
                 above = latents[-1] if latents else None
-                latents.append(self.prior.gaussian(level, [one[row] for one in maps], above).at(normal))
+                latents.append(self.prior.gaussian(level, maps_of_rows, above).at(normal))
             return self.likelihood(latents)[:, -1]
 
         return in_chunks(decode, rows, *noise)

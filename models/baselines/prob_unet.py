@@ -31,10 +31,10 @@ class ProbUNet(OneShot):
                  condition_channels: int = 0) -> None:
         super().__init__(channels, config)
         self.latents, self.beta = latents, beta
-        width, seen = self.filters[0], channels + condition_channels
+        width, encoder_channels = self.filters[0], channels + condition_channels
         self.unet = UNet(channels, self.filters, CONVS, "avg", "bilinear")
-        self.prior = Encoder(seen, self.filters, latents, CONVS)
-        self.posterior = Encoder(seen + 1, self.filters, latents, CONVS)
+        self.prior = Encoder(encoder_channels, self.filters, latents, CONVS)
+        self.posterior = Encoder(encoder_channels + 1, self.filters, latents, CONVS)
         self.combine = nn.Sequential(nn.Conv2d(width + latents, width, 1), nn.ReLU(),
                                      nn.Conv2d(width, width, 1), nn.ReLU(), nn.Conv2d(width, 1, 1))
         self.apply(he_normal)
@@ -45,11 +45,11 @@ class ProbUNet(OneShot):
         rows = rows_of(image, targets.shape[1])
         yield self.elbo(image, targets, self.prior(image).rows(rows), image[rows])
 
-    def elbo(self, image: Tensor, targets: Tensor, prior: DiagonalGaussian, seen: Tensor
+    def elbo(self, image: Tensor, targets: Tensor, prior: DiagonalGaussian, condition: Tensor
              ) -> dict[str, Tensor]:
-        """L for targets (b, j, h, w); the prior and what the posterior sees beside them have b * j rows."""
+        """L for targets (b, j, h, w); prior and condition, which the posterior sees too, have b * j rows."""
         y = targets.flatten(0, 1)  # (b * j, h, w)
-        posterior = self.posterior(torch.cat([seen, y[:, None]], dim=1))
+        posterior = self.posterior(torch.cat([condition, y[:, None]], dim=1))
         features = self.unet(image)[rows_of(image, targets.shape[1])]
         logits = self.decode(features, posterior.rsample())
         cross_entropy = F.binary_cross_entropy_with_logits(logits, y, reduction="sum") / len(y)

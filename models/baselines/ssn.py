@@ -2,8 +2,8 @@
 
     logits ~ N(mu(x), D(x) D(x)^T + L(x)),   L = -log 1/M sum_m prod_pixels p(y | logits_m),   M = 20
 
-Deviations: the U-Net is GTR's, its widths are `--dim` times `--dim_mults`, and the smallest variance is its.
-The original draws independent pixels where the covariance cannot be factorised; here nothing is factorised.
+Deviations: the U-Net is GTR's, with widths `--dim` times `--dim_mults`, and so is the smallest variance.
+The original samples independent pixels where the covariance cannot be factorised; here nothing is factorised.
 The optimizer is the project's (original: Adam 1e-3)."""
 
 from collections.abc import Callable, Iterator
@@ -21,7 +21,7 @@ class SSN(OneShot):
 
     def __init__(self, channels: int, config: FlowConfig,
                  rank: int = 10,  # original
-                 mc_samples: int = 20,  # original: M, 10 draws and their negatives
+                 mc_samples: int = 20,  # original: M, 10 samples and their negatives
                  ) -> None:
         super().__init__(channels, config)
         self.net = GTR(channels, self.filters, rank)

@@ -1,7 +1,7 @@
-"""What the systems that sample in steps share: losses over the experts' masks, samples, diffusion schedules.
+"""Systems that sample in steps: losses over the experts' masks, samples, diffusion schedules.
 
 Notation of diffusions: t = 0, ..., T counts noise levels, x_0 is the mask (not the flow's source), x_T noise;
-alpha_bar_t is the share of x_0 that is left at t, alpha_bar_0 = 1; s < t is the level that a step goes to.
+alpha_bar_t is the fraction of x_0 that is left at t, alpha_bar_0 = 1; s < t is the level that a step goes to.
 """
 
 import math
@@ -21,7 +21,7 @@ class Stepwise(Baseline):
     """A system whose sampler takes `steps` steps unless told otherwise, and at most `most_steps`.
 
     channels: of its images.
-    config: of it the experts; "one": a random one per image and step; "all": their mean, one by one.
+    config: its experts; "one": a random expert per image and step; "all": the mean over them.
     A subclass gives `terms` and `draw`; its net is an `STNet`."""
 
     settings = SETTINGS | {"weight_standardization", "time_scale", "recompute"}
@@ -40,7 +40,7 @@ class Stepwise(Baseline):
              generator: torch.Generator | None) -> Tensor:
         """n masks per image as probabilities, (b * n, 1, h, w).
 
-        in_chunks(net, ...): the net's output for a batch, found a part at a time."""
+        in_chunks(net, ...): the net's output for a batch, computed a part at a time."""
         raise NotImplementedError
 
     def losses(self, image: Tensor, masks: Tensor) -> Iterator[dict[str, Tensor]]:
@@ -68,8 +68,8 @@ class Stepwise(Baseline):
         if min(len(image), n, steps, 1 if batch_size is None else batch_size) < 1 or steps > self.most_steps:
             raise ValueError(f"{len(image)} images, n={n}, steps={steps}, batch_size={batch_size}: expected "
                              f"at least 1 of each, and at most {self.most_steps} steps")
-        found = self.draw(image, n, steps, self.parts(image, batch_size), generator)
-        return found.view(len(image), n, *image.shape[2:])
+        probabilities = self.draw(image, n, steps, self.parts(image, batch_size), generator)
+        return probabilities.view(len(image), n, *image.shape[2:])
 
     def _check(self, image: Tensor) -> None:
         if image.ndim != 4 or image.shape[1] != self.channels:
@@ -86,6 +86,7 @@ class Diffusion(Stepwise):
     def __init__(self, channels: int, config: FlowConfig, alpha_bar: Tensor) -> None:
         self.T = len(alpha_bar) - 1
         super().__init__(channels, config, steps=self.T, most_steps=self.T)
+        # Not persistent: it follows the device, but is no weight of a checkpoint.
         self.register_buffer("alpha_bar", alpha_bar, persistent=False)
 
     def draw_levels(self, b: int) -> Tensor:
@@ -125,7 +126,7 @@ def of_betas(betas: Tensor) -> Tensor:
 
 
 def gaussian_step(x_t: Tensor, x_0: Tensor, to_t: Tensor, to_s: Tensor, noise: Tensor) -> Tensor:
-    """A draw of q(x_s | x_t, x_0) where q(x_t | x_0) = N(sqrt(alpha_bar_t) x_0, 1 - alpha_bar_t).
+    """A sample of q(x_s | x_t, x_0) where q(x_t | x_0) = N(sqrt(alpha_bar_t) x_0, 1 - alpha_bar_t).
 
     to_t, to_s: alpha_bar at t and s. noise: standard normal, as x_t. At s = 0 this is x_0. DDPM's Eq. 6-7
     (arXiv 2006.11239)."""

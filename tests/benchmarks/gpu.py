@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 from unittest import mock
 
@@ -251,10 +252,10 @@ def timings(whats: Sequence[str], n: int, repeats: int, device: torch.device, un
             ours = experiment(what)
             steps = ours.flow.steps
             kinds: dict[str, tuple[Callable[[], Callable[[], Any]], int]] = {
-                "flow step": (lambda: flow_step(ours, way, device), 1),
-                f"{n} samples, {steps} steps": (lambda: samples(ours, way, n, device), steps)}
+                "flow step": (partial(flow_step, ours, way, device), 1),
+                f"{n} samples, {steps} steps": (partial(samples, ours, way, n, device), steps)}
             if way == WAYS[0]:  # GTR has none of the choices
-                kinds = {"GTR step": (lambda: gtr_step(ours, device), 1)} | kinds
+                kinds = {"GTR step": (partial(gtr_step, ours, device), 1)} | kinds
             for kind, (build, times) in kinds.items():
                 name = "-" if kind == "GTR step" else way.name
                 row: dict[str, Any] = {"what": what, "work": kind, "way": name}

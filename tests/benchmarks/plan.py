@@ -1,12 +1,12 @@
 """Hours of each stage at its default settings on a GPU, estimated by a roofline from counted operations.
 
 A step of training, and an evaluation of the network in sampling, run here as they are written, on tensors
-without data, with what is done on CUDA: --amp auto, the norm over a whole GPU. Of each operation are counted its
-floating-point operations, if it is a product or a convolution, and the bytes of what it reads and writes. It
-then takes the longer of FLOP / (share x peak) and bytes / (share x bandwidth), but no step is faster than the
-host launches its operations. The peaks are the vendors', dense; the two shares and the time of a launch are
-assumptions: no number here was measured, but for the authors' in the last row. Left out: loading, scoring,
-pictures, GTR's pass in sampling.
+without data, with what is done on CUDA: --amp auto, the norm over a whole GPU. Of each operation are counted
+its floating-point operations, if it is a product or a convolution, and the bytes of what it reads and writes.
+It then takes the longer of FLOP / (share x peak) and bytes / (share x bandwidth), but no step is faster than
+the host launches its operations. The peaks are the vendors', dense; the two shares and the time of a launch
+are assumptions: no number here was measured, but for the authors' in the last row. Left out: loading,
+scoring, pictures, GTR's pass in sampling.
 
     python -m tests.benchmarks.plan
 """
@@ -237,7 +237,8 @@ def authors_row(assumed: Assumed) -> dict[str, Any]:
 
 def main(flags: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    for name, why in (("products", "share of the peak of products"), ("bandwidth", "share of the memory's peak"),
+    for name, why in (("products", "share of the peak of products"),
+                      ("bandwidth", "share of the memory's peak"),
                       ("launch", "seconds of the host per operation")):
         parser.add_argument(f"--{name}", type=float, default=getattr(Assumed, name), help=why)
     parser.add_argument("--what", nargs="+", default=list(IMAGES), help="data sets, of metadata_manager")

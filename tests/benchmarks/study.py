@@ -1,10 +1,10 @@
 """What gains, and how ATFM compares: systems trained for the same time on the same patients of LIDC.
 
-A row is a system or one change of it. Each of its training runs is scored on validation and on test patients and
-leaves one small file, tests/benchmarks/results/<size>/<row>-<seed>.json.gz: scores of every image, configuration,
-commit, hardware and seconds. A run that has its file is not repeated; weights may be lost, results not. The same
-command in a second terminal works beside the first: a run is claimed by one process. About 9 minutes a run and
-seed on one core:
+A row is a system or one change of it. Each of its training runs is scored on validation and on test patients
+and leaves one small file, tests/benchmarks/results/<size>/<row>-<seed>.json.gz: scores of every image,
+configuration, commit, hardware and seconds. A run that has its file is not repeated; weights may be lost,
+results not. The same command in a second terminal works beside the first: a run is claimed by one process.
+About 9 minutes a run and seed on one core:
 
     python -m tests.benchmarks.study run --data_path <lidc .h5 file> --size 32 --seeds 0 1 2
     python -m tests.benchmarks.study tables --output docs/results.md
@@ -98,7 +98,8 @@ ROWS = {
     "nll": Row("Act. GTR, Eq. 5", (_gtr(""),)),
     "nll-flips": Row("Act. GTR, Eq. 5, images flipped and turned", (_gtr(FLIPS),)),
     "best": Row("Act. GTR (best)", (_gtr("--preset best"),), preset="best"),
-    "best-no-flips": Row("best, images as they are", (_gtr("--preset best --dihedral False"),), preset="best"),
+    "best-no-flips": Row("best, images as they are", (_gtr("--preset best --dihedral False"),),
+                         preset="best"),
     "best-temperature-1": Row("best without temperature", (), preset="best", like="best", temperature=1.0),
     "best-m-8": Row("best with m = 8", (_gtr("--preset best --mc_samples 8"),), preset="best"),
     "best-nll-all": Row("best without the energy score", (_gtr("--preset best --loss nll --mc_samples 20"),),
@@ -106,7 +107,8 @@ ROWS = {
     "best-no-nll": Row("best without Eq. 5 at first", (_gtr("--preset best --nll_first 0"),), preset="best"),
     "best-wide": Row("best, twice as wide", (_gtr("--preset best --num_filters 32 64 128"),), preset="best"),
     "atfm": Row("ATFM, paper", (_gtr("", 1 / 3), _atfm("--batch_size 2")), "atfm", steps=25),
-    "atfm-best": Row("ATFM (best), 2 NFE", (_gtr("--preset best", 1 / 3), _atfm("--preset best --batch_size 8")),
+    "atfm-best": Row("ATFM (best), 2 NFE",
+                     (_gtr("--preset best", 1 / 3), _atfm("--preset best --batch_size 8")),
                      "atfm", preset="best", steps=2),
     "mose": _rival("mose"),
     "mose-flips": replace(_rival("mose", FLIPS), title="mose, images flipped and turned"),
@@ -137,12 +139,13 @@ def cpu_seconds(call: Callable[[], Any]) -> float:
     return time.process_time() - start
 
 
-def seconds_per_epoch(stage: Stage, common: Sequence[str], images: int, folder: Path, gtr: Sequence[str]) -> float:
+def seconds_per_epoch(stage: Stage, common: Sequence[str], images: int, folder: Path, gtr: Sequence[str]
+                      ) -> float:
     """CPU seconds of an epoch, from runs of one and of three epochs on 320 images."""
     def run(epochs: int) -> None:
         shutil.rmtree(folder, ignore_errors=True)
-        stage.script.main([*common, *stage.flags.split(), *gtr, stage.epochs_flag, str(epochs), "--limit", "320",
-                           "--validate_every", "9", "--output_path", str(folder)])
+        stage.script.main([*common, *stage.flags.split(), *gtr, stage.epochs_flag, str(epochs),
+                           "--limit", "320", "--validate_every", "9", "--output_path", str(folder)])
 
     short, long = cpu_seconds(lambda: run(1)), cpu_seconds(lambda: run(3))
     return (long - short) / 2 * images / 320
@@ -162,7 +165,8 @@ def train(row: Row, seed: int, minutes: float, common: Sequence[str], folder: Pa
         flags = [*common, *stage.flags.split(), *gtr, "--seed", str(seed), stage.epochs_flag, epochs,
                  "--validate_every", epochs, "--output_path", str(folder)]
         seconds = cpu_seconds(partial(stage.script.main, flags))
-        done[stage.script.__name__] = {"flags": flags[len(common):], "epochs": int(epochs), "cpu_seconds": seconds}
+        done[stage.script.__name__] = {"flags": flags[len(common):], "epochs": int(epochs),
+                                       "cpu_seconds": seconds}
     return done
 
 
@@ -172,9 +176,9 @@ def score(row: Row, metadata: Metadata, folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for split, count in IMAGES.items():
         images = load(metadata, "val" if split == "validation" else "test").spread(count)
+        of_control = partial(control, validation=lambda: load(metadata, "val").spread(200), device=CPU)
         system, = load_systems(config, metadata, RunConfig(output_path=str(folder), preset=row.preset), CPU,
-                               partial(control, validation=lambda: load(metadata, "val").spread(200), device=CPU),
-                               images)
+                               of_control, images)
         sample = system.sample
         if row.temperature is not None:
             sample.__self__.temperature = row.temperature
@@ -220,9 +224,10 @@ def run(arguments: argparse.Namespace) -> None:
 
 Results = dict[int, dict[str, Any]]  # seed -> content of a run's file
 TABLES = {  # name of a table -> its size and rows, the first of which is what the others are compared with
-    "gains-32": (32, ("nll", "nll-flips", "best-nll-all", "best", "best-temperature-1", "best-m-8", "best-no-nll",
-                      "best-no-flips", "best-wide")),
-    "systems-32": (32, ("nll", "ssn", "prob-unet", "phiseg", "flow-ssn", "mose", "mose-flips", "atfm", "atfm-best", "best")),
+    "gains-32": (32, ("nll", "nll-flips", "best-nll-all", "best", "best-temperature-1", "best-m-8",
+                      "best-no-nll", "best-no-flips", "best-wide")),
+    "systems-32": (32, ("nll", "ssn", "prob-unet", "phiseg", "flow-ssn", "mose", "mose-flips", "atfm",
+                        "atfm-best", "best")),
     "gains-48": (48, ("nll", "best", "mose", "atfm")),
 }
 SHOWN = ("GED16", "HM-IoU16")
@@ -245,7 +250,8 @@ def scores_of(results: Results, seeds: Sequence[int], split: str, score: str) ->
 def table(size: int, rows: Sequence[str]) -> str:
     """Markdown: means over runs and images, and the difference from the first row, over runs and patients.
 
-    Differences are of the seeds that both rows have, with 95 % intervals; a row without a file is "not run"."""
+    Differences are of the seeds that both rows have, with 95 % intervals. A row without a file says that it
+    was not run."""
     results = read_results(size)
     against = rows[0]
     head = ["system", "runs", "CPU min", "NFE", "GED16", "HM-IoU16", "empty",
@@ -258,7 +264,8 @@ def table(size: int, rows: Sequence[str]) -> str:
         runs = results[name]
         seeds = sorted(runs)
         first = runs[seeds[0]]
-        minutes = np.mean([sum(stage["cpu_seconds"] for stage in run["stages"].values()) for run in runs.values()]) / 60
+        seconds = [sum(stage["cpu_seconds"] for stage in run["stages"].values()) for run in runs.values()]
+        minutes = np.mean(seconds) / 60
         cells = [ROWS[name].title, str(len(seeds)), f"{minutes:.1f}", str(first["nfe"])]
         cells += [f"{scores_of(runs, seeds, 'test', score).mean():.3f}" for score in SHOWN]
         cells.append(f"{scores_of(runs, seeds, 'test', 'Empty').mean():.2f}")
@@ -275,10 +282,11 @@ def table(size: int, rows: Sequence[str]) -> str:
         lines.append(f"| {' | '.join(cells)} |")
     known = next((run for runs in results.values() for run in runs.values()), None)
     if known is not None:
-        least = {split: floor(np.array(known[split]["scores"]["Experts' diversity"]), np.array(EXPERTS), SAMPLES).mean()
-                 for split in IMAGES}
-        lines.append(f"| perfect sampler (independent readers) | | | | {least['test']:.3f} | | "
-                     f"{np.mean(known['test']['scores']['Experts empty']):.2f} | | | {least['validation']:.3f} | |")
+        least = {split: floor(np.array(known[split]["scores"]["Experts' diversity"]), np.array(EXPERTS),
+                              SAMPLES).mean() for split in IMAGES}
+        empty = np.mean(known["test"]["scores"]["Experts empty"])
+        lines.append(f"| perfect sampler (independent readers) | | | | {least['test']:.3f} | | {empty:.2f} | "
+                     f"| | {least['validation']:.3f} | |")
     return "\n".join(lines) + "\n"
 
 
@@ -318,9 +326,11 @@ def main(flags: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     commands = parser.add_subparsers(dest="command", required=True)
     train_and_test = commands.add_parser("run", help="train and score what has no file yet")
-    train_and_test.add_argument("--data_path", required=True, help="LIDC: an .h5 file or the folder of pickles")
+    train_and_test.add_argument("--data_path", required=True,
+                                help="LIDC: an .h5 file or the folder of pickles")
     train_and_test.add_argument("--size", type=int, default=32, help="centre crop, pixels per side")
-    train_and_test.add_argument("--minutes", type=float, default=6.5, help="of a core, of each row's training")
+    train_and_test.add_argument("--minutes", type=float, default=6.5,
+                                help="of a core, of each row's training")
     train_and_test.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of training")
     train_and_test.add_argument("--rows", nargs="+", default=list(ROWS), choices=ROWS, metavar="ROW",
                                 help=f"which of {', '.join(ROWS)}")
