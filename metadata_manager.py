@@ -4,6 +4,7 @@ Edit PATHS first. Everything else is a default that a flag of the same name over
 models/flags.py. "Paper" is ATFM, arXiv 2511.06857; "released" is its authors' code of November 2025.
 """
 
+import importlib
 import os
 import re
 from dataclasses import dataclass, field, fields, replace
@@ -384,11 +385,6 @@ def best(base: Experiment) -> Experiment:
     return replace(base, metadata=replace(base.metadata, dihedral=True), gtr=gtr, flow=flow)
 
 
-def came_split(folds: set[str]) -> bool:
-    """Whether images came split, by what their ids begin with: train and test, perhaps val, nothing else."""
-    return {"train", "test"} <= folds <= {"train", "val", "test"}
-
-
 def dataset(what: str) -> Metadata:
     """A data set of EXPERIMENTS, at the path of the environment or PATHS; ValueError for another name."""
     if what not in EXPERIMENTS:
@@ -396,3 +392,8 @@ def dataset(what: str) -> Metadata:
                          ".h5 file of your own cases, by data.prepare")
     path = os.environ.get(f"ATFM_{what.upper()}_PATH") or PATHS[what]
     return replace(EXPERIMENTS[what].metadata, data_path=os.path.expanduser(path))
+
+
+def experiment(what: str, preset: str = "paper", method: str | None = None) -> Experiment:
+    """The settings of a data set or file, by `models.flags`, which imports this module and is called late."""
+    return importlib.import_module("models.flags").experiment(what, preset, method)

@@ -35,9 +35,9 @@ from data.store import BLOCK, SUFFIXES, Store, open_store
 from data.volumes import AXES, axis_of, limits_of
 from data.writer import Writer, refuse_foreign
 from fig.canvas import evenly_spaced
-from metadata_manager import came_split
 from metrics.overlap import dice_matrix
 from metrics.program import one_line_errors, path
+from models.flags import came_split
 
 FACTOR = 8  # both networks halve an image's sides up to three times
 LARGEST = 256  # pixels per side, unless --size says otherwise

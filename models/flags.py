@@ -27,7 +27,6 @@ from metadata_manager import (
     Metadata,
     RunConfig,
     best,
-    came_split,
     dataset,
     released,
 )
@@ -67,6 +66,11 @@ def experiment(what: str, preset: str = "paper", method: str | None = None) -> E
         return chosen
     changes = FLOWS[method] | chosen.methods.get(method, {})
     return replace(chosen, flow=replace(chosen.flow, method=method, **changes))
+
+
+def came_split(folds: set[str]) -> bool:
+    """Whether images came split, by what their ids begin with: train and test, perhaps val, nothing else."""
+    return {"train", "test"} <= folds <= {"train", "val", "test"}
 
 
 def _from_file(path: Path) -> Experiment:
