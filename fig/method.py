@@ -12,7 +12,7 @@ TITLE, NAME = 0.25, 0.2  # inches above a row for its groups' titles, below it f
 ARROW = 0.3  # inches for an arrow, between groups of panels and between the rows
 GROUPS = (  # of each of the two rows of nine panels: first panel -> last panel, title
     {0: (1, "experts disagree"), 2: (5, r"GTR: logits $\sim N(\mu, D D^{\mathrm{T}} + L)$"),
-     6: (8, r"samples $x_0$ = sigmoid(logits$ / \tau$)")},
+     6: (8, r"samples $x_0$ = sigmoid(logits)")},
     {0: (4, r"flow: $x_t$ along the velocity $v$ of ST-Net"),
      5: (7, r"masks: $x_1 \geq 0.5$"), 8: (8, "variance")})
 STATES = 5  # of the path, which fill its group

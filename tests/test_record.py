@@ -11,6 +11,7 @@ import torch
 
 import data
 import test_prior_LIDC
+from metadata_manager import RunConfig
 from metrics import Record, evaluate
 from models import GTR, STNet, checkpoint, describe
 from models.flags import experiment
@@ -178,7 +179,7 @@ def test_a_test_at_full_size_killed_three_times_ends_as_the_uninterrupted_one(
     torch.manual_seed(0)
     gtr, net = GTR.of(settings.gtr, 1), STNet.of(settings.flow)
     for stage, model, config in ("GTR", gtr, settings.gtr), ("atfm", net, settings.flow):
-        about = describe(stage, metadata, config, 0, train, None if model is gtr else gtr)
+        about = describe(stage, metadata, config, RunConfig(seed=0), train, None if model is gtr else gtr)
         checkpoint.save(tmp_path / stage / "best.pt", {**about, "model": model.state_dict()})
 
     def command(folder):
