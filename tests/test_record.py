@@ -15,6 +15,7 @@ from metadata_manager import RunConfig
 from metrics import Record, evaluate
 from models import GTR, STNet, checkpoint, describe
 from models.flags import experiment
+from models.gtr import TrainedOn
 from tests import tiny
 from tests.test_evaluation import dataset, noisy
 from tests.tiny import where
@@ -178,6 +179,7 @@ def test_a_test_at_full_size_killed_three_times_ends_as_the_uninterrupted_one(
     train = data.load(metadata, "train")
     torch.manual_seed(0)
     gtr, net = GTR.of(settings.gtr, 1), STNet.of(settings.flow)
+    gtr.trained_on = TrainedOn(128, 1)
     for stage, model, config in ("GTR", gtr, settings.gtr), ("atfm", net, settings.flow):
         about = describe(stage, metadata, config, RunConfig(seed=0), train, None if model is gtr else gtr)
         checkpoint.save(tmp_path / stage / "best.pt", {**about, "model": model.state_dict()})
