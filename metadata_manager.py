@@ -280,7 +280,7 @@ class EvaluationConfig(Config):
     steps: tuple[int, ...] = count((), "numbers of solver steps, a row each (default: the checkpoint's)")
     alphas: tuple[float, ...] = setting((), "flows trained with --alphas, a row each", "[0, inf)")
     samples: tuple[int, ...] = count((16, 32, 100), "n of GED_n, HM-IoU_n, MDM_n (paper: 16, 32, 100)")
-    seeds: tuple[int, ...] = setting((0, 1, 2, 3, 4), "one run of sampling per seed (paper: five runs)")
+    seeds: tuple[int, ...] = setting((0, 1, 2, 3, 4), "a run of sampling each (paper: 5)", "[0, 4294967295]")
     batch_size: int | None = count(None, "states x_t integrated at once; bounds memory (default: as many as "
                                          "a GPU's free memory holds, 8 on a CPU)")
     amp: str = setting("auto", AMP, AMP_CHOICES)

@@ -22,6 +22,10 @@ files that are written                      metrics.files.whole_file; over what 
 paths of flags, errors, terminals           metrics.program
 """
 
+from metrics.program import name_user
+
+name_user()  # torchvision, which is imported below, asks for the user's name
+
 from data.dataset import ExpertDataset, load
 from data.loader import Loader, augment, augmentations, dihedral
 from data.writer import Writer

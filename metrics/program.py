@@ -1,7 +1,9 @@
 """How every command begins and ends: paths with a tilde, any terminal, one line for what a user can mend."""
 
 import argparse
+import getpass
 import io
+import os
 import re
 import sys
 from collections.abc import Iterator
@@ -72,6 +74,14 @@ def out_of_gpu_memory(error: BaseException) -> bool:
     """Whether this says that a GPU's memory did not suffice, in the words of torch or of CUDA's libraries."""
     return isinstance(error, torch.cuda.OutOfMemoryError) or (
         isinstance(error, RuntimeError) and NO_GPU_MEMORY.search(str(error)) is not None)
+
+
+def name_user() -> None:
+    """Whether this says that a GPU's memory did not suffice, in torch's words or in CUDA's libraries' own."""
+    try:
+        getpass.getuser()
+    except (KeyError, OSError):
+        os.environ["LOGNAME"] = f"user{os.getuid()}"
 
 
 def shortened(message: str) -> str:

@@ -1,6 +1,7 @@
 """The way into every command: paths, terminals, and one line for what a user can put right."""
 
 import argparse
+import getpass
 
 import pytest
 
@@ -33,3 +34,15 @@ def test_a_long_reason_of_missing_memory_is_cut():
     with pytest.raises(SystemExit) as end, program.one_line_errors("--size"):
         raise MemoryError("Unable to allocate\n" + "x" * 1000)
     assert len(str(end.value)) < 200 and "\n" not in str(end.value)
+
+
+def test_a_user_without_an_entry_in_passwd_has_a_name(monkeypatch):
+    def unknown(_):
+        raise KeyError("uid not found")
+
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", unknown)
+    program.name_user()
+    assert getpass.getuser().startswith("user")
+    monkeypatch.delenv("LOGNAME")
