@@ -77,7 +77,7 @@ def out_of_gpu_memory(error: BaseException) -> bool:
 
 
 def name_user() -> None:
-    """Whether this says that a GPU's memory did not suffice, in torch's words or in CUDA's libraries' own."""
+    """Gives a user without an entry in passwd, as in a container, a name: torch asks for one."""
     try:
         getpass.getuser()
     except (KeyError, OSError):

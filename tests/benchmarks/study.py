@@ -23,6 +23,7 @@ from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ import train_GTR
 import train_prior_LIDC
 from data import load
 from metadata_manager import EvaluationConfig, Metadata, RunConfig
-from metrics import bootstrap_interval, control, evaluate, two_level_interval, write_text
+from metrics import control, evaluate, two_level_interval, write_text
 from metrics.floor import floor
 from metrics.program import one_line_errors
 from models import load_systems
@@ -291,18 +292,20 @@ def table(size: int, rows: Sequence[str]) -> str:
 
 
 def each_run(size: int, row: str, against: str) -> str:
-    """Markdown: a row minus another in each training run, with 95 % intervals over patients."""
+    """Markdown: a row minus another in each training run, over patients, and in all, over runs and patients."""
     results = read_results(size)
+    both = sorted(results.get(row, {}).keys() & results.get(against, {}).keys())
     lines = [f"| seed | {' | '.join(f'{score}, {split}' for split in IMAGES for score in SHOWN)} |",
              "|---" * (1 + 2 * len(IMAGES)) + "|"]
-    for seed in sorted(results.get(row, {}).keys() & results.get(against, {}).keys()):
-        cells = [str(seed)]
-        for split in IMAGES:
-            for score in SHOWN:
-                difference = (scores_of(results[row], [seed], split, score)
-                              - scores_of(results[against], [seed], split, score))
-                mean, low, high = bootstrap_interval(difference, results[row][seed][split]["groups"])
-                cells.append(f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]")
+    for title, seeds in {**{str(seed): [seed] for seed in both}, "all": both}.items():
+        cells = [title]
+        for split, score in product(IMAGES, SHOWN):
+            if not seeds:
+                continue
+            difference = (scores_of(results[row], seeds, split, score)
+                          - scores_of(results[against], seeds, split, score))
+            mean, low, high = two_level_interval(difference, results[row][seeds[0]][split]["groups"])
+            cells.append(f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]")
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
