@@ -41,6 +41,7 @@ from models import load_systems
 from models.flags import experiment
 from tests.benchmarks import measure
 
+ROOT = Path(__file__).parents[2]
 RESULTS = Path(__file__).parent / "results"
 EXPERTS = 4  # of LIDC
 IMAGES = {"validation": 200, "test": 240}  # evenly spaced over the split, so of all its patients
@@ -292,7 +293,7 @@ def table(size: int, rows: Sequence[str]) -> str:
 
 
 def each_run(size: int, row: str, against: str) -> str:
-    """Markdown: a row minus another in each training run, over patients, and in all, over runs and patients."""
+    """Markdown: a row minus another in each training run, over patients; and in all, over both."""
     results = read_results(size)
     both = sorted(results.get(row, {}).keys() & results.get(against, {}).keys())
     lines = [f"| seed | {' | '.join(f'{score}, {split}' for split in IMAGES for score in SHOWN)} |",
