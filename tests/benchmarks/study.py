@@ -219,7 +219,10 @@ def run(arguments: argparse.Namespace) -> None:
                            **score(row, metadata, folder)}
                 output.parent.mkdir(parents=True, exist_ok=True)
                 temporary = output.with_suffix(".part")
-                temporary.write_bytes(gzip.compress(json.dumps(content).encode(), mtime=0))
+                text = json.dumps(content)  # without where files lie on this machine
+                for place in (Path(arguments.data_path).parent, arguments.output_path.parent):
+                    text = text.replace(f"{place}/", "") if place.is_absolute() else text
+                temporary.write_bytes(gzip.compress(text.encode(), mtime=0))
                 temporary.rename(output)
                 print(f"{output}: written", flush=True)
 
