@@ -5,10 +5,9 @@ from statistics import median_low
 from typing import Protocol
 
 from metadata_manager import EvaluationConfig
-from metrics.program import time_text
+from metrics.program import DAY, time_text
 from metrics.record import SystemRecord
 
-DAY = 24 * 3600
 TIMED_IMAGES = 2  # of each system; the first one also pays for what a device prepares once
 
 

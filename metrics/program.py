@@ -19,6 +19,7 @@ NO_GPU_MEMORY = re.compile(r"_STATUS_ALLOC_FAILED|DEVICE_ALLOCATION_FAILED|CUDA 
 # enough card.
 CANNOT_COMPILE = re.compile(r"No working C\+\+ compiler|Cannot find a working triton"
                             r"|Failed to find C compiler|too old to be supported by the triton")
+DAY = 24 * 3600  # seconds: what takes longer says which flags help
 LONGEST = 390  # characters of a message: a longer one is not read
 
 

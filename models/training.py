@@ -22,7 +22,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from metadata_manager import BASELINES, FLOWS, FlowConfig, GTRConfig, LoopConfig, Metadata, OptimizerConfig
-from metrics.program import memory_advice, time_text
+from metrics.program import DAY, memory_advice, time_text
 from models import checkpoint
 from models.loading import REMOVED, refuse_removed
 from models.processes import (
@@ -228,7 +228,7 @@ def duration_text(seconds_per_step: float, steps: int) -> str:
     """A line on how long the steps that remain take, and over a day on what helps."""
     seconds = seconds_per_step * steps
     text = f"about {time_text(seconds)} for {steps:,} steps on this machine, without validation"
-    if seconds <= 24 * 3600:
+    if seconds <= DAY:
         return text
     return (f"{text}. More than a day; what makes it affordable: fewer epochs (--epochs of GTR, "
             "--num_epochs), a narrower --dim, --crop, several GPUs (torchrun --nproc_per_node 4)")

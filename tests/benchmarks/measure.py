@@ -5,7 +5,6 @@ import math
 import os
 import platform
 import statistics
-import subprocess
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -24,15 +23,6 @@ def machine(device: torch.device) -> dict[str, Any]:
     return {"processor": processor(), "cores": os.cpu_count(), "threads": torch.get_num_threads(),
             "load": round(os.getloadavg()[0], 1), "clock": clock(device), **gpu,
             "python": platform.python_version(), "torch": str(torch.__version__)}
-
-
-def commit() -> str:
-    """The project's commit, with + behind it where files differ from it."""
-    def git(*arguments: str) -> str:
-        return subprocess.run(["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True,
-                              check=True).stdout.strip()
-
-    return git("rev-parse", "--short", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
 
 
 def processor() -> str:

@@ -37,6 +37,7 @@ from metadata_manager import EvaluationConfig, Metadata, RunConfig
 from metrics import control, evaluate, two_level_interval, write_text
 from metrics.floor import floor
 from metrics.program import one_line_errors
+from metrics.provenance import commit
 from models import load_systems
 from models.flags import experiment
 from tests.benchmarks import measure
@@ -215,7 +216,7 @@ def run(arguments: argparse.Namespace) -> None:
                 trained = train(ROWS[row.like] if row.like else row, seed, arguments.minutes, common, folder,
                                 len(load(metadata, "train")))
                 content = {"row": name, "seed": seed, "size": arguments.size, "minutes": arguments.minutes,
-                           "commit": measure.commit(), "machine": measure.machine(CPU), "stages": trained,
+                           "commit": commit(), "machine": measure.machine(CPU), "stages": trained,
                            **score(row, metadata, folder)}
                 output.parent.mkdir(parents=True, exist_ok=True)
                 temporary = output.with_suffix(".part")
