@@ -4,7 +4,6 @@ Edit PATHS first. Everything else is a default that a flag of the same name over
 models/flags.py. "Paper" is ATFM, arXiv 2511.06857; "released" is its authors' code of November 2025.
 """
 
-import importlib
 import os
 import re
 from dataclasses import dataclass, field, fields, replace
@@ -34,28 +33,29 @@ FLOWS: dict[str, dict[str, Any]] = {
 # CFM by its recipe for MMIS and at its network's width; that network's dropout of 0.1 is left out.
 FLOWS["cfm-mmis"] = FLOWS["cfm"] | {"dim": 64, "dim_mults": (1, 2, 4, 4), "batch_size": 24,
                                     "num_epochs": 500, "lr": 1e-4, "ema": 0.9999, "images_per_pass": 8}
-# The systems that they compare with, a file each in models/baselines, at full size trained as in the papers.
+# The systems that they compare with: the class in models/baselines, and how its paper trains it at full size.
 _UNET = {"experts": "one", "dim": 32, "dim_mults": (1, 2, 4, 6)}
 _DIFFUSION = {"experts": "one", "dim": 32, "dim_mults": (1, 2, 4), "schedule": "cosine", "ema": 0.9999}
-BASELINES: dict[str, dict[str, Any]] = {
-    "ssn": {**_UNET, "lr": 1e-3, "batch_size": 12},
-    "prob-unet": {**_UNET, "lr": 1e-4, "batch_size": 12},
-    "phiseg": {**_UNET, "dim_mults": (1, 2, 4, 6, 6, 6, 6), "lr": 1e-3, "batch_size": 12},
-    "mose": {**_UNET, "experts": "all", "lr": 1e-3, "batch_size": 16, "weight_decay": 1e-5},
-    "ccdm": {**_DIFFUSION, "lr": 1e-4, "batch_size": 16},
-    "ab": {**_DIFFUSION, "lr": 1e-4, "batch_size": 16},
-    "cimd": {"experts": "one", "dim": 128, "dim_mults": (1, 2, 4), "lr": 1e-4, "batch_size": 20},
-    "flow-ssn": {**_UNET, "lr": 1e-4, "batch_size": 32, "ema": 0.9999, "clip": 10.0},
-    "c-ssn": {**_UNET, "lr": 1e-4, "batch_size": 6, "weight_decay": 1e-4},
-    "c-prob-unet": {**_UNET, "lr": 1e-4, "batch_size": 6, "weight_decay": 1e-4},
+BASELINES: dict[str, tuple[str, dict[str, Any]]] = {
+    "ssn": ("ssn:SSN", {**_UNET, "lr": 1e-3, "batch_size": 12}),
+    "prob-unet": ("prob_unet:ProbUNet", {**_UNET, "lr": 1e-4, "batch_size": 12}),
+    "phiseg": ("phiseg:PHiSeg", {**_UNET, "dim_mults": (1, 2, 4, 6, 6, 6, 6), "lr": 1e-3, "batch_size": 12}),
+    "mose": ("mose:MoSE", {**_UNET, "experts": "all", "lr": 1e-3, "batch_size": 16, "weight_decay": 1e-5}),
+    "ccdm": ("ccdm:CCDM", {**_DIFFUSION, "lr": 1e-4, "batch_size": 16}),
+    "ab": ("analog_bits:AnalogBits", {**_DIFFUSION, "lr": 1e-4, "batch_size": 16}),
+    "cimd": ("cimd:CIMD", {"experts": "one", "dim": 128, "dim_mults": (1, 2, 4), "lr": 1e-4,
+                           "batch_size": 20}),
+    "flow-ssn": ("flow_ssn:FlowSSN", {**_UNET, "lr": 1e-4, "batch_size": 32, "ema": 0.9999, "clip": 10.0}),
+    "c-ssn": ("conditioned:ConditionedSSN", {**_UNET, "lr": 1e-4, "batch_size": 6, "weight_decay": 1e-4}),
+    "c-prob-unet": ("conditioned:ConditionedProbUNet", {**_UNET, "lr": 1e-4, "batch_size": 6,
+                                                        "weight_decay": 1e-4}),
 }
-METHODS = FLOWS | BASELINES
+METHODS = (*FLOWS, *BASELINES)
 CONTROLS = ("act-gtr-emptied",)  # GTR's samples, simply post-processed
 
 AMP = ("products of ST-Net in bfloat16; auto: on a GPU that has it, not on a CPU; False: the paper's "
        "float32; GTR, losses, statistics of norms and the ODE's state are in float32 always")
 AMP_CHOICES = ("auto", "True", "False")
-LAYOUT = "ST-Net in the layout that CUDA's convolutions are fastest in; with --compile only"
 COMPILE = "torch.compile ST-Net: minutes at the start, faster from then on"
 
 
@@ -112,7 +112,7 @@ class RunConfig(Config):
     trained_as: str = "custom"  # the preset that a training step's settings are those of, see `models.flags`
     seed: int = setting(0, "seed of initialization and of every step's randomness", "[0, 4294967295]")
     device: str = setting("auto", "auto, cpu, cuda, cuda:1, ...; auto takes CUDA when there is one")
-    tf32: bool = setting(True, "on CUDA, round the factors of products to 10 bits: much faster than float32")
+    tf32: bool = setting(True, "on CUDA, convolutions of factors rounded to 10 bits: much faster")
     deterministic: bool = setting(False, "repeat runs bit for bit on CUDA too, slower")
 
 
@@ -223,7 +223,7 @@ def stage_folder(stage: str, preset: str, alpha: float | None = None) -> str:
 class FlowConfig(Objective, OptimizerConfig):
     """Step 2: training the flow, whose velocity is ST-Net, from the frozen GTR, Algorithm 1."""
 
-    method: str = setting("atfm", "the system to train; it sets other settings", tuple(METHODS))
+    method: str = setting("atfm", "the system to train; it sets other settings", METHODS)
     gtr: str | None = setting(None, "folder or checkpoint of step 1 (default: <output_path>/GTR)", path=True)
     num_epochs: int = count(200, "passes over the training images (paper, LIDC: 200; ISIC3: 120)")
     batch_size: int = count(6, "images per step, each with all its annotators (paper, LIDC: 6; ISIC3: 1)")
@@ -240,7 +240,6 @@ class FlowConfig(Objective, OptimizerConfig):
     images_per_pass: int | None = count(None, "images per pass, as annotators_per_pass (default: all)")
     recompute: bool = setting(False, "gradient checkpointing in ST-Net", flags=("--checkpoint",), size=True)
     amp: str = setting("auto", AMP + "; a run that goes on stays as it began", AMP_CHOICES, size=True)
-    channels_last: bool = setting(False, LAYOUT, size=True)
     compile: bool = setting(False, COMPILE, size=True)
 
     def folder(self, preset: str) -> str:
@@ -281,10 +280,9 @@ class EvaluationConfig(Config):
     alphas: tuple[float, ...] = setting((), "flows trained with --alphas, a row each", "[0, inf)")
     samples: tuple[int, ...] = count((16, 32, 100), "n of GED_n, HM-IoU_n, MDM_n (paper: 16, 32, 100)")
     seeds: tuple[int, ...] = setting((0, 1, 2, 3, 4), "a run of sampling each (paper: 5)", "[0, 4294967295]")
-    batch_size: int | None = count(None, "states x_t integrated at once; bounds memory (default: as many as "
-                                         "a GPU's free memory holds, 8 on a CPU)")
+    batch_size: int | None = count(None, "states x_t integrated at once; bounds memory (default: 8 on a CPU, "
+                                         "on a GPU 64 of 128x128 pixels, fewer if memory does not suffice)")
     amp: str = setting("auto", AMP, AMP_CHOICES)
-    channels_last: bool = setting(False, LAYOUT)
     compile: bool = setting(False, COMPILE)
     released_checkpoint: bool = setting(False, "--gtr and --prior are files of weights of the authors' code")
     part: str = setting("1/1", "i/m: test every m-th image from the i-th; when all m parts are done, the "
@@ -392,8 +390,3 @@ def dataset(what: str) -> Metadata:
                          ".h5 file of your own cases, by data.prepare")
     path = os.environ.get(f"ATFM_{what.upper()}_PATH") or PATHS[what]
     return replace(EXPERIMENTS[what].metadata, data_path=os.path.expanduser(path))
-
-
-def experiment(what: str, preset: str = "paper", method: str | None = None) -> Experiment:
-    """The settings of a data set or file, by `models.flags`, which imports this module and is called late."""
-    return importlib.import_module("models.flags").experiment(what, preset, method)

@@ -17,7 +17,6 @@ from metadata_manager import BASELINES, FlowConfig, LoopConfig, Metadata, RunCon
 from metrics import evaluate
 from metrics.program import one_line_errors
 from models import (
-    ATFM,
     GTR,
     Validation,
     baseline,
@@ -54,12 +53,19 @@ def train_system(run: RunConfig, metadata: Metadata, config: FlowConfig, loop: L
     folder = Path(run.output_path) / config.folder(run.preset)
     config = settle_precision(config, folder, device)
 
-    # System: what is trained of it is `trainable`.
+    # System: the flow of Algorithm 1, or an ablation. Its x_0 is the sigmoid of a sample of the frozen GTR
+    # (Eq. 3), its velocity v(x_t, t, image) ST-Net (App. 6).
+    def gtr() -> GTR:
+        stage = stage_folder("GTR", run.preset)
+        return load_gtr(checkpoint.find(config.gtr or Path(run.output_path) / stage, stage), metadata)
+
     seed_step(run.seed, INITIALIZATION)
     if config.method in BASELINES:
         system = baseline(config.method, metadata.channels, config).to(device)
     else:
-        system = atfm(run, metadata, config).to(device)
+        system = flow_of(config, gtr, metadata).to(device)
+        if config.compile:
+            system.net.compile()
     optimizer = torch.optim.AdamW(system.trainable.parameters(), lr=config.lr,
                                   weight_decay=config.weight_decay)
     batches = Loader(train, config.batch_size, run.seed, device, augmentations(metadata),
@@ -77,22 +83,6 @@ def train_system(run: RunConfig, metadata: Metadata, config: FlowConfig, loop: L
                folder=folder, epochs=config.num_epochs, config=loop, seed=run.seed,
                about=describe(config.method, metadata, config, run, train, system.gtr),
                optimization=config, processes=processes)
-
-
-def atfm(run: RunConfig, metadata: Metadata, config: FlowConfig) -> ATFM:
-    """The flow of Algorithm 1, L = L_FM + alpha L_SF, or one of its ablations.
-
-    x_0 = sigmoid of a sample of the frozen GTR (Eq. 3); v(x_t, t, image) is ST-Net (App. 6)."""
-    def gtr() -> GTR:
-        stage = stage_folder("GTR", run.preset)
-        return load_gtr(checkpoint.find(config.gtr or Path(run.output_path) / stage, stage), metadata)
-
-    system = flow_of(config, gtr, metadata)
-    if config.channels_last:
-        system.net.to(memory_format=torch.channels_last)
-    if config.compile:
-        system.compile_net()
-    return system
 
 
 if __name__ == "__main__":

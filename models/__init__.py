@@ -18,9 +18,10 @@ from models.energy import energy_score
 from models.gtr import GTR, LowRankGaussian, monte_carlo_nll
 from models.loading import describe, flow_of, load_flow, load_gtr
 from models.released import load_released
+from models.run import Validation
 from models.st_net import STNet
 from models.systems import load_systems
-from models.training import Validation, settle_precision, train_loop
+from models.training import settle_precision, train_loop
 
 __all__ = ["ATFM", "GTR", "LowRankGaussian", "STNet", "Validation", "baseline", "checkpoint", "describe",
            "energy_score", "flow_of", "load_flow", "load_gtr", "load_released", "load_systems",

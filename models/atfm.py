@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from metadata_manager import GREY, Objective
-from models.chunks import MOST_ELEMENTS, STATES_ON_CPU, Chunks, LargestMap
+from models.chunks import Chunks, states_at_once
 from models.flow import (
     NFE_PER_STEP,
     SOLVERS,
@@ -20,7 +20,7 @@ from models.flow import (
 )
 from models.gtr import GTR, TrainedOn
 from models.losses import TERMS, Prediction
-from models.sources import SOURCES
+from models.sources import SOURCES, source_named
 
 
 class ATFM(nn.Module):
@@ -43,9 +43,7 @@ class ATFM(nn.Module):
                  amp: bool = False) -> None:
         super().__init__()
         self.objective = choice = objective or Objective()
-        if choice.source not in SOURCES:
-            raise ValueError(f"--source {choice.source}: unknown; expected one of {', '.join(SOURCES)}")
-        self.source = source = SOURCES[choice.source]
+        self.source = source = source_named(choice.source)
         if source.over_gtr and gtr is None:
             raise ValueError(f"--source {choice.source} needs a GTR; train one first, or take one of "
                              f"{', '.join(name for name, other in SOURCES.items() if not other.over_gtr)}")
@@ -56,25 +54,15 @@ class ATFM(nn.Module):
         self.gtr = gtr.requires_grad_(False) if gtr is not None and source.over_gtr else None
         self.net = net
         self.annotators_per_pass, self.images_per_pass, self.amp = annotators_per_pass, images_per_pass, amp
-        self._at_once: dict[tuple, int] = {}  # by shape and device, see `states_at_once`
         self.in_chunks = Chunks()
-        self.compiled = self._several = False  # see `compile_net`
+        self.steps = choice.steps  # of the solver, per sample
+        self.per_annotator_loss = choice.per_annotator_loss
 
-    def compile_net(self) -> None:
-        """Has torch.compile make one graph of the net, for every number of states that goes through it."""
-        self.net.compile()
-        self.compiled = True
-
-    def for_sampling(self, amp: bool, channels_last: bool = False, compiled: bool = False) -> "ATFM":
-        """A copy whose net has fixed weights, in the precision and memory layout to sample in.
-
-        channels_last, compiled: faster on CUDA, the first with the second only; either changes results by
-        rounding only."""
-        net = self.net.with_fixed_weights()
-        net.to(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
-        copy = ATFM(self.gtr, net, self.objective, amp=amp).eval()
+    def for_sampling(self, amp: bool, compiled: bool = False) -> "ATFM":
+        """A copy whose net has fixed weights, to sample in a precision; compiled: by torch.compile."""
+        copy = ATFM(self.gtr, self.net.with_fixed_weights(), self.objective, amp=amp).eval()
         if compiled:
-            copy.compile_net()
+            copy.net.compile()
         return copy
 
     def for_validation(self, net: nn.Module) -> "ATFM":
@@ -86,21 +74,10 @@ class ATFM(nn.Module):
         """What is trained and kept; GTR is frozen."""
         return self.net
 
-    @property
-    def per_annotator_loss(self) -> bool:
-        """Whether the loss on the way to an annotator's mask does not depend on the others' masks."""
-        return self.objective.per_annotator_loss
-
-    @property
-    def steps(self) -> int:
-        """Solver steps of a sample."""
-        return self.objective.steps
-
     def nfe(self, steps: int | None = None, solver: str | None = None) -> int:
-        """Of the net, per sample."""
+        """Network evaluations per sample; guidance takes two, one of them without the image."""
         per_step = NFE_PER_STEP[solver or self.objective.solver]
-        fields = 1 if self.objective.guidance == 0 else 2  # guidance: those of the image and of zeros
-        return (steps or self.steps) * per_step * fields
+        return (steps or self.steps) * per_step * (1 if self.objective.guidance == 0 else 2)
 
     @torch.no_grad()
     def sample_source(self, image: Tensor, n: int, generator: torch.Generator | None = None) -> Tensor:
@@ -154,11 +131,11 @@ class ATFM(nn.Module):
         """n masks per image (b, c, h, w) as probabilities (b, n, h, w); a mask is where they are >= 0.5.
 
         steps, solver: the objective's, 25 Euler steps, unless given.
-        One pass of GTR, then the b * n states are integrated in equal parts of at most `batch_size` (default:
+        One pass of GTR, then the net takes the b * n states in equal parts of at most `batch_size` (default:
         `states_at_once`), which bounds memory and changes results by rounding only.
         Raises ValueError for an unknown solver, no steps, no samples or an empty batch.
         """
-        steps = self.objective.steps if steps is None else steps
+        steps = self.steps if steps is None else steps
         solver = solver or self.objective.solver
         if solver not in SOLVERS or min(steps, n, 1 if batch_size is None else batch_size) < 1:
             raise ValueError(f"solver={solver!r}, steps={steps}, n={n}, batch_size={batch_size}: expected "
@@ -166,7 +143,7 @@ class ATFM(nn.Module):
         conditions = self.condition(image).repeat_interleave(n, dim=0)  # (b * n, image_channels, h, w)
         x_0 = self.sample_source(image, n, generator)
         states = x_0.flatten(0, 1)[:, None]
-        at_once = batch_size or self.states_at_once(states, conditions)
+        at_once = batch_size or states_at_once(image)
 
         def velocity(x: Tensor, t: float) -> Tensor:
             return self.in_chunks(at_once, lambda part, condition: self._velocity(condition)(part, t),
@@ -174,38 +151,6 @@ class ATFM(nn.Module):
 
         x_1 = SOLVERS[solver](velocity, states, steps)
         return self._probability(x_1.view_as(x_0)).clamp(0, 1)
-
-    def states_at_once(self, states: Tensor, conditions: Tensor) -> int:
-        """How many states the net should take at once, of those (m, 1, h, w) with images (m, 1, h, w).
-
-        On a CPU `STATES_ON_CPU`. On a GPU as many as fit in 70 % of its free memory, by what two of them
-        take, rounded down to a power of two, so that a little more or less memory changes nothing; and no
-        more than leave the net's largest map with `MOST_ELEMENTS`."""
-        if states.device.type != "cuda":
-            return STATES_ON_CPU
-        shape = (*states.shape[1:], states.device, self.amp)
-        if shape not in self._at_once:
-            self._at_once[shape] = self.as_many_as_fit(states, conditions)
-        return self._at_once[shape]
-
-    def as_many_as_fit(self, states: Tensor, conditions: Tensor) -> int:
-        """How many states fit in 70 % of a GPU's free memory and in `MOST_ELEMENTS`, measured with two."""
-        torch.cuda.reset_peak_memory_stats(states.device)
-        before = torch.cuda.memory_allocated(states.device)
-        self._velocity(conditions[:1].repeat(2, 1, 1, 1))(states[:1].repeat(2, 1, 1, 1), 0.0)
-        each = (torch.cuda.max_memory_allocated(states.device) - before) // 2
-        free, _ = torch.cuda.mem_get_info(states.device)
-        # What torch's allocator holds without a tensor in it is free for us, too.
-        free += torch.cuda.memory_reserved(states.device) - torch.cuda.memory_allocated(states.device)
-        by_memory = 1 << max(0, (free * 7 // (10 * each)).bit_length() - 1)
-        by_index = MOST_ELEMENTS // self.largest_map(states, conditions)
-        return max(1, min(by_memory, by_index))
-
-    def largest_map(self, states: Tensor, conditions: Tensor) -> int:
-        """Elements per state of the largest tensor in a pass of the net: one state is sent through it."""
-        with LargestMap() as largest:
-            self._velocity(conditions[:1])(states[:1], 0.0)
-        return max(1, largest.elements)
 
     def _velocity(self, condition: Tensor) -> Velocity:
         """v(x, t) for one batch of states; guided, if `guidance` is not zero: both fields in one call."""
@@ -223,26 +168,8 @@ class ATFM(nn.Module):
 
     def v(self, x_t: Tensor, t: Tensor, condition: Tensor) -> Tensor:
         """The velocity by the net, in float32; the net runs under autocast if `amp`."""
-        states = self._for_one_graph(x_t, t, condition) if self.compiled else (x_t, t, condition)
         with torch.autocast(x_t.device.type, torch.bfloat16, enabled=self.amp):
-            # Cut to the states that were given: `_for_one_graph` may have added a copy.
-            return self.net(*states).float()[:len(x_t)]
-
-    def _for_one_graph(self, *states: Tensor) -> list[Tensor]:
-        """The same states (m, ...), of which torch.compile takes any number m > 1 in one graph.
-
-        One state is another graph to it, which would cost minutes at an epoch's last batch: where there were
-        several before, it goes in twice."""
-        m = len(states[0])
-        self._several |= m > 1
-        if not self._several:
-            return list(states)
-        # Copies, for a view with its base is another graph, too.
-        copies = [torch.cat([state, state]) if m == 1 else state.clone(memory_format=torch.contiguous_format)
-                  for state in states]
-        for state in copies:
-            torch._dynamo.maybe_mark_dynamic(state, 0)
-        return copies
+            return self.net(x_t, t, condition).float()
 
     def _drop_condition(self, condition: Tensor) -> Tensor:
         """Replaces whole images by zeros, each with probability `condition_dropout`."""

@@ -3,17 +3,23 @@
 import math
 import sys
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from metrics.program import out_of_gpu_memory
 
 STATES_ON_CPU = 8  # more at once leave a CPU's caches and are slower
-MOST_ELEMENTS = 2**31 - 1  # of a map: beyond, CUDA's kernels count in 64 bits, slowly, or not at all
+# 64 states of 128x128 keep a GPU busy. Estimated: 10 GiB at ST-Net's widest, dim 256. And its maps stay below
+# the 2^31 elements beyond which CUDA's kernels are slow or fail.
+PIXELS_ON_GPU = 2**20
+
+
+def states_at_once(image: Tensor) -> int:
+    """How many states of the size of an image (b, c, h, w) go through a network at once, on its device."""
+    if image.device.type == "cpu":
+        return STATES_ON_CPU
+    return max(1, PIXELS_ON_GPU // image[0, 0].numel())
 
 
 class Chunks:
@@ -37,26 +43,3 @@ class Chunks:
         self.most_at_once = math.ceil(math.ceil(m / parts) / 2)
         print(f"out of GPU memory in sampling: going on with {self.most_at_once} states at once")
         return self(at_once, net, *states)
-
-
-class LargestMap(TorchDispatchMode):
-    """While it is active: the elements of the largest tensor that an operation gave.
-
-    torch.compile is left out meanwhile, as its kernels hide what they compute."""
-
-    elements = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        elements = [leaf.numel() for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
-        self.elements = max(self.elements, *elements, 0)
-        return result
-
-    def __enter__(self) -> "LargestMap":
-        self._eager = torch.compiler.set_stance("force_eager")
-        self._eager.__enter__()
-        return super().__enter__()
-
-    def __exit__(self, *error: Any) -> None:
-        super().__exit__(*error)
-        self._eager.__exit__(*error)

@@ -4,6 +4,7 @@ Defaults < preset < method < flags. The defaults depend on three of the flags (-
 which are therefore read first.
 """
 
+# Not tyro (1.0 was tried): it takes help and choices as annotations, and an error becomes a box of lines.
 import argparse
 import json
 import os
@@ -21,9 +22,11 @@ from metadata_manager import (
     FLOWS,
     PRESETS,
     Config,
+    EvaluationConfig,
     Experiment,
     FlowConfig,
     GTRConfig,
+    LoopConfig,
     Metadata,
     RunConfig,
     best,
@@ -38,8 +41,8 @@ from models.st_net import NETWORKS
 # Settings whose choices are the entries of a table: who adds an entry has added the choice.
 TABLES: dict[str, Mapping[str, Any]] = {
     "source": SOURCES, "backbone": BACKBONES, "network": NETWORKS, "solver": SOLVERS}
-TITLES = {"RunConfig": "every script", "Metadata": "data", "GTRConfig": "step 1, GTR",
-          "LoopConfig": "training loop", "FlowConfig": "step 2, the flow", "EvaluationConfig": "test"}
+TITLES = {RunConfig: "every script", Metadata: "data", GTRConfig: "step 1, GTR",
+          LoopConfig: "training loop", FlowConfig: "step 2, the flow", EvaluationConfig: "test"}
 
 
 def experiment(what: str, preset: str = "paper", method: str | None = None) -> Experiment:
@@ -58,9 +61,11 @@ def experiment(what: str, preset: str = "paper", method: str | None = None) -> E
         raise ValueError(f"--preset {preset}: unknown; expected one of {', '.join(PRESETS)}")
     chosen = {"paper": lambda base: base, "released": released, "best": best}[preset](base)
     chosen = replace(chosen, run=replace(chosen.run, preset=preset))
-    if method in BASELINES:  # which take from ATFM's flow only its sizes, in what is `small`
-        recipe = ({name: getattr(base.flow, name) for name in ("batch_size", "lr", "ema", "dim")}
-                  | {"experts": BASELINES[method].get("experts", "all")} if base.small else BASELINES[method])
+    if method in BASELINES:
+        _, recipe = BASELINES[method]
+        if base.small:  # ATFM's own sizes
+            sizes = {name: getattr(base.flow, name) for name in ("batch_size", "lr", "ema", "dim")}
+            recipe = {**sizes, "experts": recipe["experts"]}
         return replace(chosen, flow=FlowConfig(method=method, num_epochs=base.flow.num_epochs, **recipe))
     if method not in FLOWS:
         return chosen
@@ -111,33 +116,29 @@ def parse(argv: Sequence[str] | None, what: str, description: str, *kinds: type[
     first.add_argument("--method", default=None)
     chosen, _ = first.parse_known_args(argv)
 
-    parser = argparse.ArgumentParser(description=description.split("\n\n")[0], allow_abbrev=False,
-                                     formatter_class=_Help)
+    parser = argparse.ArgumentParser(description=description.split("\n\n")[0], allow_abbrev=False)
     try:
         base = experiment(chosen.what, chosen.preset, chosen.method)
     except ValueError as error:
         parser.error(str(error))
-    parser.add_argument("--what", default=what, help=f"name of the dataset: {', '.join(EXPERIMENTS)}; or an "
-                                                      ".h5 file of your own, see data/prepare.py")
+    parser.add_argument("--what", default=what,
+                        help=f"name of the dataset: {', '.join(EXPERIMENTS)}; or an .h5 file of your own, by "
+                             f"data.prepare (default: {what})")
     defaults = [_part(base, kind) for kind in kinds]
     for config in defaults:
-        group = parser.add_argument_group(TITLES[type(config).__name__])
+        group = parser.add_argument_group(TITLES[type(config)])
         for setting in _flags(config):
             _add_flag(group, setting, getattr(config, setting.name))
-    given = parser.parse_args(argv)
-    configs = [replace(config, **{setting.name: getattr(given, setting.name) for setting in _flags(config)})
-               for config in defaults]
-    if getattr(given, "channels_last", False) and not given.compile:
-        raise ValueError("--channels_last True needs --compile True: uncompiled, each GroupNorm on CUDA "
-                         "changes the layout back and each convolution forth; pass both, or neither")
-    # A testing script trains nothing; for a training script, which preset its settings are those of.
-    trained = next((config for config in configs if isinstance(config, GTRConfig | FlowConfig)), None)
-    if trained is None:
-        return configs
-    data = next((config for config in configs if isinstance(config, Metadata)), base.metadata)
-    label = preset_of(chosen.what, chosen.preset, chosen.method, data, trained)
-    return [replace(config, trained_as=label) if isinstance(config, RunConfig) else config
-            for config in configs]
+    given = {name: tuple(value) if isinstance(value, list) else value
+             for name, value in vars(parser.parse_args(argv)).items()}
+    configs: dict[type[Config], Any] = {
+        type(config): replace(config, **{setting.name: given[setting.name] for setting in _flags(config)})
+        for config in defaults}
+    trained = configs.get(GTRConfig) or configs.get(FlowConfig)
+    if trained is not None:  # a testing script trains nothing
+        label = preset_of(chosen.what, chosen.preset, chosen.method, configs[Metadata], trained)
+        configs[RunConfig] = replace(configs[RunConfig], trained_as=label)
+    return list(configs.values())
 
 
 def preset_of(what: str, asked: str, method: str | None, metadata: Metadata, trained: GTRConfig | FlowConfig
@@ -147,14 +148,10 @@ def preset_of(what: str, asked: str, method: str | None, metadata: Metadata, tra
     for preset in (asked, *PRESETS):
         base = experiment(what, preset, method)
         if all(getattr(config, setting.name) == getattr(_part(base, type(config)), setting.name)
-               for config in (metadata, trained) for setting in _flags(config) if not _is_free(setting)):
+               for config in (metadata, trained) for setting in _flags(config)
+               if not (setting.metadata["size"] or setting.metadata["path"])):
             return preset
     return "custom"
-
-
-def _is_free(setting: Field) -> bool:
-    """Whether another value of a setting is still the same method."""
-    return setting.metadata["size"] or setting.metadata["path"]
 
 
 def _part(experiment_: Experiment, kind: type[Config]) -> Any:
@@ -169,35 +166,17 @@ def _flags(config: Any) -> list[Field]:
 
 def _add_flag(group: argparse._ArgumentGroup, setting: Field, default: Any) -> None:
     kind = (*typing.get_args(setting.type), setting.type)[0]  # int of int, int | None and tuple[int, ...]
-    several: dict[str, Any] = ({"nargs": "+", "action": _Tuple} if typing.get_origin(setting.type) is tuple
-                               else {})
     kind = _boolean if kind is bool else os.path.expanduser if setting.metadata["path"] else kind
     choices = setting.metadata["choices"] or tuple(TABLES.get(setting.name, ())) or None
-    names = setting.metadata["flags"] or (f"--{setting.name}",)
-    help_ = setting.metadata["why"].replace("%", "%%")  # argparse formats its help with %
-    group.add_argument(*names, dest=setting.name, default=default, type=kind, choices=choices, help=help_,
-                       metavar=None if choices and len(choices) < 8 else _placeholder(kind), **several)
-
-
-def _placeholder(kind: Any) -> str:
-    """What --help shows for a value: its kind, not the flag's name again."""
-    return {int: "N", float: "X", _boolean: "True|False", os.path.expanduser: "PATH"}.get(kind, "NAME")
-
-
-class _Help(argparse.ArgumentDefaultsHelpFormatter):
-    """Adds the default of a flag, unless its text gives one in words."""
-
-    def _get_help_string(self, action: argparse.Action) -> str | None:
-        if action.help and ("default:" in action.help or action.default in (None, ())):
-            return action.help
-        return super()._get_help_string(action)
-
-
-class _Tuple(argparse.Action):
-    """Stores the values of a flag as a tuple, like the default."""
-
-    def __call__(self, parser, namespace, values, option_string=None) -> None:
-        setattr(namespace, self.dest, tuple(values))
+    why = setting.metadata["why"].replace("%", "%%")  # argparse formats its help with %
+    if "default:" not in why and default not in (None, ()):
+        why += " (default: %(default)s)"
+    # What --help shows for a value is its kind, not the flag's name again.
+    shown = {int: "N", float: "X", _boolean: "True|False", os.path.expanduser: "PATH"}.get(kind, "NAME")
+    group.add_argument(*setting.metadata["flags"] or (f"--{setting.name}",), dest=setting.name, type=kind,
+                       default=default, choices=choices, help=why,
+                       nargs="+" if typing.get_origin(setting.type) is tuple else None,
+                       metavar=None if choices and len(choices) < 8 else shown)
 
 
 def _boolean(text: str) -> bool:

@@ -8,10 +8,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.distributions import LowRankMultivariateNormal
 
 from metadata_manager import GTRConfig
-from models.products import exact_product
 from models.unet import UNet
 
 MIN_VARIANCE = 2e-5  # added to the diagonal by the released code
@@ -56,14 +54,6 @@ class LowRankGaussian:
     def tempered(self, temperature: float) -> "LowRankGaussian":
         """The same mean, with all standard deviations multiplied by `temperature`."""
         return LowRankGaussian(self.mean, temperature * self.cov_factor, temperature**2 * self.cov_diag)
-
-    def distribution(self) -> LowRankMultivariateNormal:
-        """The same Gaussian over h * w pixels for log_prob and entropy.
-
-        Building it factorises the r x r capacitance matrix; raises torch.linalg.LinAlgError if that fails.
-        """
-        factor = self.cov_factor.flatten(2).transpose(1, 2)  # (b, h * w, r)
-        return LowRankMultivariateNormal(self.mean.flatten(1), factor, self.cov_diag.flatten(1))
 
 
 @dataclass(frozen=True)
@@ -157,6 +147,6 @@ def monte_carlo_nll(logits: Tensor, mask: Tensor) -> Tensor:
                          f"{tuple(logits.shape)}")
     flat = logits.flatten(2)  # (b, m, h * w)
     # The sum of y * logit over pixels is a product of matrices: no (b, m, k, h, w) is held for the gradient.
-    inside = exact_product(flat, masks.flatten(2))  # (b, m, k)
+    inside = flat @ masks.flatten(2).transpose(1, 2)  # (b, m, k)
     log_p = inside - F.softplus(flat).sum(2, keepdim=True)
     return math.log(logits.shape[1]) - log_p.logsumexp(dim=1).mean()

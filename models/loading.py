@@ -8,27 +8,23 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from metadata_manager import (
-    Config,
-    EvaluationConfig,
-    FlowConfig,
-    GTRConfig,
-    Metadata,
-    RunConfig,
-)
+from metadata_manager import BASELINES, Config, FlowConfig, GTRConfig, Metadata, RunConfig
 from models import checkpoint
 from models.atfm import ATFM
 from models.baselines import CLASSES, Baseline
-from models.flags import experiment
 from models.gtr import GTR, TrainedOn
-from models.released import released_flow, released_gtr
-from models.sources import SOURCES
+from models.sources import source_named
 from models.st_net import network
 
 C = TypeVar("C", bound=Config)
 # Settings that runs of earlier versions have, and what the code now always does.
 REMOVED = {"groups": 1, "draws": 1, "times": "uniform", "objective": "velocity", "coupling": "independent",
            "path_noise": 0.0, "condition": "image", "residual": False}
+# Settings that a run may change when it goes on: none alters what a step computes, beyond rounding.
+CHANGEABLE = {"data_path", "epochs", "num_epochs", "gtr", "alphas", "solver", "steps", "temperature",
+              "annotators_per_pass", "images_per_pass", "recompute", "compile",
+              "channels_last", "checkpoint"}  # the last two: in older files, `checkpoint` for `recompute`
+DIFFERENCES = {"gtr_weights": "over another GTR", "training_images": "on other images"}
 
 
 class Images(Protocol):
@@ -90,10 +86,8 @@ def load_flow(path: Path, method: str, gtr: Callable[[], GTR], metadata: Metadat
 
 def flow_of(config: FlowConfig, gtr: Callable[[], GTR], metadata: Metadata) -> ATFM:
     """A flow with an untrained network, as a config describes it, for images of `metadata`."""
-    if config.source not in SOURCES:
-        raise ValueError(f"--source {config.source}: unknown; expected one of {', '.join(SOURCES)}")
-    net = network(config, metadata.flow_channels)
-    return ATFM(gtr() if SOURCES[config.source].over_gtr else None, net, config,
+    over_gtr = source_named(config.source).over_gtr
+    return ATFM(gtr() if over_gtr else None, network(config, metadata.flow_channels), config,
                 annotators_per_pass=config.annotators_per_pass, images_per_pass=config.images_per_pass,
                 amp=config.amp == "True")  # "auto" was settled where the device is known, or is for sampling
 
@@ -121,10 +115,9 @@ def settings_in(content: dict[str, Any], kind: type[C], path: Path) -> C:
 
     A setting that was added since has its default, which is what the code did before. Raises ValueError for a
     setting that was removed since, unless it had the value that the code now always has."""
-    trained = content["config"]
     refuse_removed(content, path)
     known = {setting.name for setting in fields(kind)}  # type: ignore[arg-type]
-    return kind(**{name: value for name, value in trained.items() if name in known})
+    return kind(**{name: value for name, value in content["config"].items() if name in known})
 
 
 def refuse_removed(content: dict[str, Any], path: Path) -> None:
@@ -138,6 +131,28 @@ def refuse_removed(content: dict[str, Any], path: Path) -> None:
                              "any more; use the commit that the run's versions name, or train again")
 
 
+def refuse_other_settings(content: dict[str, Any], current: dict[str, Any], path: Path) -> None:
+    """Raises ValueError unless a run can go on with the settings `current`."""
+    refuse_removed(content, path)
+    changeable = CHANGEABLE | REMOVED.keys()
+    # More epochs would move a falling learning rate, and where the energy score takes over.
+    if current.get("schedule", "constant") != "constant" or current.get("loss", "nll") != "nll":
+        changeable -= {"epochs", "num_epochs"}
+    if content["stage"] in BASELINES:  # which are in float32, whatever it says
+        changeable |= {"amp"}
+    # What runs did before there was a setting is its default.
+    kinds = (Metadata, GTRConfig if content["stage"] == "GTR" else FlowConfig)
+    defaults = {setting.name: setting.default for kind in kinds for setting in fields(kind)}
+    trained = defaults | content["config"]
+    trained["amp"] = str(trained.get("amp"))  # a boolean once
+    different = [DIFFERENCES.get(name) or f"{name} {trained.get(name)} there, {current.get(name)} here"
+                 for name in sorted((content["config"].keys() | current.keys()) - changeable)
+                 if trained.get(name) != current.get(name)]
+    if different:
+        raise ValueError(f"{path}: a run with other settings ({'; '.join(different)}); use those, "
+                         "another --output_path, or delete the folder")
+
+
 def _trained_on(path: Path, content: dict[str, Any], metadata: Metadata | None) -> TrainedOn:
     """What a checkpoint was trained on; raises ValueError if it has another size than `metadata`'s images."""
     trained = content["config"]
@@ -147,37 +162,6 @@ def _trained_on(path: Path, content: dict[str, Any], metadata: Metadata | None) 
                          f"{metadata.side} here; pass the same --crop to all stages")
     return TrainedOn(side, trained["channels"], tuple(content["training_ids"]),
                      tuple(content.get("training_patients", ())), content.get("preset", "custom"), trained)
-
-
-def gtr_for_test(path: Path, config: EvaluationConfig, metadata: Metadata, preset: str, test: Images | None
-                 ) -> GTR:
-    """GTR from our checkpoint, not trained on test images, or from the authors' in the preset's layout."""
-    if config.released_checkpoint:
-        return released_gtr(path, experiment(metadata.what, preset).gtr, metadata)
-    gtr = load_gtr(path, metadata, same_size=test is not None)
-    refuse_overlap(path, gtr.trained_on, test, config.allow_overlap)
-    return gtr
-
-
-def flow_for_test(path: Path, method: str, gtr: Callable[[], GTR], config: EvaluationConfig,
-                  metadata: Metadata, preset: str, test: Images | None) -> ATFM:
-    """A flow from our checkpoint, not trained on test images, or from the authors' in the preset's layout."""
-    if config.released_checkpoint:
-        atfm = flow_of(experiment(metadata.what, preset, method).flow, gtr, metadata)
-        return released_flow(path, atfm, metadata)
-    atfm = load_flow(path, method, gtr, metadata, same_size=test is not None)
-    refuse_overlap(path, atfm.trained_on, test, config.allow_overlap)
-    return atfm
-
-
-def baseline_for_test(path: Path, method: str, config: EvaluationConfig, metadata: Metadata,
-                      test: Images | None) -> Baseline:
-    """A system of models/baselines from our checkpoint, not trained on test images."""
-    if config.released_checkpoint:
-        raise ValueError(f"--released_checkpoint True: not for {method}, only for GTR and the flows")
-    system = load_baseline(path, method, metadata, same_size=test is not None)
-    refuse_overlap(path, system.trained_on, test, config.allow_overlap)
-    return system
 
 
 def refuse_overlap(path: Path, trained_on: TrainedOn, test: Images | None, allowed: bool) -> None:

@@ -41,3 +41,10 @@ SOURCES: dict[str, Source] = {
     "gtr": Source(truncated, over_gtr=True, unit_range=True),
     "normal": Source(standard_normal, over_gtr=False, unit_range=False),
 }
+
+
+def source_named(name: str) -> Source:
+    """The entry of SOURCES; raises ValueError, naming the flag, for another name."""
+    if name not in SOURCES:
+        raise ValueError(f"--source {name}: unknown; expected one of {', '.join(SOURCES)}")
+    return SOURCES[name]

@@ -26,9 +26,11 @@ from models import checkpoint
 from models.atfm import ATFM
 from models.baselines import CLASSES, Baseline
 from models.baselines.stepwise import Stepwise
+from models.flags import experiment
 from models.gtr import GTR, TrainedOn
-from models.loading import Images, baseline_for_test, flow_for_test, gtr_for_test
+from models.loading import Images, flow_of, load_baseline, load_flow, load_gtr, refuse_overlap
 from models.processes import in_bfloat16, precision_of
+from models.released import released_flow, released_gtr
 
 Sampler = Callable[..., Tensor]
 
@@ -128,19 +130,33 @@ class Checkpoints:
         """The GTR of a preset, on the device, and its file."""
         if preset not in self.gtrs:
             path = self.find(self.config.gtr, stage_folder("GTR", preset))
-            gtr = gtr_for_test(path, self.config, self.metadata, preset, self.test)
+            if self.config.released_checkpoint:
+                gtr = released_gtr(path, experiment(self.metadata.what, preset).gtr, self.metadata)
+            else:
+                gtr = load_gtr(path, self.metadata, same_size=self.test is not None)
+            refuse_overlap(path, gtr.trained_on, self.test, self.config.allow_overlap)
             self.gtrs[preset] = gtr.to(self.device), path
         return self.gtrs[preset]
 
     def system(self, row: RowOfMethod, alpha: float | None) -> tuple[ATFM | Baseline, Path]:
         """A system of step 2, on the device, and its file; alpha: of one of several flows."""
         path = self.find(self.config.prior, stage_folder(row.method, row.preset, alpha))
+        same_size = self.test is not None
         system: ATFM | Baseline
-        if row.method in BASELINES:
-            system = baseline_for_test(path, row.method, self.config, self.metadata, self.test)
+
+        def gtr() -> GTR:
+            return self.gtr(row.preset)[0]
+
+        if self.config.released_checkpoint and row.method in BASELINES:
+            raise ValueError(f"--released_checkpoint True: not for {row.method}, only for GTR and the flows")
+        if self.config.released_checkpoint:
+            settings = experiment(self.metadata.what, row.preset, row.method).flow
+            system = released_flow(path, flow_of(settings, gtr, self.metadata), self.metadata)
+        elif row.method in BASELINES:
+            system = load_baseline(path, row.method, self.metadata, same_size)
         else:
-            system = flow_for_test(path, row.method, lambda: self.gtr(row.preset)[0], self.config,
-                                   self.metadata, row.preset, self.test)
+            system = load_flow(path, row.method, gtr, self.metadata, same_size)
+        refuse_overlap(path, system.trained_on, self.test, self.config.allow_overlap)
         return system.to(self.device), path
 
 
@@ -190,7 +206,7 @@ def ways_to_sample(system: ATFM | Baseline, config: EvaluationConfig, amp: bool
                 raise ValueError(f"--steps {steps}: {type(system).__name__} has {system.most_steps} at most")
             yield {"steps": steps}, partial(system.sample, steps=steps, batch_size=config.batch_size)
         return
-    fast = system.for_sampling(amp, config.channels_last, config.compile)
+    fast = system.for_sampling(amp, config.compile)
     for solver, steps in product(config.solver or (system.objective.solver,), numbers):
         way: dict[str, Any] = {"solver": solver, "steps": steps}
         yield way, partial(fast.sample, **way, batch_size=config.batch_size)
@@ -200,7 +216,7 @@ def check_flags(config: EvaluationConfig, methods: Sequence[str]) -> None:
     """Raises ValueError for a flag of a test that none of its systems has."""
     flows = [method for method in methods if method in FLOWS]
     stepwise = [method for method in methods if issubclass(CLASSES.get(method, Baseline), Stepwise)]
-    without_effect = [] if flows else ["solver", "amp", "channels_last", "compile", "alphas"]
+    without_effect = [] if flows else ["solver", "amp", "compile", "alphas"]
     without_effect += [] if flows or stepwise else ["steps"]
     for name in without_effect:
         if getattr(config, name) and getattr(config, name) not in ("auto", "False"):

@@ -18,8 +18,7 @@ aten = torch.ops.aten
 MOVES = (aten._to_copy.default, aten.copy_.default)
 INDEXES = (aten.index.Tensor, aten.index_put_.default)  # take indices on the CPU
 IN_CPP = (aten.index_put.default,)  # of a gradient, whose zeros C++ makes, for which the data's device counts
-ANSWERS = {"is_bf16_supported": True, "memory_allocated": 0, "max_memory_allocated": 2, "memory_reserved": 0,
-           "mem_get_info": (1000, 1000)}
+ANSWERS = {"is_bf16_supported": True, "max_memory_allocated": 2}
 QUIET = ("_lazy_init", "set_device", "synchronize", "reset_peak_memory_stats", "empty_cache",
          "is_current_stream_capturing")  # they give None
 
@@ -44,9 +43,13 @@ class OnCuda(torch.Tensor):
 
     def to(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         kwargs.pop("copy", None)
-        device, dtype, _, layout = torch._C._nn._parse_to(*args, **kwargs)
+        device, dtype, without_waiting, _ = torch._C._nn._parse_to(*args, **kwargs)
         if device is not None and device.type == "cpu":
-            return self.cpu().to(dtype or self.dtype)
+            if not without_waiting:
+                return self.cpu().to(dtype or self.dtype)
+            host = torch.full_like(self.held.detach(), torch.nan)
+            COPIES.append((host, self.held))
+            return host
         change = {"dtype": dtype} if dtype not in (None, self.dtype) else {}
         return aten._to_copy.default(self, **change) if change else self
 
@@ -71,30 +74,42 @@ class OnCuda(torch.Tensor):
 
 
 WAITS: list[str] = []  # what the host had to wait for, since it was cleared
+COPIES: list[tuple[torch.Tensor, torch.Tensor]] = []  # to the host without waiting: (there, its data)
+
+
+class Event:
+    """Until one that was recorded after a copy is waited for, the copy holds NaN."""
+
+    def record(self) -> None:
+        self.copies, COPIES[:] = COPIES[:], []
+
+    def synchronize(self) -> None:
+        for host, data in self.copies:
+            host.copy_(data)
 
 
 def checked(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     """func(*args, **kwargs) on the data, after checking where they lie."""
-    tensors = [one for one in tree_leaves((args, kwargs)) if isinstance(one, torch.Tensor)]
-    on_gpu = [one for one in tensors if isinstance(one, OnCuda)]
+    tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+    on_gpu = [tensor for tensor in tensors if isinstance(tensor, OnCuda)]
     asked = kwargs.get("device")
     if func is aten._local_scalar_dense.default and on_gpu:
         WAITS.append("a number")
     if on_gpu and func not in (*MOVES, *IN_CPP):
-        plain = [one for one in tensors if not isinstance(one, OnCuda) and one.ndim]
+        plain = [tensor for tensor in tensors if not isinstance(tensor, OnCuda) and tensor.ndim]
         if plain and not (func in INDEXES and isinstance(args[0], OnCuda)):
             raise RuntimeError(f"{func}: Expected all tensors to be on the same device, but found cuda:0 and "
                                f"a CPU tensor of shape {tuple(plain[0].shape)}")
     held_args, held_kwargs = tree_map(
-        lambda one: one.held if isinstance(one, OnCuda) else one, (args, kwargs))
+        lambda leaf: leaf.held if isinstance(leaf, OnCuda) else leaf, (args, kwargs))
     if asked is not None:
         held_kwargs["device"] = torch.device("cpu")
     result = func(*held_args, **held_kwargs)
     if func._schema.is_mutable and isinstance(result, torch.Tensor):
-        return next((one for one in on_gpu if one.held is result), result)
+        return next((tensor for tensor in on_gpu if tensor.held is result), result)
     if not on_gpu if asked is None else torch.device(asked).type != "cuda":
         return result
-    return tree_map(lambda one: OnCuda(one) if isinstance(one, torch.Tensor) else one, result)
+    return tree_map(lambda leaf: OnCuda(leaf) if isinstance(leaf, torch.Tensor) else leaf, result)
 
 
 class Pretend(TorchDispatchMode):
@@ -108,7 +123,8 @@ class Pretend(TorchDispatchMode):
 def gpu() -> Iterator[torch.device]:
     """The pretended GPU, while the block runs; its generators are the CPU's."""
     make, make_tensor = torch.Generator, torch.tensor
-    answers = {name: mock.Mock(return_value=one) for name, one in (ANSWERS | dict.fromkeys(QUIET)).items()}
+    answers = {name: mock.Mock(return_value=value)
+               for name, value in (ANSWERS | dict.fromkeys(QUIET)).items()}
 
     def tensor(data: Any, device: Any = None, **settings: Any) -> torch.Tensor:
         made = make_tensor(data, **settings)
@@ -120,7 +136,7 @@ def gpu() -> Iterator[torch.device]:
     before = torch.__future__.get_overwrite_module_params_on_conversion()
     torch.__future__.set_overwrite_module_params_on_conversion(True)
     try:
-        with (mock.patch.multiple(torch.cuda, **answers),
+        with (mock.patch.multiple(torch.cuda, Event=Event, **answers),
               mock.patch.object(torch, "Generator", lambda device="cpu": make()),
               # These make or move tensors in C++, where no mode sees it.
               mock.patch.object(torch, "tensor", tensor), mock.patch("metrics.maps.one_hot", one_hot),

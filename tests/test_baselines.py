@@ -38,7 +38,7 @@ def test_the_defaults_of_every_data_set_are_taken(what, preset):
         assert isinstance(baseline(method, 3, small), CLASSES[method])
         assert config.experts == ("all" if method == "mose" else "one")
         assert (config.dim == experiment(what).flow.dim) if EXPERIMENTS[what].small else (
-            config.lr == BASELINES[method]["lr"])
+            config.lr == BASELINES[method][1]["lr"])
 
 
 @pytest.mark.parametrize("flag, methods, refused", [

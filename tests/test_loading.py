@@ -5,15 +5,13 @@ from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 from types import SimpleNamespace
-from unittest import mock
 
 import pytest
 import torch
 
 import train_prior_LIDC
-from metadata_manager import EvaluationConfig, Objective, RunConfig
-from models import ATFM, STNet, checkpoint, load_flow, load_gtr, load_systems
-from models.atfm import STATES_ON_CPU
+from metadata_manager import EvaluationConfig, RunConfig
+from models import checkpoint, load_flow, load_gtr, load_systems
 from models.flags import experiment
 from models.gtr import TrainedOn
 from models.loading import refuse_overlap
@@ -21,7 +19,6 @@ from tests import tiny
 
 METADATA = replace(experiment("LIDC").metadata, crop=8)
 CPU = torch.device("cpu")
-GIB = 2**30
 
 
 def images(*ids, patients=()):
@@ -36,29 +33,25 @@ def systems(run, metadata=METADATA, test=NO_IMAGES, **flags):
                         lambda method, sample: (method, sample), test)
 
 
-@pytest.mark.parametrize("place", ["", "GTR", "GTR/best.pt"])
-def test_a_top_folder_a_steps_folder_and_a_file_mean_the_same_checkpoint(run, place):
-    assert checkpoint.find(run / place, "GTR") == run / "GTR" / "best.pt"
-
-
-def test_a_place_that_does_not_exist_is_named_as_it_was_given(tmp_path):
-    assert checkpoint.find(tmp_path / "GTR", "GTR") == tmp_path / "GTR"
-    with pytest.raises(FileNotFoundError, match="GTR: no such checkpoint; train that stage first"):
-        checkpoint.load(tmp_path / "GTR")
+def test_a_top_folder_a_steps_folder_and_a_file_mean_the_same_checkpoint(run):
+    for place in ("", "GTR", "GTR/best.pt"):
+        assert checkpoint.find(run / place, "GTR") == run / "GTR" / "best.pt"
+    with pytest.raises(FileNotFoundError, match="none: no such checkpoint; train that stage first"):
+        checkpoint.load(checkpoint.find(run / "none", "GTR"))  # named as it was given
 
 
 def test_a_system_is_a_function_from_an_image_to_probabilities(run):
-    found = systems(run, steps=(1, 2), solver=("euler", "midpoint"))
-    assert {system.label: system.nfe for system in found} == {
+    compared = systems(run, steps=(1, 2), solver=("euler", "midpoint"))
+    assert {system.label: system.nfe for system in compared} == {
         "act-gtr": 0, "atfm, euler, 1 steps": 1, "atfm, euler, 2 steps": 2, "atfm, midpoint, 1 steps": 2,
         "atfm, midpoint, 2 steps": 4}
-    image, ends = torch.rand(1, 1, 8, 8), []
-    for system in found:
-        ends.append(system.sample(image, 3, generator=torch.Generator().manual_seed(0)))
-        assert ends[-1].shape == (1, 3, 8, 8) and ends[-1].min() >= 0 and ends[-1].max() <= 1
+    image, samples = torch.rand(1, 1, 8, 8), []
+    for system in compared:
+        samples.append(system.sample(image, 3, generator=torch.Generator().manual_seed(0)))
+        assert samples[-1].shape == (1, 3, 8, 8) and samples[-1].min() >= 0 and samples[-1].max() <= 1
         assert (system.trained_on.side, system.trained_on.channels) == (8, 1)
-    assert all(not torch.equal(a, b) for a, b in combinations(ends, 2))
-    assert [Path(path).parent.name for path in found[-1].checkpoints] == ["GTR", "atfm"]
+    assert all(not torch.equal(a, b) for a, b in combinations(samples, 2))
+    assert [Path(path).parent.name for path in compared[-1].checkpoints] == ["GTR", "atfm"]
 
 
 def test_what_was_trained_on_is_not_tested(run, capsys):
@@ -99,7 +92,9 @@ def test_a_checkpoint_of_the_other_step_is_refused(run):
         load_gtr(flow, METADATA)
 
 
-def test_one_flow_for_several_methods_is_refused(run):
+def test_one_file_for_several_systems_is_refused(run):
+    with pytest.raises(ValueError, match="--gtr names one GTR, but --methods act-gtr act-gtr-best asks for"):
+        systems(run, methods=("act-gtr", "act-gtr-best"), gtr="some.pt")
     with pytest.raises(ValueError, match="--prior names one system, but --methods atfm sfm asks for 2"):
         systems(run, methods=("atfm", "sfm"), prior="some.pt")
 
@@ -121,33 +116,9 @@ def test_a_flow_is_sampled_as_it_was_trained_unless_told(lidc, tmp_path, no_pict
     assert cfm.checkpoints == (f"{tmp_path}/cfm/best.pt",)
 
 
-def test_the_authors_weights_are_read_as_such(tmp_path):
+def test_the_authors_weights_are_read_as_such_and_not_for_data_of_ones_own(tmp_path):
     torch.save({"state_dict": {"init_conv.weight": torch.ones(1)}}, tmp_path / "theirs.pth")
     with pytest.raises(ValueError, match="released weights do not fit this STNet"):
         systems(tmp_path, methods=("sfm",), prior=str(tmp_path / "theirs.pth"), released_checkpoint=True)
-
-
-def test_the_authors_weights_are_not_for_data_of_ones_own():
     with pytest.raises(ValueError, match="--released_checkpoint True: the authors' weights are not for mine"):
         systems(Path(), replace(METADATA, what="mine.h5"), released_checkpoint=True)
-
-
-def test_states_go_through_the_net_a_few_at_a_time():
-    atfm, sizes = ATFM(None, STNet(4, (1, 2)), Objective(source="normal")), []
-    atfm.net.register_forward_pre_hook(lambda net, inputs: sizes.append(len(inputs[0])))
-    for batch_size in (None, 5):
-        atfm.sample(torch.rand(1, 1, 8, 8), 2 * STATES_ON_CPU, steps=1, batch_size=batch_size)
-    assert sizes == [STATES_ON_CPU] * 2 + [4] * 4
-
-
-@pytest.mark.parametrize("free, expected", [(20, 16), (19, 16), (18, 8), (0, 2), (-4, 1)])
-def test_a_power_of_two_of_states_fits_in_70_percent_of_a_gpu_s_memory(free, expected, monkeypatch):
-    """Its allocator simulated: 3 GiB in use and 4 more reserved, 5 GiB at the most with two states."""
-    atfm, states = ATFM(None, STNet(4, (1,)), Objective(source="normal")), mock.MagicMock()
-    monkeypatch.setattr(atfm, "_velocity", mock.MagicMock())
-    states.device = torch.device("cuda")
-    gpu = {"memory_allocated": 3 * GIB, "max_memory_allocated": 5 * GIB, "memory_reserved": 7 * GIB,
-           "mem_get_info": (free * GIB, 24 * GIB)}
-    returns = {name: mock.Mock(return_value=value) for name, value in gpu.items()}
-    with mock.patch.multiple(torch.cuda, reset_peak_memory_stats=mock.Mock(), **returns):
-        assert atfm.states_at_once(states, states) == expected

@@ -19,7 +19,8 @@ from metadata_manager import FlowConfig, LoopConfig, OptimizerConfig
 from metrics.program import one_line_errors
 from models import Validation, checkpoint, train_loop
 from models.processes import NonFiniteLoss, Processes, seed_step
-from models.training import State, duration_text, learning_rate, moving_average, settle_precision
+from models.run import State, duration_text, moving_average
+from models.training import learning_rate, settle_precision
 from tests import tiny
 from tests.tiny import assert_same_runs, checkpoints
 

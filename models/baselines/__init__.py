@@ -1,22 +1,13 @@
 """The systems that the papers compare with, on shared parts, one file each: citation, loss, deviations."""
 
 from dataclasses import fields
+from pkgutil import resolve_name
 
-from metadata_manager import FlowConfig
-from models.baselines.analog_bits import AnalogBits
+from metadata_manager import BASELINES, FlowConfig
 from models.baselines.baseline import Baseline
-from models.baselines.ccdm import CCDM
-from models.baselines.cimd import CIMD
-from models.baselines.conditioned import ConditionedProbUNet, ConditionedSSN
-from models.baselines.flow_ssn import FlowSSN
-from models.baselines.mose import MoSE
-from models.baselines.phiseg import PHiSeg
-from models.baselines.prob_unet import ProbUNet
-from models.baselines.ssn import SSN
 
 CLASSES: dict[str, type[Baseline]] = {
-    "ssn": SSN, "prob-unet": ProbUNet, "phiseg": PHiSeg, "mose": MoSE, "ccdm": CCDM, "ab": AnalogBits,
-    "cimd": CIMD, "flow-ssn": FlowSSN, "c-ssn": ConditionedSSN, "c-prob-unet": ConditionedProbUNet}
+    method: resolve_name(f"models.baselines.{name}") for method, (name, _) in BASELINES.items()}
 
 
 def baseline(method: str, channels: int, config: FlowConfig) -> Baseline:

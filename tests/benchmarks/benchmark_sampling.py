@@ -6,7 +6,7 @@ masks that agree on 99.9 % of the pixels, with GED within 0.001. Rows in bfloat1
 evaluations, state how far theirs agree; that tells about a trained flow only (--gtr, --prior; default: random
 weights). "of peak" is the share of what a product of large matrices reaches on the same device in the same
 type. A second table has the time against n, steps, size and dim, and that of scoring against the number of
-test images. With a GPU also channels_last and torch.compile. Ten minutes on a CPU core, less with --n 4:
+test images. With a GPU also torch.compile. Ten minutes on a CPU core, less with --n 4:
 
     python -m tests.benchmarks.benchmark_sampling
 """
@@ -51,7 +51,7 @@ def ours(atfm: ATFM, image: Tensor, n: int, steps: int, solver: str = "euler", *
 
 
 def ways(atfm: ATFM, image: Tensor, n: int, steps: int, more: bool) -> dict[str, Way]:
-    """All samplers to compare; more: also channels_last and compiled ones."""
+    """All samplers to compare; more: also compiled ones."""
     def one_by_one() -> Tensor:
         generator = torch.Generator(image.device).manual_seed(SEED)
         return straightforward.sample(atfm, image, n, steps, generator)
@@ -69,10 +69,8 @@ def ways(atfm: ATFM, image: Tensor, n: int, steps: int, more: bool) -> dict[str,
         "ours, bfloat16": bfloat16(),
     }
     if more:
-        found["ours, channels_last"] = exact(channels_last=True)
         found["ours, compiled"] = exact(compiled=True)
-        found["ours, bfloat16, channels_last"] = bfloat16(channels_last=True)
-        found["ours, bfloat16, channels_last, compiled"] = bfloat16(channels_last=True, compiled=True)
+        found["ours, bfloat16, compiled"] = bfloat16(compiled=True)
     for solver, few in FEWER:
         evaluations = few * NFE_PER_STEP[solver]
         found[f"ours, {solver}, {few} steps"] = Way(ours(atfm, image, n, few, solver), evaluations)
@@ -163,7 +161,7 @@ def main(flags: Sequence[str] | None = None) -> None:
     parser.add_argument("--dim", type=int, help="width of an untrained ST-Net (default: 32; with a GPU 128)")
     parser.add_argument("--repeats", type=int, default=3, help="timed calls per median")
     parser.add_argument("--threads", type=int, default=1, help="torch threads; more need idle cores")
-    parser.add_argument("--more", action="store_true", help="channels_last and torch.compile on a CPU too")
+    parser.add_argument("--more", action="store_true", help="torch.compile on a CPU too")
     arguments = parser.parse_args(flags)
     torch.set_num_threads(arguments.threads)
     device = torch.device(arguments.device)

@@ -5,7 +5,7 @@ For the day that there is a card, in under ten minutes on one; rows that --minut
     right     each system at small size on the CPU and on the device, from the same weights, batch and draws:
               its loss, gradient and samples, in float32
     measured  a step of GTR, a step of the flow, and 100 samples of an image at full size, by each choice of
-              norm, bfloat16, cudnn.benchmark, torch.compile and channels_last: median seconds and the
+              norm, bfloat16, cudnn.benchmark and torch.compile: median seconds and the
               allocator's peak, beside the seconds that tests/benchmarks/plan.py estimates for the default
               choice. Samples are timed over one step of the solver and multiplied by the steps.
 
@@ -133,7 +133,6 @@ class Way:
     split: bool | None = None
     cudnn_benchmark: bool = False
     compile: bool = False
-    channels_last: bool = False
 
     @contextmanager
     def __call__(self) -> Iterator[None]:
@@ -150,7 +149,6 @@ WAYS = (
     Way("bfloat16, torch's norm", True, split=False), Way("bfloat16 (default)", True, split=True),
     Way("bfloat16, cudnn.benchmark", True, split=True, cudnn_benchmark=True),
     Way("bfloat16, compile", True, compile=True),
-    Way("bfloat16, compile, channels_last", True, compile=True, channels_last=True),
 )
 DEFAULT = "bfloat16 (default)"
 
@@ -160,7 +158,7 @@ def settings(tf32: bool = True, cudnn_benchmark: bool = False) -> Iterator[None]
     """torch's global switches, while the block runs."""
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
     before = matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark
-    matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark = tf32, tf32, cudnn_benchmark
+    matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark = False, tf32, cudnn_benchmark
     try:
         yield
     finally:
@@ -196,17 +194,15 @@ def flow_step(ours: Experiment, way: Way, device: torch.device) -> Callable[[], 
 def samples(ours: Experiment, way: Way, n: int, device: torch.device) -> Callable[[], Tensor]:
     """n samples of an image by one step of Euler's."""
     atfm = flow(ours, replace(way, compile=False), device)
-    atfm = atfm.for_sampling(way.amp, way.channels_last, way.compile)
+    atfm = atfm.for_sampling(way.amp, way.compile)
     image, _ = plan.batch(ours, 1)
     return lambda: atfm.sample(image.to(device), n, 1, "euler")
 
 
 def flow(ours: Experiment, way: Way, device: torch.device) -> ATFM:
     atfm = plan.flow_of(ours, way.amp).to(device)
-    if way.channels_last:
-        atfm.net.to(memory_format=torch.channels_last)
     if way.compile:
-        atfm.compile_net()
+        atfm.net.compile()
     return atfm
 
 
