@@ -182,7 +182,6 @@ class GTRConfig(OptimizerConfig):
     loss: str = setting("nll", "nll: Monte Carlo likelihood (Eq. 5); energy: Eq. 5 first, then the energy "
                                "score under 1 - IoU, see models/energy.py", ("nll", "energy"))
     nll_first: float = setting(0.3, "fraction of steps with Eq. 5 before --loss energy takes over", "[0, 1]")
-    nll_weight: float = setting(0.0, "weight of Eq. 5 per pixel beside the energy score", "[0, inf)")
     temperature: float = setting(1.0, "multiplies the standard deviations of samples (Eq. 3: 1)", "(0, inf)")
     mc_samples: int = setting(20, "samples per image and step; Eq. 5's M: 10 and their negatives", "[1, inf)")
     experts: str = setting("one", "one: a random expert per image and step (released); all: the likelihood "

@@ -46,23 +46,19 @@ def main(argv: Sequence[str] | None = None) -> None:
         # Loss: the Monte Carlo likelihood of an expert's mask under antithetic samples (Eq. 5), or after a
         # fraction of the steps the energy score of independent samples against all experts' masks.
         def losses(done: float, image: Tensor, masks: Tensor) -> Iterator[dict[str, Tensor]]:
-            gaussian, terms = gtr(image), {}
-            by_likelihood = config.loss == "nll" or done < config.nll_first
-            if by_likelihood or config.nll_weight:
-                targets = one_expert(masks) if config.experts == "one" else masks
-                logits = gaussian.rsample(config.mc_samples, antithetic=True)  # (b, m, h, w)
-                terms["NLL"] = monte_carlo_nll(logits, targets)
+            gaussian = gtr(image)
+            if config.loss == "energy" and done >= config.nll_first:
+                score = energy_score(gaussian.rsample(config.mc_samples).sigmoid(), masks)
+                yield {"loss": score, "ES": score}
+                return
+            targets = one_expert(masks) if config.experts == "one" else masks
+            nll = monte_carlo_nll(gaussian.rsample(config.mc_samples, antithetic=True), targets)
             if config.loss == "nll":
-                yield {"loss": terms["NLL"]}
-                return
-            # Per pixel: Adam divides by the size of past gradients, and Eq. 5's, which sum over all pixels,
-            # would make its steps hundreds of times too small for thousands of steps after the change.
-            per_pixel = terms["NLL"] / image[0, 0].numel() if terms else 0
-            if by_likelihood:
-                yield {"loss": per_pixel, **terms}
-                return
-            terms["ES"] = energy_score(gaussian.rsample(config.mc_samples).sigmoid(), masks)
-            yield {"loss": terms["ES"] + config.nll_weight * per_pixel, **terms}
+                yield {"loss": nll}
+            else:
+                # Per pixel: Adam divides by the size of past gradients, and those of sums over all pixels
+                # would make its steps hundreds of times too small for long after the change.
+                yield {"loss": nll / image[0, 0].numel(), "NLL": nll}
 
         # Validation: the samples themselves, without a flow, against all experts.
         def validate(model: GTR) -> Validation:

@@ -19,7 +19,7 @@ from models.st_net import network
 C = TypeVar("C", bound=Config)
 # Settings that runs of earlier versions have, and what the code now always does.
 REMOVED = {"groups": 1, "draws": 1, "times": "uniform", "objective": "velocity", "coupling": "independent",
-           "path_noise": 0.0, "condition": "image", "residual": False}
+           "path_noise": 0.0, "condition": "image", "residual": False, "nll_weight": 0.0}
 # Settings that a run may change when it goes on: none alters what a step computes, beyond rounding.
 CHANGEABLE = {"data_path", "epochs", "num_epochs", "gtr", "alphas", "solver", "steps", "temperature",
               "annotators_per_pass", "images_per_pass", "recompute", "compile",

@@ -47,9 +47,11 @@ class SplitNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-        mean, rstd = moments(x, eps)
+        variance, mean = torch.var_mean(x.flatten(1), dim=1, correction=0, keepdim=True)  # (b, 1)
+        rstd = (variance + eps).rsqrt()
         ctx.save_for_backward(x, mean, rstd, weight)
-        return scaled(x, *coefficients(mean, rstd, weight, bias))
+        factor = rstd * weight  # (b, c)
+        return scaled(x, factor, bias - factor * mean)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
@@ -60,21 +62,9 @@ class SplitNorm(torch.autograd.Function):
         return *of_inputs, None
 
 
-def moments(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """Mean and 1 / sqrt(variance + eps) of each of the maps (b, c, h, w), both (b, 1)."""
-    variance, mean = torch.var_mean(x.flatten(1), dim=1, correction=0, keepdim=True)
-    return mean, (variance + eps).rsqrt()
-
-
-def coefficients(mean: Tensor, rstd: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-    """a and d, both (b, c), with norm(x) = a x + d."""
-    a = rstd * weight
-    return a, bias - a * mean
-
-
-def scaled(x: Tensor, a: Tensor, d: Tensor) -> Tensor:
-    """a x + d for x (b, c, h, w), a and d (b, c), in one pass over x."""
-    return torch.addcmul(d[:, :, None, None], x, a[:, :, None, None])
+def scaled(x: Tensor, factor: Tensor, shift: Tensor) -> Tensor:
+    """x * factor + shift for x (b, c, h, w), factor and shift (b, c), in one pass over x."""
+    return torch.addcmul(shift[:, :, None, None], x, factor[:, :, None, None])
 
 
 class Norm(nn.GroupNorm):
@@ -86,32 +76,17 @@ class Norm(nn.GroupNorm):
     def __init__(self, channels: int) -> None:
         super().__init__(1, channels)
 
-    def forward(self, x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
-        """norm(x), or norm(x) * (1 + scale) + shift for scale and shift (b, c): (b, c, h, w)."""
-        if self.splits(x):
-            return self.split(x, scale, shift)
-        return _modulated(super().forward(x), scale, shift)
+    def forward(self, x: Tensor) -> Tensor:
+        return self.split(x) if self.splits(x) else super().forward(x)
 
     def splits(self, x: Tensor) -> bool:
         """Whether x is normalized by `split`."""
         return x.is_cuda and not torch.compiler.is_compiling()
 
-    def split(self, x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
-        """The same as `forward`, by `SplitNorm`; without a gradient, in a single pass after the moments."""
+    def split(self, x: Tensor) -> Tensor:
+        """The same as torch's, by `SplitNorm`."""
         with torch.autocast(x.device.type, enabled=False):
-            x = x.float()
-            if torch.is_grad_enabled():
-                return _modulated(SplitNorm.apply(x, self.weight, self.bias, self.eps), scale, shift)
-            a, d = coefficients(*moments(x, self.eps), self.weight, self.bias)
-            if scale is not None and shift is not None:
-                a, d = a * (scale + 1), d * (scale + 1) + shift
-            return scaled(x, a, d)
-
-
-def _modulated(y: Tensor, scale: Tensor | None, shift: Tensor | None) -> Tensor:
-    if scale is None or shift is None:
-        return y
-    return y * (scale + 1)[:, :, None, None] + shift[:, :, None, None]
+            return SplitNorm.apply(x.float(), self.weight, self.bias, self.eps)
 
 
 class Recomputable(nn.Module):
@@ -145,8 +120,8 @@ class ResidualBlock(Recomputable):
     def forward(self, time: Tensor, *joined: Tensor) -> Tensor:
         x = torch.cat(joined, dim=1) if len(joined) > 1 else joined[0]
         scale, shift = self.time(F.silu(time)).chunk(2, dim=1)  # (b, out_channels)
-        y = self.norm1(self.conv1(x), scale, shift)
-        y = F.silu(self.norm2(self.conv2(F.silu(y))))
+        y = F.silu(scaled(self.norm1(self.conv1(x)), scale + 1, shift))
+        y = F.silu(self.norm2(self.conv2(y)))
         return y + self.shortcut(x)
 
 
@@ -190,29 +165,28 @@ def _heads(qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return q, k, v
 
 
-class Downsample(nn.Module):
+class Resample(nn.Module):
+    """A change of the sides, which is none at the last level, then a convolution."""
+
+    def __init__(self, change: Callable[[Tensor], Tensor], conv: nn.Conv2d) -> None:
+        super().__init__()
+        self.change, self.conv = change, conv
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(self.change(x))
+
+
+def downsample(in_channels: int, out_channels: int, last: bool) -> Resample:
     """Halves each side: 2x2 space-to-depth, 1x1 convolution; the last level keeps its size, a 3x3 one."""
-
-    def __init__(self, in_channels: int, out_channels: int, last: bool) -> None:
-        super().__init__()
-        self.last = last
-        self.conv = (nn.Conv2d(in_channels, out_channels, 3, padding=1) if last
-                     else nn.Conv2d(4 * in_channels, out_channels, 1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(x if self.last else F.pixel_unshuffle(x, 2))
+    if last:
+        return Resample(nn.Identity(), nn.Conv2d(in_channels, out_channels, 3, padding=1))
+    return Resample(nn.PixelUnshuffle(2), nn.Conv2d(4 * in_channels, out_channels, 1))
 
 
-class Upsample(nn.Module):
+def upsample(in_channels: int, out_channels: int, last: bool) -> Resample:
     """Doubles each side (nearest) unless it is the last level, then a 3x3 convolution."""
-
-    def __init__(self, in_channels: int, out_channels: int, last: bool) -> None:
-        super().__init__()
-        self.last = last
-        self.conv = nn.Conv2d(in_channels, out_channels, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(x if self.last else F.interpolate(x, scale_factor=2, mode="nearest"))
+    change = nn.Identity() if last else nn.Upsample(scale_factor=2)
+    return Resample(change, nn.Conv2d(in_channels, out_channels, 3, padding=1))
 
 
 class Down(nn.Module):
@@ -223,7 +197,7 @@ class Down(nn.Module):
         self.block1 = block(in_channels, in_channels)
         self.block2 = block(in_channels, in_channels)
         self.attention = LinearAttention(in_channels)
-        self.resample = Downsample(in_channels, out_channels, last)
+        self.resample = downsample(in_channels, out_channels, last)
 
     def forward(self, x: Tensor, time: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         skip1 = self.block1(time, x)
@@ -253,7 +227,7 @@ class Up(nn.Module):
         self.block1 = block(in_channels + out_channels, in_channels)
         self.block2 = block(in_channels + out_channels, in_channels)
         self.attention = LinearAttention(in_channels)
-        self.resample = Upsample(in_channels, out_channels, last)
+        self.resample = upsample(in_channels, out_channels, last)
 
     def forward(self, x: Tensor, time: Tensor, skip1: Tensor, skip2: Tensor) -> Tensor:
         x = self.block1(time, x, skip2)
@@ -281,9 +255,7 @@ class STNet(nn.Module):
                              "released or none")
         if dim < 4 or dim % 2:
             raise ValueError(f"dim={dim}: expected an even number of at least 4")
-        self.dim, self.dim_mults, self.time_scale = dim, tuple(dim_mults), time_scale
-        self.image_channels = image_channels
-        self.weight_standardization = weight_standardization
+        self.dim, self.time_scale, self.image_channels = dim, time_scale, image_channels
         time_channels = 4 * dim
         block = partial(ResidualBlock, time_channels=time_channels, method=weight_standardization)
         levels = list(pairwise([dim, *(dim * mult for mult in dim_mults)]))  # (channels in, channels out)
