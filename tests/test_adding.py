@@ -10,7 +10,7 @@ import test_prior_LIDC
 import train_GTR
 import train_prior_LIDC
 from fig import draw
-from models import checkpoint, losses
+from models import checkpoint
 from models.gtr import BACKBONES
 from models.losses import TERMS, Term
 from models.sources import SOURCES, Source
@@ -74,16 +74,3 @@ def test_a_source_a_backbone_a_network_and_a_loss_term_are_trained_tested_and_dr
     draw.main(["main", "--run", str(tmp_path), "--image", "0", "--steps", "4", "--data_path", str(lidc),
                "--device", "cpu"])
     assert (tmp_path / "main.png").exists()
-
-
-@pytest.mark.parametrize("flags, message", [
-    (["--source", "grt"], "argument --source: invalid choice: 'grt'"),
-    (["--network", "unet"], "argument --network: invalid choice: 'unet'")])
-def test_a_name_that_no_table_has_is_refused(flags, message, lidc, tmp_path, capsys):
-    with pytest.raises(SystemExit):
-        train_prior_LIDC.main([*tiny.PRIOR, *tiny.where(lidc, tmp_path), *flags])
-    assert message in capsys.readouterr().err
-
-
-def test_the_weight_of_a_term_counts(added):
-    assert losses.TERMS["L_rough"].weight(None) == 0.1

@@ -114,8 +114,8 @@ def test_parts_add_up_to_a_single_pass(recompute, choices, per_pass, expected_pa
         return  # a Dice over the batch is no sum over its images
     divided = system(recompute, annotators_per_pass, images_per_pass=images_per_pass, alpha=0.5, **choices)
     gradient, terms, parts = step(divided)
-    whole_gradient, whole_terms, one = step(system(alpha=0.5, **choices))
-    assert (parts, one) == (expected_parts, 1)
+    whole_gradient, whole_terms, passes = step(system(alpha=0.5, **choices))
+    assert (parts, passes) == (expected_parts, 1)
     assert terms == pytest.approx(whole_terms, rel=1e-5)
     assert (gradient - whole_gradient).norm() < 1e-5 * whole_gradient.norm() and whole_gradient.norm() > 0
 
@@ -146,7 +146,9 @@ def test_the_net_sees_the_image_in_grey_or_zeros_at_the_stated_rate():
     assert torch.equal(grey(image[:, :1]), image[:, :1])
 
 
-def test_a_net_of_as_many_channels_sees_the_image_as_it_is():
+def test_a_net_of_as_many_channels_sees_the_image_as_it_is_and_gtr_always_does():
+    over_gtr, colour = ATFM(GTR(3, (4, 8), rank=2), STNet(4, (1, 2))), batch(channels=3)[0]
+    assert torch.equal(over_gtr.sample_source(colour, 5, seeded()), over_gtr.gtr.sample(colour, 5, seeded()))
     image, masks = torch.rand(2, 3, 4, 4), torch.zeros(2, 2, 4, 4)
     seen = []
     atfm = ATFM(None, STNet(4, (1,), image_channels=3), Objective(source="normal"))
@@ -166,25 +168,21 @@ def test_every_flow_samples_under_every_preset(preset, method):
     assert atfm.sample(batch()[0], 2, steps=1).shape == (2, 2, SIZE, SIZE)
 
 
-def test_gtr_sees_the_image_in_colour():
-    atfm, (image, _) = ATFM(GTR(3, (4, 8), rank=2), STNet(4, (1, 2))), batch(channels=3)
-    assert torch.equal(atfm.sample_source(image, 5, seeded()), atfm.gtr.sample(image, 5, seeded()))
-    assert torch.equal(atfm.condition(image), grey(image))
-
-
 def test_normal_source_needs_no_gtr():
     atfm = ATFM(None, STNet(4, (1, 2)), Objective(source="normal"))
     x_0 = atfm.sample_source(torch.zeros(2, 1, SIZE, SIZE), 200, seeded())
     assert x_0.shape == (2, 200, SIZE, SIZE)
     assert (x_0.mean().item(), x_0.std().item()) == pytest.approx((0, 1), abs=0.03)
     assert system(source="normal").gtr is None
-    with pytest.raises(ValueError, match="--source gtr needs a GTR; .*take one of normal"):
-        ATFM(None, atfm.net)
 
 
-def test_an_unknown_source_is_refused():
-    with pytest.raises(ValueError, match="--source grt: unknown; expected one of gtr, normal"):
-        system(source="grt")
+@pytest.mark.parametrize("choices, message", [
+    ({"source": "grt"}, "--source grt: unknown; expected one of gtr, normal"),
+    ({"signed": True}, "--signed True: x_0 of --source gtr is in"),
+    ({}, "--source gtr needs a GTR; .*take one of normal")])
+def test_a_source_that_does_not_exist_or_fit_is_refused(choices, message):
+    with pytest.raises(ValueError, match=message):
+        ATFM(GTR(1, (4, 8)) if choices else None, STNet(4, (1,)), Objective(**choices))
 
 
 def test_samples_are_probabilities_that_the_generator_decides(device):
@@ -200,15 +198,15 @@ def test_samples_are_probabilities_that_the_generator_decides(device):
 
 def test_the_objective_says_how_to_sample():
     atfm, (image, _) = system(solver="midpoint", steps=3), batch()
-    found, default = atfm.sample(image, 1, generator=seeded()), system().sample(image, 1, generator=seeded())
-    assert torch.equal(found, system().sample(image, 1, 3, "midpoint", seeded()))
+    three, default = (of.sample(image, 1, generator=seeded()) for of in (atfm, system()))
+    assert torch.equal(three, system().sample(image, 1, 3, "midpoint", seeded()))
     assert torch.equal(default, system().sample(image, 1, 25, "euler", seeded()))
 
 
 @pytest.mark.parametrize("signed", [False, True])
 @pytest.mark.parametrize("solver", ["euler", "midpoint", "ab2"])
 def test_the_true_velocity_has_no_loss_and_ends_at_the_mask(signed, solver, device):
-    image, masks = (one.to(device) for one in batch(k=2))
+    image, masks = (tensor.to(device) for tensor in batch(k=2))
     x_1 = masks.flatten(0, 1)[:, None]
     atfm = ATFM(None, Leading(2 * x_1 - 1 if signed else x_1), Objective(source="normal", signed=signed))
     samples = atfm.sample(image, 2, 4, solver, batch_size=4)  # `Leading` takes all four states or none
@@ -220,22 +218,22 @@ def test_the_true_velocity_has_no_loss_and_ends_at_the_mask(signed, solver, devi
                                                (None, [5, 5])])
 def test_samples_drawn_in_even_batches_are_those_drawn_at_once(batch_size, sizes):
     assert STATES_ON_CPU == 8
-    atfm, (image, _), found = system(), batch(), []
+    atfm, (image, _), batches = system(), batch(), []
     at_once = atfm.sample(image, 5, steps=2, generator=seeded(), batch_size=10)
-    atfm.net.register_forward_pre_hook(lambda net, inputs: found.append(len(inputs[0])))
+    atfm.net.register_forward_pre_hook(lambda net, inputs: batches.append(len(inputs[0])))
     in_batches = atfm.sample(image, 5, steps=2, generator=seeded(), batch_size=batch_size)
     torch.testing.assert_close(in_batches, at_once, rtol=0, atol=1e-5)
-    assert found == 2 * sizes
+    assert batches == 2 * sizes
 
 
 @pytest.mark.parametrize("error", [torch.cuda.OutOfMemoryError, NO_MEMORY_FOR_CUBLAS])
 def test_without_memory_for_all_states_they_are_halved_and_the_samples_are_the_same(error, capsys):
     """A net that says it is out of memory for more than three states at once."""
-    atfm, (image, _), found = system(), batch(), []
+    atfm, (image, _), batches = system(), batch(), []
     expected = atfm.sample(image, 5, steps=2, generator=seeded())
 
     def allocate(net, inputs):
-        found.append(len(inputs[0]))
+        batches.append(len(inputs[0]))
         if len(inputs[0]) > enough:
             raise error
 
@@ -244,10 +242,10 @@ def test_without_memory_for_all_states_they_are_halved_and_the_samples_are_the_s
     atfm.net.register_forward_pre_hook(allocate)
     halved = atfm.sample(image, 5, steps=2, generator=seeded(), batch_size=10)
     torch.testing.assert_close(halved, expected, rtol=0, atol=1e-5)
-    assert found == [10, 5, *[3, 3, 2, 2] * 2]
+    assert batches == [10, 5, *[3, 3, 2, 2] * 2]
     assert "out of GPU memory in sampling: going on with 5 states at once" in capsys.readouterr().out
     atfm.sample(image, 5, steps=1, generator=seeded(), batch_size=10)
-    assert found[10:] == [3, 3, 2, 2]  # from now on
+    assert batches[10:] == [3, 3, 2, 2]  # from now on
     enough = 0
     with pytest.raises(RuntimeError) as last:
         atfm.sample(image, 1, steps=1)
@@ -271,15 +269,10 @@ def test_on_a_gpu_as_many_states_go_through_the_net_as_have_a_million_pixels():
         assert states_at_once(torch.empty(2, 3, side, side, device="meta")) == expected
 
 
-def test_masks_of_minus_one_do_not_go_with_x_0_of_gtr():
-    with pytest.raises(ValueError, match="--signed True: x_0 of --source gtr is in"):
-        system(signed=True)
-
-
 @pytest.mark.parametrize("guidance", [0.0, 0.3, 2.0])
 def test_guidance_extrapolates_from_the_field_without_image(guidance):
     atfm, (image, _) = system(guidance=guidance), batch()
-    found = atfm.sample(image, 3, steps=1, generator=seeded())
+    samples = atfm.sample(image, 3, steps=1, generator=seeded())
     with torch.no_grad():
         x_0 = atfm.sample_source(image, 3, seeded())
         conditional, null = (torch.cat([atfm.net(x, torch.zeros(2), seen) for x in x_0.split(1, 1)], 1)
@@ -287,7 +280,7 @@ def test_guidance_extrapolates_from_the_field_without_image(guidance):
     assert (conditional - null).abs().max() > 0.01
     expected = (x_0 + (1 + guidance) * conditional - guidance * null).clamp(0, 1)
     assert ((expected > 0) & (expected < 1)).float().mean() > 0.1
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(samples, expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.slow
@@ -296,7 +289,7 @@ def test_a_compiled_net_gives_the_same_gradients_and_samples(monkeypatch):
     atfm, compiled = system(guidance=0.5, steps=2), system(guidance=0.5, steps=2)
     compiled.net.compile()
     torch.testing.assert_close(step(compiled)[0], step(atfm)[0])
-    expected, *others = (one.sample(batch()[0], 3, generator=seeded()) for one in (
+    expected, *others = (of.sample(batch()[0], 3, generator=seeded()) for of in (
         atfm, compiled.for_sampling(amp=False), atfm.for_sampling(amp=False, compiled=True)))
     for samples in others:
         torch.testing.assert_close(samples, expected, rtol=0, atol=1e-5)
@@ -305,7 +298,7 @@ def test_a_compiled_net_gives_the_same_gradients_and_samples(monkeypatch):
 def test_a_copy_for_sampling_leaves_the_trained_net_alone():
     atfm, image = system(steps=2), batch()[0]
     fast = atfm.for_sampling(amp=False)
-    samples, expected = (one.sample(image, 3, generator=seeded()) for one in (fast, atfm))
+    samples, expected = (of.sample(image, 3, generator=seeded()) for of in (fast, atfm))
     torch.testing.assert_close(samples, expected, rtol=0, atol=1e-5)
     assert fast.net is not atfm.net and all(weight.requires_grad for weight in atfm.net.parameters())
 
@@ -313,11 +306,11 @@ def test_a_copy_for_sampling_leaves_the_trained_net_alone():
 def test_bfloat16_changes_results_by_its_rounding_only():
     image, masks = batch()
     full, half = system(), system(amp=True)
-    samples, rounded, fast = (one.sample(image, 2, steps=3, generator=seeded())
-                              for one in (full, half, full.for_sampling(amp=True)))
-    for found in rounded, fast:
-        assert found.dtype == torch.float32 and not torch.equal(found, samples)
-        torch.testing.assert_close(found, samples, rtol=0, atol=0.05)
+    samples, rounded, fast = (of.sample(image, 2, steps=3, generator=seeded())
+                              for of in (full, half, full.for_sampling(amp=True)))
+    for others in rounded, fast:
+        assert others.dtype == torch.float32 and not torch.equal(others, samples)
+        torch.testing.assert_close(others, samples, rtol=0, atol=0.05)
     loss = single_pass(half, image, masks)["loss"]
     assert loss.dtype == torch.float32
     assert loss.item() == pytest.approx(single_pass(full, image, masks)["loss"].item(), rel=0.02)

@@ -90,9 +90,9 @@ def test_samples_have_the_stated_mean_and_covariance(antithetic, device):
 
 def test_antithetic_samples_come_in_pairs_about_the_mean():
     of = gaussian()
-    deviations = of.rsample(6, antithetic=True, generator=seeded()) - of.mean[:, None]
-    torch.testing.assert_close(deviations[:, 3:], -deviations[:, :3])
-    assert len({tuple(deviation.flatten().tolist()) for deviation in deviations[0, :3]}) == 3
+    residuals = of.rsample(6, antithetic=True, generator=seeded()) - of.mean[:, None]
+    torch.testing.assert_close(residuals[:, 3:], -residuals[:, :3])
+    assert len({tuple(residual.flatten().tolist()) for residual in residuals[0, :3]}) == 3
 
 
 @pytest.mark.parametrize("n, antithetic", [(5, True), (0, True), (0, False)])

@@ -63,6 +63,8 @@ def test_without_flags_the_settings_are_those_of_the_dataset(what):
     ("--annotators 5", "unrecognized arguments: --annotators 5"),  # a fact about the data set
     ("--dim sixteen", "argument --dim: invalid int value: 'sixteen'"),
     ("--solver eular", "argument --solver: invalid choice: 'eular'"),
+    ("--source grt", "argument --source: invalid choice: 'grt'"),
+    ("--network unet", "argument --network: invalid choice: 'unet'"),
     ("--method ATFM", "argument --method: invalid choice: 'ATFM'"),
     ("--what lidc", "--what lidc: unknown dataset; expected one of LIDC, isic3_style_concat"),
     ("--preset paper2", "--preset paper2: unknown; expected one of paper, released, best"),

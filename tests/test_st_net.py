@@ -46,7 +46,7 @@ def test_other_widths_give_a_velocity_per_pixel(dim_mults, size):
 
 
 def test_each_filter_is_standardized_alone():
-    weight = torch.tensor([[1.0, 3.0] * 2, [2.0, 6.0] * 2]).view(2, 1, 2, 2)  # deviations 1 and 2 of the mean
+    weight = torch.tensor([[1.0, 3.0] * 2, [2.0, 6.0] * 2]).view(2, 1, 2, 2)  # standard deviations 1 and 2
     signs = torch.tensor([-1.0, 1.0] * 2).view(1, 2, 2)
     for method, factors in ("standard", (1, 1)), ("released", (1, 4)):
         expected = torch.stack([factor * signs for factor in factors])
