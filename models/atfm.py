@@ -100,6 +100,7 @@ class ATFM(nn.Module):
         check_masks(image, masks)
         choice = self.objective
         # x_0 and t are shared by all experts of an image.
+        # (Algorithm 1), which costs one sample of GTR and lets their paths differ in the target only.
         x_0 = self.sample_source(image, 1).expand_as(masks)
         t = draw_time(len(image), image.device)
         condition = self._drop_condition(self.condition(image))
@@ -108,11 +109,12 @@ class ATFM(nn.Module):
             x_0, targets = one_expert(torch.stack((x_0, masks), dim=2)).unbind(2)  # (b, 1, h, w)
         path = linear_path(x_0, self._signed(targets), t)
         images, experts = self.images_per_pass or len(targets), self.annotators_per_pass or targets.shape[1]
+        # Parts of the images, then of their annotators: each pass keeps the activations of its own part only.
         batch = (targets, path.x_t, path.u, masks, t, condition)
         for *paths, all_masks, t_of_pass, condition_of_pass in zip(*(whole.split(images) for whole in batch)):
             for y, x_t, u in zip(*(path_.split(experts, dim=1) for path_ in paths)):
                 prediction = self._predict(y, x_t, u, all_masks, t_of_pass, condition_of_pass)
-                weight = y.numel() / targets.numel()
+                weight = y.numel() / targets.numel()  # so that the parts' means add up to the batch's
                 terms = {name: weight * term.loss(prediction, choice) for name, term in TERMS.items()}
                 loss = sum(TERMS[name].weight(choice) * value for name, value in terms.items())
                 yield {"loss": loss, **{name: value.detach() for name, value in terms.items()}}
@@ -160,6 +162,7 @@ class ATFM(nn.Module):
             times = torch.full((len(x),), t, device=x.device)
             if w == 0:
                 return self.v(x, times, condition)
+            # The null field saw zeros in training, in place of dropped images.
             both = torch.cat([condition, torch.zeros_like(condition)])
             conditional, null = self.v(x.repeat(2, 1, 1, 1), times.repeat(2), both).chunk(2)
             return (1 + w) * conditional - w * null

@@ -38,6 +38,7 @@ def soft_distance(a: Tensor, c: Tensor) -> Tensor:
     sum a + sum c in the denominator, as in soft Dice, a grey mask is at a distance from itself, and a sampler
     that always gives the same grey mask could tie with the right one."""
     a, c = a.flatten(2), c.flatten(2)
+    # As products of matrices: no (b, n, m, h, w) is held for the gradient.
     overlap = a @ c.transpose(1, 2)
     union = a.square().sum(2)[:, :, None] + c.square().sum(2)[:, None, :] - overlap
     return 1 - (overlap + 1) / (union + 1)

@@ -49,7 +49,8 @@ def endpoint(x_t: Tensor, v: Tensor, t: Tensor) -> Tensor:
 
 
 # Solvers of dx/dt = v(x, t) from t = 0 to t = 1 in equal steps (paper: Euler, 25 steps). Each takes
-# velocity(x, t) with t a float, the start x_0 and the number of steps, and returns x at t = 1.
+# velocity(x, t) with t a float, x at t = 0 and the number of steps, and returns x at t = 1.
+# None asks for v at t = 1: training draws t below 1, and the velocity there is not learned.
 
 Velocity = Callable[[Tensor, float], Tensor]
 

@@ -36,6 +36,7 @@ class LowRankGaussian:
         if n < 1 or antithetic and n % 2:
             raise ValueError(f"{n} samples: expected at least one, and an even number of antithetic ones "
                              "(--mc_samples)")
+        # Nothing is factorised: D e and sqrt(L) w have the covariances D D^T and L, and these add up.
         b, rank, h, w = self.cov_factor.shape
         m = n // 2 if antithetic else n
         like: dict[str, Any] = {"device": self.mean.device, "dtype": self.mean.dtype, "generator": generator}
@@ -149,4 +150,5 @@ def monte_carlo_nll(logits: Tensor, mask: Tensor) -> Tensor:
     # The sum of y * logit over pixels is a product of matrices: no (b, m, k, h, w) is held for the gradient.
     inside = flat @ masks.flatten(2).transpose(1, 2)  # (b, m, k)
     log_p = inside - F.softplus(flat).sum(2, keepdim=True)
+    # The logarithm of a mean over m, without leaving logarithms: p underflows, as a product over all pixels.
     return math.log(logits.shape[1]) - log_p.logsumexp(dim=1).mean()

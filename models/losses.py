@@ -47,6 +47,7 @@ def semantic_loss(prediction: Prediction, choice: Objective) -> Tensor:
                  else (prediction.x_1t.detach() >= 0.5).to(prediction.target.dtype))
     if choice.semantic_target == "own":
         return 1 - dice(predicted, prediction.target, choice.dice_over).mean()
+    # Paper's text: every prediction with every expert's mask, whichever it leads to.
     return 1 - torch.stack([dice(predicted, y[:, None].expand_as(predicted), choice.dice_over).mean()
                             for y in prediction.all_masks.unbind(1)]).mean()
 
@@ -58,6 +59,7 @@ def dice(predicted: Tensor, mask: Tensor, over: str) -> Tensor:
     One is added to numerator and denominator, so that two empty maps score 1.
     """
     dims = (-2, -1) if over == "image" else (0, -2, -1)
+    # Of the batch: the first dimension is summed over too, as the released code does.
     overlap, total = (predicted * mask).sum(dims), (predicted + mask).sum(dims)
     return (2 * overlap + 1) / (total + 1)
 

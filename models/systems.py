@@ -39,8 +39,8 @@ Sampler = Callable[..., Tensor]
 class System:
     """A trained system with its way of sampling, a row of the test's table.
 
-    sample(image (b, c, h, w), n, generator=None) -> probabilities (b, n, h, w). nfe: evaluations of the
-    network per sample. parameters: of all its networks. checkpoints: the files it is made of, the flow's
+    sample(image (b, c, h, w), n, generator=None) -> probabilities (b, n, h, w). nfe: network
+    evaluations per sample. parameters: of all its networks. checkpoints: the files it is made of, the flow's
     last."""
 
     label: str

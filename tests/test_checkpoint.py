@@ -149,12 +149,12 @@ def test_a_file_that_is_damaged_or_runs_code_is_refused(damage, reason, path):
     assert names(path.parent) == ["last.pt"]  # no code ran
 
 
-@pytest.mark.parametrize("found", [
+@pytest.mark.parametrize("written", [
     {"weight": torch.ones(2)}, torch.ones(2), [1, 2], {"format": 1},
     {**content(), "format": torch.ones(2)}, {**content(), "format": 1, "model": 3},
 ])
-def test_tensors_that_are_no_checkpoint_are_refused(found, path):
-    torch.save(found, path)
+def test_tensors_that_are_no_checkpoint_are_refused(written, path):
+    torch.save(written, path)
     with pytest.raises(ValueError, match=r"last\.pt: a file of tensors, but not .*--released_checkpoint"):
         checkpoint.load(path, "GTR")
 

@@ -32,7 +32,7 @@ def maps(*rows):
 
 
 def test_path_agrees_with_its_formulas_and_its_velocity_ends_at_the_mask(device):
-    x_0, x_1, t = (one.to(device) for one in case())
+    x_0, x_1, t = (tensor.to(device) for tensor in case())
     path = flow.linear_path(x_0, x_1, t)
     for i in range(3):
         for annotator in range(4):
@@ -98,8 +98,8 @@ def test_semantic_loss_compares_with_the_own_mask_or_with_all():
 ])
 def test_semantic_loss_of_a_soft_and_of_a_thresholded_prediction(form, predicted, expected):
     mask = maps([1, 1, 0, 0])
-    found = semantic_loss(maps(predicted), mask, mask, form, "image", "own").item()
-    assert found == pytest.approx(expected, abs=1e-6)
+    result = semantic_loss(maps(predicted), mask, mask, form, "image", "own").item()
+    assert result == pytest.approx(expected, abs=1e-6)
 
 
 @pytest.mark.parametrize("over", ["image", "batch"])
@@ -116,8 +116,8 @@ def logistic_error(solver, steps):
     """Logistic growth at rate 2 (1 + t): 1 / x - 1 falls by exp(-2 t - t^2), by exp(-3) from t = 0 to 1."""
     x_0 = torch.tensor([0.1, 0.4, 0.9], dtype=torch.float64)
     exact = 1 / (1 + (1 / x_0 - 1) * math.exp(-3))
-    found = SOLVERS[solver](lambda x, t: 2 * (1 + t) * x * (1 - x), x_0, steps)
-    return (found - exact).abs().max().item()
+    result = SOLVERS[solver](lambda x, t: 2 * (1 + t) * x * (1 - x), x_0, steps)
+    return (result - exact).abs().max().item()
 
 
 def test_every_solver_is_tested_and_counted():
@@ -140,8 +140,8 @@ def test_constant_velocity_is_integrated_exactly_at_the_stated_cost(solver, step
         times.append(t)
         return u
 
-    found = SOLVERS[solver](velocity, x_0, steps)
-    torch.testing.assert_close(found, source + u, rtol=1e-14, atol=1e-14)
+    result = SOLVERS[solver](velocity, x_0, steps)
+    torch.testing.assert_close(result, source + u, rtol=1e-14, atol=1e-14)
     assert torch.equal(x_0, source)  # left as it was
     assert len(times) == NFE_PER_STEP[solver] * steps
     assert all(type(t) is float and 0 <= t <= 1 for t in times)

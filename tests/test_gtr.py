@@ -47,11 +47,11 @@ def test_an_image_gives_a_gaussian_over_its_pixels_in_float32(layout):
     gtr = GTR(3, (4, 8, 12), rank=5, **layout)
     nn.init.constant_(gtr.log_cov_diag.bias, -100)
     with torch.autocast("cpu", torch.bfloat16):
-        found = gtr(torch.rand(2, 3, 8, 12))
-    assert found.mean.shape == found.cov_diag.shape == (2, 8, 12)
-    assert found.cov_factor.shape == (2, 5, 8, 12)
-    assert {found.mean.dtype, found.cov_factor.dtype, found.cov_diag.dtype} == {torch.float32}
-    torch.testing.assert_close(found.cov_diag, torch.full((2, 8, 12), 2e-5))  # never less
+        result = gtr(torch.rand(2, 3, 8, 12))
+    assert result.mean.shape == result.cov_diag.shape == (2, 8, 12)
+    assert result.cov_factor.shape == (2, 5, 8, 12)
+    assert {result.mean.dtype, result.cov_factor.dtype, result.cov_diag.dtype} == {torch.float32}
+    torch.testing.assert_close(result.cov_diag, torch.full((2, 8, 12), 2e-5))  # never less
 
 
 def test_a_sample_is_the_sigmoid_of_a_logit_map():
@@ -150,15 +150,15 @@ def test_likelihood_of_one_mask_and_of_all_agrees_with_plain_loops():
     ([1000.0, -1000.0], 1, math.log(2)),
 ])
 def test_likelihood_of_one_pixel(logits, y, expected):
-    found = monte_carlo_nll(torch.tensor(logits).view(1, -1, 1, 1), torch.full((1, 1, 1), float(y)))
-    assert found.item() == pytest.approx(expected, abs=1e-6)
+    result = monte_carlo_nll(torch.tensor(logits).view(1, -1, 1, 1), torch.full((1, 1, 1), float(y)))
+    assert result.item() == pytest.approx(expected, abs=1e-6)
 
 
 def test_likelihood_agrees_with_the_released_code():
     theirs = golden("mc_loss")
     logits = theirs["logit_samples"][:, :, 0].transpose(0, 1)  # theirs is (m, b, 1, h, w)
-    found = monte_carlo_nll(logits, theirs["target"][:, 0])
-    assert found.item() == pytest.approx(theirs["loss"].item(), rel=1e-5)
+    result = monte_carlo_nll(logits, theirs["target"][:, 0])
+    assert result.item() == pytest.approx(theirs["loss"].item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("shape", [(3, 4), (3, 3, 4), (2, 4, 3), (1, 3, 3, 4), (2, 1, 1, 3, 4)])

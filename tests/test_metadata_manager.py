@@ -30,8 +30,8 @@ KINDS = {"gtr": (GTRConfig, LoopConfig), "flow": (FlowConfig, LoopConfig), "test
 
 def read(line, script="flow", what="LIDC"):
     """The settings of a command line, split as a shell does, by the type of each."""
-    found = parse(shlex.split(line), what, "", RunConfig, Metadata, *KINDS[script])
-    return {type(config): config for config in found}
+    settings = parse(shlex.split(line), what, "", RunConfig, Metadata, *KINDS[script])
+    return {type(config): config for config in settings}
 
 
 @pytest.mark.parametrize("script", KINDS)
@@ -40,18 +40,18 @@ def test_every_setting_is_a_flag_with_its_reason(script, capsys, monkeypatch):
     with pytest.raises(SystemExit, match="0"):
         read("--help", script)
     text = " ".join(capsys.readouterr().out.split())
-    for one in chain.from_iterable(map(fields, (RunConfig, Metadata, *KINDS[script]))):
-        assert not one.metadata or one.metadata["why"] in text
+    for setting in chain.from_iterable(map(fields, (RunConfig, Metadata, *KINDS[script]))):
+        assert not setting.metadata or setting.metadata["why"] in text
 
 
 @pytest.mark.parametrize("what", EXPERIMENTS)
 def test_without_flags_the_settings_are_those_of_the_dataset(what):
     expected = experiment(what)
-    found = read("", "flow", what) | read("", "gtr", what) | read("", "test", what)
-    assert found[Metadata] == replace(expected.metadata, data_path=PATHS[what])
-    assert found[RunConfig] == RunConfig(output_path=f"runs/{what}", preset="paper")
+    settings = read("", "flow", what) | read("", "gtr", what) | read("", "test", what)
+    assert settings[Metadata] == replace(expected.metadata, data_path=PATHS[what])
+    assert settings[RunConfig] == RunConfig(output_path=f"runs/{what}", preset="paper")
     for config in (expected.gtr, expected.flow, expected.loop, expected.evaluation):
-        assert found[type(config)] == config
+        assert settings[type(config)] == config
 
 
 @pytest.mark.parametrize("line, message", [
@@ -92,8 +92,8 @@ def test_mistakes_are_refused_by_name(line, message, capsys):
     ("--solver euler ab2", "test", EvaluationConfig, "solver", ("euler", "ab2")),
 ])
 def test_values_get_the_type_of_their_setting(line, script, kind, name, value):
-    found = getattr(read(line, script)[kind], name)
-    assert found == value and type(found) is type(value)
+    settings = getattr(read(line, script)[kind], name)
+    assert settings == value and type(settings) is type(value)
 
 
 @pytest.mark.parametrize("line, expected", [
@@ -106,9 +106,8 @@ def test_values_get_the_type_of_their_setting(line, script, kind, name, value):
     ("--method=sfm --what=LIDC", (6, "euler", "standard", 1e-3, "normal")),
 ])
 def test_flags_go_before_the_method_before_the_preset_before_defaults(line, expected):
-    found = read(line)[FlowConfig]
-    assert expected == (
-        found.batch_size, found.solver, found.weight_standardization, found.alpha, found.source)
+    flow = read(line)[FlowConfig]
+    assert expected == (flow.batch_size, flow.solver, flow.weight_standardization, flow.alpha, flow.source)
 
 
 def test_the_path_of_a_flag_goes_before_the_environment_before_the_file(monkeypatch):
@@ -132,8 +131,8 @@ def test_cfm_takes_its_100_000_steps_on_lidc():
 
 
 def test_mmis_is_seen_in_three_channels_and_cfm_has_a_recipe_for_it():
-    found = read("--method cfm-mmis", what="MMIS")
-    flow, metadata = found[FlowConfig], found[Metadata]
+    settings = read("--method cfm-mmis", what="MMIS")
+    flow, metadata = settings[FlowConfig], settings[Metadata]
     assert (metadata.channels, metadata.flow_channels, metadata.annotators) == (3, 3, 4)
     assert (flow.dim, flow.dim_mults, flow.batch_size) == (64, (1, 2, 4, 4), 24)
     assert (flow.num_epochs, flow.lr, metadata.split) == (500, 1e-4, "file")
@@ -152,13 +151,13 @@ def store_of(path, channels, annotators, size, name="a/{}"):
 @pytest.mark.parametrize("size, batchsize", [(16, 256), (136, 8)])  # as for LIDC, as for ISIC3
 def test_a_file_of_one_s_own_says_what_it_holds(tmp_path, size, batchsize):
     path = store_of(tmp_path / "mine.h5", 2, 5, size)
-    found = read("", "gtr", str(path)) | read("", "flow", str(path))
-    metadata = found[Metadata]
+    settings = read("", "gtr", str(path)) | read("", "flow", str(path))
+    metadata = settings[Metadata]
     assert (metadata.what, metadata.data_path, metadata.reader) == ("mine.h5", str(path), "cases")
     assert (metadata.channels, metadata.flow_channels, metadata.annotators, metadata.size) == (2, 2, 5, size)
     assert (metadata.axis, metadata.window, metadata.split) == ("y", (-5, 7), "group")
-    assert found[GTRConfig].batchsize == batchsize and found[FlowConfig].dim == 128
-    assert found[RunConfig].output_path == "runs/mine" and found[RunConfig].preset == "paper"
+    assert settings[GTRConfig].batchsize == batchsize and settings[FlowConfig].dim == 128
+    assert settings[RunConfig].output_path == "runs/mine" and settings[RunConfig].preset == "paper"
     assert read("--preset best", "gtr", str(path))[GTRConfig].loss == "energy"
 
 

@@ -38,17 +38,17 @@ def demo(what, **changes):
 
 def train(system, losses, batches, validate, folder, config, device):
     optimizer = torch.optim.AdamW(system.parameters(), lr=1e-3)
-    before = [one.detach().cpu() for one in system.parameters()]
+    before = [weight.detach().cpu() for weight in system.parameters()]
     train_loop(system, losses, optimizer, batches, validate, folder=folder,
                about={"stage": "x", "config": {}}, epochs=1, config=LOOP, seed=0, optimization=config,
                processes=Processes(device))
-    assert any((one.detach().cpu() != old).any() for one, old in zip(system.parameters(), before))
+    assert any((weight.detach().cpu() != old).any() for weight, old in zip(system.parameters(), before))
 
 
 def validation(sample, metadata, device):
     held_out = load(metadata, "val").spread(2)
-    found = evaluate(sample, held_out, (2,), device=device)
-    return Validation(found.means(2, "GED", "HM-IoU", "Diversity"), PICTURE)
+    result = evaluate(sample, held_out, (2,), device=device)
+    return Validation(result.means(2, "GED", "HM-IoU", "Diversity"), PICTURE)
 
 
 @pytest.mark.parametrize("what, loss, changes", [
@@ -116,7 +116,7 @@ def test_st_net_takes_the_norm_for_cuda(cuda, monkeypatch):
     monkeypatch.setattr(SplitNorm, "forward",
                         staticmethod(lambda ctx, *inputs: calls.append(1) or forward(ctx, *inputs)))
     net = STNet(4, (1, 2)).to(cuda)
-    norms = sum(isinstance(one, torch.nn.GroupNorm) for one in net.modules())
+    norms = sum(isinstance(module, torch.nn.GroupNorm) for module in net.modules())
     x = torch.rand(1, 1, 8, 8, device=cuda)
     net(x, torch.rand(1, device=cuda), x).sum().backward()
     assert len(calls) == norms > 30
@@ -142,8 +142,8 @@ def test_a_step_reads_nothing_back_that_is_not_there(cuda, tmp_path):
 def test_the_check_of_a_gpu_finds_what_is_wrong_on_it(cuda, monkeypatch):
     systems = dict(gpu.systems())
     for name in ("gtr", "atfm", "ccdm", "prob-unet"):
-        found = gpu.differences(systems[name], cuda)
-        assert all(found[what] <= most for what, most in gpu.RIGHT.items()), (name, found)
+        result = gpu.differences(systems[name], cuda)
+        assert all(result[what] <= most for what, most in gpu.RIGHT.items()), (name, result)
     assert gpu.differences(systems["atfm"], cuda)["gradient"] > 0  # by the norm for CUDA
     monkeypatch.setattr("models.st_net.scaled",
                         lambda x, a, d: 1.05 * x * a[:, :, None, None] + d[:, :, None, None])

@@ -43,22 +43,16 @@ ROOT = Path(__file__).parents[1]
     (NonFiniteLoss("step 3"), "error: step 3"),
     (torch.cuda.OutOfMemoryError("tried 2 GiB\nmore"),
      f"error: out of GPU memory. What helps: {FLOW_MEMORY}. (tried 2 GiB)"),
+    *((RuntimeError(text), f"error: out of GPU memory. What helps: {FLOW_MEMORY}. ({text.splitlines()[0]})")
+      for text in ("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+                   "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+                   "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
+                   "CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported")),
 ])
-def test_a_user_s_mistake_ends_in_one_line(error, message):
+def test_a_user_s_mistake_and_a_gpu_without_memory_end_in_one_line(error, message):
     with pytest.raises(SystemExit) as end, one_line_errors(FLOW_MEMORY):
         raise error
     assert end.value.code == message  # which Python prints, with exit code 1
-
-
-@pytest.mark.parametrize("said", [
-    "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
-    "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
-    "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
-    "CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported"])
-def test_cuda_s_libraries_without_memory_end_in_the_same_line(said):
-    with pytest.raises(SystemExit) as end, one_line_errors("--batchsize"):
-        raise RuntimeError(said)
-    assert end.value.code == f"error: out of GPU memory. What helps: --batchsize. ({said.splitlines()[0]})"
 
 
 @pytest.mark.slow
@@ -73,16 +67,16 @@ def test_compile_without_a_compiler_ends_in_one_line(monkeypatch):
     assert "/not/there/g++" in end.value.code and "\n" not in end.value.code and len(end.value.code) < 400
 
 
-@pytest.mark.parametrize("said", [
+@pytest.mark.parametrize("text", [
     "TritonMissing: Cannot find a working triton installation. Either the package is not installed or too "
     "old.",
     "RuntimeError: Failed to find C compiler. Please specify via CC environment variable.\nmore",
     "Found a card which is too old to be supported by the triton GPU compiler"])
-def test_compile_without_triton_ends_in_one_line(said):
+def test_compile_without_triton_ends_in_one_line(text):
     with (pytest.raises(SystemExit, match="^error: --compile True: .*leave --compile out") as end,
           one_line_errors()):
-        raise RuntimeError(f"backend='inductor' raised:\n{said}")
-    assert said.splitlines()[0] in end.value.code and "\n" not in end.value.code
+        raise RuntimeError(f"backend='inductor' raised:\n{text}")
+    assert text.splitlines()[0] in end.value.code and "\n" not in end.value.code
 
 
 def test_our_own_mistakes_keep_their_traceback():
@@ -113,6 +107,13 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path):
     with pytest.raises(OSError, match="file/GTR: cannot be written .*; use another --output_path"):
         with lock(tmp_path / "file" / "GTR", Processes(torch.device("cpu"))):
             pass
+
+
+@pytest.mark.parametrize("tf32", [True, False])
+def test_tf32_is_for_convolutions_only(tf32):
+    torch.backends.cuda.matmul.allow_tf32 = True
+    with join(RunConfig(device="cpu", tf32=tf32)):
+        assert torch.backends.cudnn.allow_tf32 == tf32 and not torch.backends.cuda.matmul.allow_tf32
 
 
 def test_an_unavailable_device_is_named(monkeypatch):

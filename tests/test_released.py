@@ -25,10 +25,10 @@ def released_net(weight_standardization="released", time_scale=1.0):
     return net, arrays
 
 
-def assert_agree(found, expected):
+def assert_close(result, expected):
     """Equal to 1e-4 of the largest value."""
-    assert found.shape == expected.shape and found.dtype == torch.float32
-    assert (found - expected).abs().max() <= 1e-4 * expected.abs().max()
+    assert result.shape == expected.shape and result.dtype == torch.float32
+    assert (result - expected).abs().max() <= 1e-4 * expected.abs().max()
 
 
 @pytest.mark.parametrize("key, weight_standardization, time_scale", [
@@ -39,13 +39,13 @@ def assert_agree(found, expected):
 def test_st_net_gives_the_released_velocity(key, weight_standardization, time_scale, device):
     net, arrays = released_net(weight_standardization, time_scale)
     inputs = (arrays[name].to(device) for name in ("x", "t", "image"))
-    assert_agree(net.to(device)(*inputs).cpu(), arrays[key])
+    assert_close(net.to(device)(*inputs).cpu(), arrays[key])
 
 
 def test_25_euler_steps_end_where_the_released_code_ends():
     net, arrays = released_net()
     x_0, image = arrays["euler_x0"], arrays["euler_image"]
-    assert_agree(euler(lambda x, t: net(x, torch.full((3,), t), image), x_0, 25), arrays["euler25_released"])
+    assert_close(euler(lambda x, t: net(x, torch.full((3,), t), image), x_0, 25), arrays["euler25_released"])
 
 
 def test_the_flow_matching_loss_of_each_annotator_is_the_released_one():
@@ -53,19 +53,19 @@ def test_the_flow_matching_loss_of_each_annotator_is_the_released_one():
     path = linear_path(arrays["euler_x0"], arrays["sfm_masks"], arrays["sfm_t"])
     for annotator, expected in enumerate(arrays["sfm_mse_per_annotator_released"].tolist()):
         v = net(path.x_t[:, annotator, None], arrays["sfm_t"], arrays["euler_image"])[:, 0]
-        found = (v - path.u[:, annotator]).square().mean().item()
-        assert found == pytest.approx(expected, rel=1e-4)
+        result = (v - path.u[:, annotator]).square().mean().item()
+        assert result == pytest.approx(expected, rel=1e-4)
 
 
 def test_gtr_gives_the_released_gaussian(device):
     arrays, weights = released("gtr")
     gtr = gtr_module()
     load_released(gtr, weights)
-    found = gtr.to(device)(arrays["image"].to(device))
-    assert_agree(found.mean.cpu().flatten(1), arrays["mean"])
-    assert_agree(found.cov_diag.cpu().flatten(1), arrays["cov_diag"])
-    factor = found.cov_factor.cpu().flatten(2).transpose(1, 2)
-    assert_agree(factor, arrays["cov_factor"])  # theirs: (b, pixels, r)
+    result = gtr.to(device)(arrays["image"].to(device))
+    assert_close(result.mean.cpu().flatten(1), arrays["mean"])
+    assert_close(result.cov_diag.cpu().flatten(1), arrays["cov_diag"])
+    factor = result.cov_factor.cpu().flatten(2).transpose(1, 2)
+    assert_close(factor, arrays["cov_factor"])  # theirs: (b, pixels, r)
 
 
 @pytest.mark.parametrize("name, changed, expected", [  # None: left out

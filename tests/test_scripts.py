@@ -77,15 +77,15 @@ def tested(lidc, run, tmp_path_factory):
 def test_a_test_leaves_a_table_and_what_is_needed_to_repeat_it(run, tested):
     assert list(rows((tested / "test" / "table.md").read_text())) == [
         "act-gtr, ours", "act-gtr, paper's Table 4", "atfm, ours", "atfm, paper's Table 1", FLOOR]
-    found = results(tested)
-    assert found["versions"]["torch"] == torch.__version__ and "cores" in found["hardware"]
-    assert (found["run"]["seed"], found["sampling"]["seeds"]) == (0, [0, 1])
-    assert (found["metadata"]["what"], found["metadata"]["crop"]) == ("LIDC", 8)
-    assert set(found["systems"]) == {"act-gtr", "atfm"}
-    atfm = found["systems"]["atfm"]
+    report = results(tested)
+    assert report["versions"]["torch"] == torch.__version__ and "cores" in report["hardware"]
+    assert (report["run"]["seed"], report["sampling"]["seeds"]) == (0, [0, 1])
+    assert (report["metadata"]["what"], report["metadata"]["crop"]) == ("LIDC", 8)
+    assert set(report["systems"]) == {"act-gtr", "atfm"}
+    atfm = report["systems"]["atfm"]
     assert (atfm["method"], atfm["nfe"], atfm["seeds"]) == ("atfm", 1, [0, 1])
     assert atfm["checkpoints"] == [f"{run}/GTR/best.pt", f"{run}/atfm/best.pt"]
-    assert len(atfm["ids"]) == len(found["groups"]) == 6
+    assert len(atfm["ids"]) == len(report["groups"]) == 6
     assert {f"{name}{n}" for name in ("GED", "HM-IoU", "MDM", "Diversity") for n in (16, 32)} <= set(
         atfm["scores"])
     assert all(len(runs) == 2 and len(runs[0]) == len(runs[1]) == 6 for runs in atfm["scores"].values())
@@ -181,9 +181,9 @@ def test_the_released_preset_runs_and_prints_its_overlap(lidc, tmp_path, no_pict
         "released", 1.0, "thresholded", "batch"]
     test_prior_LIDC.main([*TEST, *flags, "--limit", "30"])
     printed = capsys.readouterr().out
-    found = re.search(r"split released: (\d) of 6 test images .* are in the training list", printed)
-    assert int(found[1]) > 0
-    assert f"atfm-released/best.pt: {found[1]} of the 6 test images were trained on" in printed
+    overlap = re.search(r"split released: (\d) of 6 test images .* are in the training list", printed)
+    assert int(overlap[1]) > 0
+    assert f"atfm-released/best.pt: {overlap[1]} of the 6 test images were trained on" in printed
 
 
 # As commands.
