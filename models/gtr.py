@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -59,7 +60,7 @@ class LowRankGaussian:
 
 @dataclass(frozen=True)
 class TrainedOn:
-    """How a model was trained: images (pixels per side, channels, ids, patients), preset, all settings."""
+    """How a model was trained: images (their side, channels, ids, patients), preset, settings; and its file."""
 
     side: int
     channels: int
@@ -67,6 +68,7 @@ class TrainedOn:
     patients: tuple[str, ...] = ()
     preset: str = "custom"
     settings: dict[str, Any] = field(default_factory=dict)
+    path: Path = Path()
 
 
 def unet(channels: int, config: GTRConfig) -> nn.Module:

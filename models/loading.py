@@ -161,10 +161,11 @@ def _trained_on(path: Path, content: dict[str, Any], metadata: Metadata | None) 
         raise ValueError(f"{path}: trained on {side} x {side} pixels, but images have {metadata.side} x "
                          f"{metadata.side} here; pass the same --crop to all stages")
     return TrainedOn(side, trained["channels"], tuple(content["training_ids"]),
-                     tuple(content.get("training_patients", ())), content.get("preset", "custom"), trained)
+                     tuple(content.get("training_patients", ())), content.get("preset", "custom"), trained,
+                     path)
 
 
-def refuse_overlap(path: Path, trained_on: TrainedOn, test: Images | None, allowed: bool) -> None:
+def refuse_overlap(trained_on: TrainedOn, test: Images | None, allowed: bool) -> None:
     """Raises ValueError, or prints a line if `allowed`, if a model was trained on test images or patients.
 
     Patients who are only numbered may be others of another file: of these it prints a line."""
@@ -173,10 +174,10 @@ def refuse_overlap(path: Path, trained_on: TrainedOn, test: Images | None, allow
     ids, patients = set(test.ids), {str(patient) for patient in test.patients}
     common_ids, common_patients = ids & set(trained_on.ids), patients & set(trained_on.patients)
     if common_ids:
-        message = f"{path}: {len(common_ids)} of the {len(ids)} test images were trained on"
+        message = f"{trained_on.path}: {len(common_ids)} of the {len(ids)} test images were trained on"
     elif common_patients:
-        message = (f"{path}: it was trained on other images of {len(common_patients)} of the {len(patients)} "
-                   f"test patients, such as {min(common_patients)}")
+        message = (f"{trained_on.path}: it was trained on other images of {len(common_patients)} of the "
+                   f"{len(patients)} test patients, such as {min(common_patients)}")
     else:
         return
     if not allowed and (common_ids or not all(patient.isdecimal() for patient in common_patients)):

@@ -63,14 +63,14 @@ def released_gtr(path: Path, config: GTRConfig, metadata: Metadata) -> GTR:
     """A GTR of a config's layout with the weights of an authors' file, which does not say its images."""
     gtr = GTR.of(config, metadata.channels)
     load_released(gtr, checkpoint.state_dict(path))
-    gtr.trained_on = TrainedOn(metadata.side, metadata.channels, preset="released")
+    gtr.trained_on = TrainedOn(metadata.side, metadata.channels, preset="released", path=path)
     return gtr.eval()
 
 
 def released_flow(path: Path, atfm: ATFM, metadata: Metadata) -> ATFM:
     """A flow with the weights of an authors' file."""
     load_released(atfm.net, checkpoint.state_dict(path))
-    atfm.trained_on = TrainedOn(metadata.side, metadata.channels, preset="released")
+    atfm.trained_on = TrainedOn(metadata.side, metadata.channels, preset="released", path=path)
     return atfm.eval()
 
 

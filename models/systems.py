@@ -120,33 +120,29 @@ class Checkpoints:
     run: RunConfig
     device: torch.device
     test: Images | None
-    gtrs: dict[str, tuple[GTR, Path]] = field(default_factory=dict)  # by preset, each loaded once
+    gtrs: dict[str, GTR] = field(default_factory=dict)  # by preset, each loaded once
 
     def find(self, flag: str | None, folder: str) -> Path:
         """The file that a flag means, or without one that of a folder of --output_path."""
         return checkpoint.find(flag or Path(self.run.output_path or "runs") / folder, folder)
 
-    def gtr(self, preset: str) -> tuple[GTR, Path]:
-        """The GTR of a preset, on the device, and its file."""
+    def gtr(self, preset: str) -> GTR:
+        """The GTR of a preset, on the device."""
         if preset not in self.gtrs:
             path = self.find(self.config.gtr, stage_folder("GTR", preset))
             if self.config.released_checkpoint:
                 gtr = released_gtr(path, experiment(self.metadata.what, preset).gtr, self.metadata)
             else:
                 gtr = load_gtr(path, self.metadata, same_size=self.test is not None)
-            refuse_overlap(path, gtr.trained_on, self.test, self.config.allow_overlap)
-            self.gtrs[preset] = gtr.to(self.device), path
+            refuse_overlap(gtr.trained_on, self.test, self.config.allow_overlap)
+            self.gtrs[preset] = gtr.to(self.device)
         return self.gtrs[preset]
 
-    def system(self, row: RowOfMethod, alpha: float | None) -> tuple[ATFM | Baseline, Path]:
-        """A system of step 2, on the device, and its file; alpha: of one of several flows."""
+    def system(self, row: RowOfMethod, alpha: float | None) -> ATFM | Baseline:
+        """A system of step 2, on the device; alpha: of one of several flows."""
         path = self.find(self.config.prior, stage_folder(row.method, row.preset, alpha))
-        same_size = self.test is not None
+        same_size, gtr = self.test is not None, partial(self.gtr, row.preset)
         system: ATFM | Baseline
-
-        def gtr() -> GTR:
-            return self.gtr(row.preset)[0]
-
         if self.config.released_checkpoint and row.method in BASELINES:
             raise ValueError(f"--released_checkpoint True: not for {row.method}, only for GTR and the flows")
         if self.config.released_checkpoint:
@@ -156,38 +152,36 @@ class Checkpoints:
             system = load_baseline(path, row.method, self.metadata, same_size)
         else:
             system = load_flow(path, row.method, gtr, self.metadata, same_size)
-        refuse_overlap(path, system.trained_on, self.test, self.config.allow_overlap)
-        return system.to(self.device), path
+        refuse_overlap(system.trained_on, self.test, self.config.allow_overlap)
+        return system.to(self.device)
 
 
 def act_gtr(row: RowOfMethod, checkpoints: Checkpoints, control: Callable[[str, Sampler], Sampler]) -> System:
     """GTR's samples without a flow, or a control over them."""
-    gtr, path = checkpoints.gtr(row.preset)
+    gtr = checkpoints.gtr(row.preset)
+    trained_on = gtr.trained_on
     return System(
-        row.label(gtr.trained_on.preset), row.method,
+        row.label(trained_on.preset), row.method,
         gtr.sample if row.method == "act-gtr" else control(row.method, gtr.sample),
-        nfe=0, parameters=size(gtr), checkpoints=(str(path),), trained_on=gtr.trained_on,
+        nfe=0, parameters=size(gtr), checkpoints=(str(trained_on.path),), trained_on=trained_on,
         weights=checkpoint.fingerprint(gtr),
         precision=precision_of(checkpoints.device, checkpoints.run, False),
-        preset=gtr.trained_on.preset, training={"GTR": gtr.trained_on.settings})
+        preset=trained_on.preset, training={"GTR": trained_on.settings})
 
 
 def trained_systems(row: RowOfMethod, alpha: float | None, checkpoints: Checkpoints) -> list[System]:
     """A system of step 2, once for each way of sampling that the test asks for."""
     config, device = checkpoints.config, checkpoints.device
-    system, path = checkpoints.system(row, alpha)
-    files: tuple[str, ...] = (str(path),)
-    training = {row.method: system.trained_on.settings}
-    if system.gtr is not None:
-        files = (str(checkpoints.gtr(row.preset)[1]), *files)
-        training = {"GTR": system.gtr.trained_on.settings} | training
-    name = row.label(system.trained_on.preset)
-    weights = checkpoint.fingerprint(system)
+    system = checkpoints.system(row, alpha)
+    parts = {} if system.gtr is None else {"GTR": system.gtr.trained_on}
+    parts[row.method] = trained_on = system.trained_on
+    name, weights = row.label(trained_on.preset), checkpoint.fingerprint(system)
     amp = in_bfloat16(config.amp, device)
-    precision = precision_of(device, checkpoints.run, amp and row.method in FLOWS)
     return [System(label(name, config, alpha, way), row.method, sample, system.nfe(**way), size(system),
-                   files, system.trained_on, weights, alpha, **way, precision=precision,
-                   preset=system.trained_on.preset, training=training)
+                   tuple(str(part.path) for part in parts.values()), trained_on, weights, alpha, **way,
+                   precision=precision_of(device, checkpoints.run, amp and row.method in FLOWS),
+                   preset=trained_on.preset,
+                   training={stage: part.settings for stage, part in parts.items()})
             for way, sample in ways_to_sample(system, config, amp)]
 
 

@@ -66,12 +66,13 @@ def test_what_was_trained_on_is_not_tested(run, capsys):
     (("LIDC-IDRI-0001", "1.2.3"), ("1.2.3", "1.2.4"), True), (("7", "8"), (7, 9), False),
     (("a", "b"), ("c",), None), ((), ("a",), None)])
 def test_other_images_of_patients_that_were_trained_on_are_not_tested(patients, tested, refused, capsys):
-    trained_on, test = TrainedOn(8, 1, ("one",), patients), images("two", "three", patients=tested)
+    trained_on = TrainedOn(8, 1, ("one",), patients, path=Path("GTR.pt"))
+    test = images("two", "three", patients=tested)
     message = rf"GTR.pt: it was trained on other images of 1 of the {len(tested)} test patients, such as"
     if refused:
         with pytest.raises(ValueError, match=f"{message} 1.2.3; test with the split"):
-            refuse_overlap(Path("GTR.pt"), trained_on, test, allowed=False)
-    refuse_overlap(Path("GTR.pt"), trained_on, test, allowed=refused is True)
+            refuse_overlap(trained_on, test, allowed=False)
+    refuse_overlap(trained_on, test, allowed=refused is True)
     out = capsys.readouterr().out
     assert bool(re.search(message, out)) == (refused is not None)
 
