@@ -8,16 +8,7 @@ from torch import Tensor, nn
 
 from metadata_manager import GREY, Objective
 from models.chunks import Chunks, states_at_once
-from models.flow import (
-    NFE_PER_STEP,
-    SOLVERS,
-    Velocity,
-    check_masks,
-    draw_time,
-    endpoint,
-    linear_path,
-    one_expert,
-)
+from models.flow import SOLVERS, Velocity, check_masks, draw_time, endpoint, linear_path, one_expert
 from models.gtr import GTR, TrainedOn
 from models.losses import TERMS, Prediction
 from models.sources import SOURCES, source_named
@@ -76,7 +67,7 @@ class ATFM(nn.Module):
 
     def nfe(self, steps: int | None = None, solver: str | None = None) -> int:
         """Network evaluations per sample; guidance takes two, one of them without the image."""
-        per_step = NFE_PER_STEP[solver or self.objective.solver]
+        per_step = SOLVERS[solver or self.objective.solver].nfe
         return (steps or self.steps) * per_step * (1 if self.objective.guidance == 0 else 2)
 
     @torch.no_grad()
@@ -151,7 +142,7 @@ class ATFM(nn.Module):
             return self.in_chunks(at_once, lambda part, condition: self._velocity(condition)(part, t),
                                  x, conditions)
 
-        x_1 = SOLVERS[solver](velocity, states, steps)
+        x_1 = SOLVERS[solver].solve(velocity, states, steps)
         return self._probability(x_1.view_as(x_0)).clamp(0, 1)
 
     def _velocity(self, condition: Tensor) -> Velocity:

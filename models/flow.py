@@ -83,7 +83,12 @@ def ab2(velocity: Velocity, x_0: Tensor, steps: int) -> Tensor:
     return x
 
 
-SOLVERS: dict[str, Callable[[Velocity, Tensor, int], Tensor]] = {
-    "euler": euler, "midpoint": midpoint, "ab2": ab2,
-}
-NFE_PER_STEP = {"euler": 1, "midpoint": 2, "ab2": 1}  # network evaluations
+@dataclass(frozen=True)
+class Solver:
+    """A solver and its network evaluations per step."""
+
+    solve: Callable[[Velocity, Tensor, int], Tensor]
+    nfe: int
+
+
+SOLVERS = {"euler": Solver(euler, nfe=1), "midpoint": Solver(midpoint, nfe=2), "ab2": Solver(ab2, nfe=1)}

@@ -60,7 +60,7 @@ class LowRankGaussian:
 
 @dataclass(frozen=True)
 class TrainedOn:
-    """How a model was trained: images (their side, channels, ids, patients), preset, settings; and its file."""
+    """How a model was trained: images (side, channels, ids, patients), preset, settings; and its file."""
 
     side: int
     channels: int

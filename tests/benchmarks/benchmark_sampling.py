@@ -23,7 +23,7 @@ import data
 from metrics import evaluate, ged
 from models import ATFM, GTR, STNet, checkpoint, load_flow, load_gtr
 from models.flags import experiment
-from models.flow import NFE_PER_STEP
+from models.flow import SOLVERS
 from tests.benchmarks import straightforward
 from tests.benchmarks.measure import exponent, flops, machine, matmul_peak, medians, report
 
@@ -72,7 +72,7 @@ def ways(atfm: ATFM, image: Tensor, n: int, steps: int, more: bool) -> dict[str,
         found["ours, compiled"] = exact(compiled=True)
         found["ours, bfloat16, compiled"] = bfloat16(compiled=True)
     for solver, few in FEWER:
-        evaluations = few * NFE_PER_STEP[solver]
+        evaluations = few * SOLVERS[solver].nfe
         found[f"ours, {solver}, {few} steps"] = Way(ours(atfm, image, n, few, solver), evaluations)
     return found
 
