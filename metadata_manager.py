@@ -95,9 +95,8 @@ class Config:
 
 
 def _within(value: float, interval: str) -> bool:
-    """Whether a number is in an interval such as "[0, inf)". Ends stay integers, which compare exactly."""
-    low, high = (float(end) if end.strip().lstrip("-") == "inf" or "." in end else int(end)
-                 for end in interval[1:-1].split(","))
+    """Whether a number is in an interval such as "[0, inf)"."""
+    low, high = map(float, interval[1:-1].split(","))
     return (low < value or interval[0] == "[" and value == low) and (
         value < high or interval[-1] == "]" and value == high)
 

@@ -8,19 +8,11 @@ from models.baselines.analog_bits import AnalogBits
 from models.baselines.ccdm import CCDM
 from models.baselines.cimd import CIMD
 from models.baselines.flow_ssn import FlowSSN
+from tests.tiny import batch
 
-SIZE, T = 8, 8
+T = 8
 SYSTEMS = {"ccdm": (CCDM, {"T": T}), "ab": (AnalogBits, {"T": T}), "cimd": (CIMD, {"T": T, "latents": 2}),
            "flow-ssn": (FlowSSN, {"steps": T, "flow_dim": 4})}
-
-
-def seeded(seed=0):
-    return torch.Generator().manual_seed(seed)
-
-
-def batch(b=2, k=3, channels=1):
-    image = torch.rand(b, channels, SIZE, SIZE, generator=seeded(1))
-    return image, (torch.rand(b, k, SIZE, SIZE, generator=seeded(2)) < 0.4).float()
 
 
 def system(name, experts="one", channels=1, **options):

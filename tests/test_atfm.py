@@ -15,19 +15,10 @@ from models import ATFM, GTR, STNet
 from models.atfm import grey
 from models.chunks import STATES_ON_CPU, Chunks, states_at_once
 from models.flags import experiment
+from tests.tiny import SIZE, batch, seeded
 
-SIZE = 8
 NO_MEMORY_FOR_CUBLAS = RuntimeError(
     "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
-
-
-def seeded(seed=0, device="cpu"):
-    return torch.Generator(device).manual_seed(seed)
-
-
-def batch(b=2, k=3, channels=1):
-    image = torch.rand(b, channels, SIZE, SIZE, generator=seeded(1))
-    return image, (torch.rand(b, k, SIZE, SIZE, generator=seeded(2)) < 0.4).float()
 
 
 def system(recompute=False, annotators_per_pass=None, amp=False, images_per_pass=None, **objective):

@@ -17,19 +17,11 @@ from models.baselines.mose import MoSE, greedy_coupling, soft_iou
 from models.baselines.phiseg import PHiSeg
 from models.baselines.prob_unet import ProbUNet
 from models.baselines.ssn import SSN
+from tests.tiny import SIZE, batch, seeded
 
-SIZE, B, K = 8, 2, 3
+B, K = 2, 3
 ONE_SHOT = ("ssn", "prob-unet", "phiseg", "mose", "c-ssn", "c-prob-unet")
 STYLE = torch.tensor([[0, 1, 2], [2, 2, 0]])
-
-
-def seeded(seed=0):
-    return torch.Generator().manual_seed(seed)
-
-
-def batch(channels=1):
-    image = torch.rand(B, channels, SIZE, SIZE, generator=seeded(1))
-    return image, (torch.rand(B, K, SIZE, SIZE, generator=seeded(2)) < 0.4).float()
 
 
 def system(kind, channels=1, experts="all", dim_mults=(1, 2), **options):
@@ -231,7 +223,7 @@ def test_a_random_expert_per_step_has_the_loss_of_its_mask_and_style(name):
 
 @pytest.mark.parametrize("name", ONE_SHOT)
 def test_samples_are_probabilities_that_the_generator_decides(name):
-    model, image = system(CLASSES[name], channels=3), batch(3)[0]
+    model, image = system(CLASSES[name], channels=3), batch(channels=3)[0]
     samples = model.sample(image, 5, generator=seeded(5))
     assert samples.shape == (B, 5, SIZE, SIZE) and not samples.requires_grad
     assert 0 <= samples.min() < samples.max() <= 1 and model.nfe() == 1

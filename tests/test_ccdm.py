@@ -10,7 +10,8 @@ from torch import nn
 from torch.distributions import Bernoulli, kl_divergence
 
 from models.baselines import ccdm, stepwise
-from tests.stepwise import SIZE, Known, T, batch, one_piece, replay, seeded, system
+from tests.stepwise import Known, T, one_piece, replay, system
+from tests.tiny import SIZE, batch, seeded
 
 
 def transition(alpha_bar, t):

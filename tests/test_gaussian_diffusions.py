@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from models.baselines import stepwise
-from tests.stepwise import SIZE, Known, T, batch, one_piece, replay, seeded, system
+from tests.stepwise import Known, T, one_piece, replay, system
+from tests.tiny import SIZE, batch, seeded
 
 
 def test_schedules_are_those_of_their_papers():

@@ -11,10 +11,7 @@ from torch import nn
 from models import GTR, LowRankGaussian, monte_carlo_nll
 from models.flags import experiment
 from tests.oracle import golden
-
-
-def seeded(seed=0, device="cpu"):
-    return torch.Generator(device).manual_seed(seed)
+from tests.tiny import seeded
 
 
 def gaussian(b=2, rank=2, h=2, w=3):

@@ -5,7 +5,8 @@ import torch
 
 from metadata_manager import FlowConfig
 from models.baselines.flow_ssn import FlowSSN
-from tests.stepwise import SIZE, SYSTEMS, T, batch, one_piece, seeded, system
+from tests.stepwise import SYSTEMS, T, one_piece, system
+from tests.tiny import SIZE, batch, seeded
 
 CHANNELS = r"image of shape .*: expected \(b, 1, h, w\)"
 

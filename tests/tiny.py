@@ -14,6 +14,7 @@ from PIL import Image
 from data import Writer
 
 KILLS = int(os.environ.get("ATFM_KILLS", 3))  # of each kind of process; more search for rarer moments
+SIZE = 8  # of a batch
 PATIENTS = 15  # 64/16/20 %: 10 to train, 2 to validate, 3 to test
 DATA = ["--crop", "8", "--limit", "6", "--device", "cpu"]
 LOOP = ["--val_images", "2", "--val_samples", "2", "--val_steps", "1"]
@@ -32,6 +33,16 @@ def draw_nothing(patch: pytest.MonkeyPatch) -> None:
     patch.setattr("fig.draw_samples", lambda *arguments: None)
     patch.setattr("fig.draw_comparison", lambda *arguments: None)
     patch.setattr("fig.validation_picture", lambda *arguments: np.zeros((2, 2, 3), np.uint8))
+
+
+def seeded(seed: int = 0, device: str | torch.device = "cpu") -> torch.Generator:
+    return torch.Generator(device).manual_seed(seed)
+
+
+def batch(b: int = 2, k: int = 3, channels: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
+    """Images (b, channels, SIZE, SIZE) and masks (b, k, SIZE, SIZE), the same at each call."""
+    image = torch.rand(b, channels, SIZE, SIZE, generator=seeded(1))
+    return image, (torch.rand(b, k, SIZE, SIZE, generator=seeded(2)) < 0.4).float()
 
 
 def checkpoints(folder: Path) -> list[str]:
