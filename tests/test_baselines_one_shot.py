@@ -15,11 +15,12 @@ from models.baselines.conditioned import ConditionedProbUNet, ConditionedSSN, ra
 from models.baselines.latent import DiagonalGaussian
 from models.baselines.mose import MoSE, greedy_coupling, soft_iou
 from models.baselines.phiseg import PHiSeg
-from models.baselines.prob_unet import ProbUNet
+from models.baselines.prob_unet import EnergyProbUNet, ProbUNet
 from models.baselines.ssn import SSN
+from models.energy import energy_score
 
 SIZE, B, K = 8, 2, 3
-ONE_SHOT = ("ssn", "prob-unet", "phiseg", "mose", "c-ssn", "c-prob-unet")
+ONE_SHOT = ("ssn", "prob-unet", "prob-unet-energy", "phiseg", "mose", "c-ssn", "c-prob-unet")
 STYLE = torch.tensor([[0, 1, 2], [2, 2, 0]])
 
 
@@ -99,6 +100,15 @@ def test_prob_unet_is_the_negative_evidence_bound(kind):
     assert found["cross_entropy"].item() == pytest.approx(reconstruction, rel=1e-5)
     assert found["KL"].item() == pytest.approx(divergence, rel=1e-4) and divergence > 0.01
     assert found["loss"].item() == pytest.approx(reconstruction + 7 * divergence, rel=1e-5)
+
+
+def test_the_prob_unet_by_the_energy_score_takes_it_of_samples_from_its_prior():
+    model, (image, masks) = system(EnergyProbUNet, mc_samples=3), batch()
+    loss = terms(model)["loss"]
+
+    torch.manual_seed(3)
+    samples = model.draw(image, 3, lambda net, *states: net(*states), None).sigmoid().view(B, 3, SIZE, SIZE)
+    assert loss.item() == pytest.approx(energy_score(samples, masks).item(), rel=1e-6)
 
 
 @pytest.mark.parametrize("mults, levels, sides", [((1, 2), 5, [4, 8]), ((1, 1, 2), 2, [2, 4])])
@@ -217,7 +227,7 @@ def test_every_weight_learns_and_only_the_loss_has_a_gradient(name, experts):
     assert [term for term, value in found.items() if value.requires_grad] == ["loss"]
 
 
-@pytest.mark.parametrize("name", ONE_SHOT)
+@pytest.mark.parametrize("name", [name for name in ONE_SHOT if name != "prob-unet-energy"])
 def test_a_random_expert_per_step_has_the_loss_of_its_mask_and_style(name):
     model, every, (image, masks) = system(CLASSES[name], experts="one"), system(CLASSES[name]), batch()
     found = terms(model)["loss"].item()

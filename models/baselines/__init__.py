@@ -11,11 +11,11 @@ from models.baselines.conditioned import ConditionedProbUNet, ConditionedSSN
 from models.baselines.flow_ssn import FlowSSN
 from models.baselines.mose import MoSE
 from models.baselines.phiseg import PHiSeg
-from models.baselines.prob_unet import ProbUNet
+from models.baselines.prob_unet import EnergyProbUNet, ProbUNet
 from models.baselines.ssn import SSN
 
 CLASSES: dict[str, type[Baseline]] = {
-    "ssn": SSN, "prob-unet": ProbUNet, "phiseg": PHiSeg, "mose": MoSE, "ccdm": CCDM, "ab": AnalogBits,
+    "ssn": SSN, "prob-unet": ProbUNet, "prob-unet-energy": EnergyProbUNet, "phiseg": PHiSeg, "mose": MoSE, "ccdm": CCDM, "ab": AnalogBits,
     "cimd": CIMD, "flow-ssn": FlowSSN, "c-ssn": ConditionedSSN, "c-prob-unet": ConditionedProbUNet}
 
 
