@@ -374,9 +374,9 @@ def released(base: Experiment) -> Experiment:
 def best(base: Experiment) -> Experiment:
     """Ours, what did best on validation patients at small size: docs/results.md.
 
-    GTR is trained by the energy score of its samples under 1 - IoU, of which GED is made, and samples a little
-    more narrowly than its Gaussian. Both steps flip and turn images, average weights and lower the learning
-    rate. The flow takes one expert per step, and as many more steps as there are experts."""
+    GTR is trained by the energy score of its samples under 1 - IoU, of which GED is made, and samples more
+    narrowly than its Gaussian. Both steps flip and turn images, average weights and lower the learning rate.
+    The flow takes one expert per step, and as many more steps as there are experts."""
     gtr = replace(base.gtr, loss="energy", mc_samples=16, ema=0.99, schedule="cosine", temperature=0.8)
     flow = replace(base.flow, steps=2, schedule="cosine", clip=1.0, weight_standardization="none",
                    time_scale=10.0)

@@ -14,7 +14,8 @@ from models.baselines import CLASSES
 
 # Training steps of 8 images, their learning rate; options of the system; steps of its sampler.
 TRAINING = {"ssn": (700, 1e-3, {}, None), "prob-unet": (1100, 3e-3, {"beta": 1.0}, None),
-            "prob-unet-energy": (400, 1e-3, {}, None), "phiseg": (700, 2e-3, {}, None), "mose": (500, 1e-3, {}, None),
+            "prob-unet-energy": (400, 1e-3, {}, None), "phiseg": (700, 2e-3, {}, None),
+            "mose": (500, 1e-3, {}, None),
             "c-ssn": (700, 1e-3, {}, None), "c-prob-unet": (700, 1e-3, {"beta": 0.1}, None),
             "ccdm": (500, 1e-3, {}, 10), "ab": (400, 1e-3, {}, 10), "cimd": (600, 1e-3, {"T": 50}, 10),
             "flow-ssn": (250, 3e-3, {}, 10)}

@@ -15,8 +15,9 @@ from models.baselines.prob_unet import EnergyProbUNet, ProbUNet
 from models.baselines.ssn import SSN
 
 CLASSES: dict[str, type[Baseline]] = {
-    "ssn": SSN, "prob-unet": ProbUNet, "prob-unet-energy": EnergyProbUNet, "phiseg": PHiSeg, "mose": MoSE, "ccdm": CCDM, "ab": AnalogBits,
-    "cimd": CIMD, "flow-ssn": FlowSSN, "c-ssn": ConditionedSSN, "c-prob-unet": ConditionedProbUNet}
+    "ssn": SSN, "prob-unet": ProbUNet, "prob-unet-energy": EnergyProbUNet, "phiseg": PHiSeg, "mose": MoSE,
+    "ccdm": CCDM, "ab": AnalogBits, "cimd": CIMD, "flow-ssn": FlowSSN, "c-ssn": ConditionedSSN,
+    "c-prob-unet": ConditionedProbUNet}
 
 
 def baseline(method: str, channels: int, config: FlowConfig) -> Baseline:

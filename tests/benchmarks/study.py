@@ -19,7 +19,7 @@ import json
 import re
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -92,11 +92,13 @@ def _atfm(flags: str) -> Stage:
     return Stage(train_prior_LIDC, f"{FLOW} {flags}", 2 / 3)
 
 
-def _rival(method: str, flags: str = "") -> Row:
+FLIPS = "--dihedral True"
+
+
+def _rival(method: str, flags: str = FLIPS) -> Row:
     return Row(method, (Stage(train_prior_LIDC, f"--method {method} {SYSTEM} {flags}"),), method)
 
 
-FLIPS = "--dihedral True"
 ROWS = {
     "nll": Row("Act. GTR, Eq. 5", (_gtr(""),)),
     "nll-flips": Row("Act. GTR, Eq. 5, images flipped and turned", (_gtr(FLIPS),)),
@@ -113,12 +115,8 @@ ROWS = {
     "atfm-best": Row("ATFM (best), 2 NFE",
                      (_gtr("--preset best", 1 / 3), _atfm("--preset best --batch_size 8")),
                      "atfm", preset="best", steps=2),
-    "mose": _rival("mose"),
-    "mose-flips": replace(_rival("mose", FLIPS), title="mose, images flipped and turned"),
-    "ssn": _rival("ssn"),
-    "prob-unet": _rival("prob-unet"),
-    "phiseg": _rival("phiseg"),
-    "flow-ssn": _rival("flow-ssn"),
+    "mose-no-flips": replace(_rival("mose", ""), title="mose, images as they are"),
+    **{name: _rival(name) for name in ("ssn", "prob-unet", "prob-unet-energy", "phiseg", "flow-ssn", "mose")},
 }
 
 
@@ -154,13 +152,18 @@ def seconds_per_epoch(stage: Stage, common: Sequence[str], images: int, folder: 
     return (long - short) / 2 * images / 320
 
 
-def train(row: Row, seed: int, minutes: float, common: Sequence[str], folder: Path, images: int
-          ) -> dict[str, Any]:
-    """Trains a row's stages on `images` images for `minutes` of CPU time together; what each took."""
+def train(row: Row, seed: int, minutes: float, common: Sequence[str], folder: Path, images: int,
+          epochs_of: Mapping[str, int]) -> dict[str, Any]:
+    """Trains a row's stages on `images` images for `minutes` of CPU time together; what each took.
+
+    epochs_of: a script's name -> the epochs that another seed of the row was trained for: all seeds have the
+    same number, however busy the machine is."""
     done: dict[str, Any] = {}
     for stage in row.stages:
         gtr = [] if stage.script is train_GTR or len(row.stages) == 1 else ["--gtr", str(folder)]
         plan = folder / f"{stage.script.__name__}.json"
+        if stage.script.__name__ in epochs_of:
+            plan.write_text(json.dumps(epochs_of[stage.script.__name__]))
         if not plan.exists():
             each = seconds_per_epoch(stage, common, images, folder / "speed", gtr)
             plan.write_text(json.dumps(max(1, round(60 * minutes * stage.share / each))))
@@ -213,8 +216,11 @@ def run(arguments: argparse.Namespace) -> None:
             with claimed(folder) as mine:
                 if output.exists() or not mine:
                     continue
+                others = read_results(arguments.size).get(row.like or name, {})
+                epochs_of = {script: stage["epochs"] for run in others.values()
+                             for script, stage in run["stages"].items()}
                 trained = train(ROWS[row.like] if row.like else row, seed, arguments.minutes, common, folder,
-                                len(load(metadata, "train")))
+                                len(load(metadata, "train")), epochs_of)
                 content = {"row": name, "seed": seed, "size": arguments.size, "minutes": arguments.minutes,
                            "commit": commit(), "machine": measure.machine(CPU), "stages": trained,
                            **score(row, metadata, folder)}
