@@ -115,6 +115,8 @@ ROWS = {
     "best-nll-all": Row("best without the energy score", (_gtr("--preset best --loss nll --mc_samples 20"),),
                         preset="best"),
     "best-no-nll": Row("best without Eq. 5 at first", (_gtr("--preset best --nll_first 0"),), preset="best"),
+    "best-nll-10": Row("best, Eq. 5 for 10 % of the steps", (_gtr("--preset best --nll_first 0.1"),),
+                       preset="best"),
     "best-augment": Row("best, images also turned, scaled and sheared a little",
                         (_gtr("--preset best --augment True"),), preset="best"),
     "best-decay": Row("best with weight decay 0.01", (_gtr("--preset best --weight_decay 0.01"),),
@@ -255,7 +257,8 @@ def run(arguments: argparse.Namespace) -> None:
 Results = dict[int, dict[str, Any]]  # seed -> content of a run's file
 TABLES = {  # name of a table -> its size, its rows, and the row that is compared with the others
     "gains-32": (32, ("nll", "nll-flips", "best-nll-all", "best", "best-temperature-1", "best-m-8",
-                      "best-no-nll", "best-no-flips", "best-augment", "best-decay", "best-wide"), "best"),
+                      "best-no-nll", "best-nll-10", "best-no-flips", "best-augment", "best-decay",
+                      "best-wide"), "best"),
     "systems-32": (32, ("nll", "ssn", "prob-unet", "prob-unet-energy", "phiseg", "flow-ssn", "mose-no-flips",
                         "mose", "atfm", "atfm-best", "best"), "best"),
     "systems-48": (48, ("nll-flips", "mose", "atfm", "best"), "best"),
