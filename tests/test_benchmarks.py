@@ -22,6 +22,7 @@ from tests.benchmarks import (
     leak,
     measure,
     plan,
+    protocol,
     straightforward,
     study,
 )
@@ -218,6 +219,24 @@ def test_training_lists_differ_only_in_whose_slices_they_hold():
     of_test = set(patient[held_out["test"]].tolist())
     assert not patients["by patient"] & of_test and of_test <= patients["by slice"]
     assert not set(patient[held_out["val"]].tolist()) & (of_test | patients["by slice"])
+
+
+@pytest.mark.slow
+def test_what_a_leaking_split_buys(lidc, tmp_path, no_pictures, capsys):
+    flags = ["--data_path", str(lidc), "--output_path", str(tmp_path), "--crop", "8", "--epochs", "1"]
+    found = rows(leak, capsys, [*flags, "--seeds", "0", "1"])
+    assert [(row["training list"], row["runs"]) for row in found] == [
+        ("by patient", 2), ("by slice", 2), ("test slices too", 2)]
+    assert "GED16 minus by patient" in found[1] and "GED16 minus by patient" not in found[0]
+
+
+def test_other_ways_of_scoring(lidc, run, capsys):
+    a, empty = torch.ones(2, 2, dtype=torch.bool), torch.zeros(2, 2, dtype=torch.bool)
+    samples, masks = torch.stack([a, empty, empty, empty])[None], torch.stack([a, empty])[None]
+    by_hand = [2 * 0.5 - 3 / 8 - 1 / 2, 2 * 0.5 - 1 / 2 - 1, 2 * 0.75 - 3 / 8, 3 / 4, 1, 1 / 4]
+    assert [score(samples, masks) for _, score in protocol.WAYS.values()] == pytest.approx(by_hand)
+    found = rows(protocol, capsys, ["--gtr", str(run / "GTR"), "--data_path", str(lidc), "--samples", "4"])
+    assert [row["score"] for row in found] == ["GED"] * 3 + ["HM-IoU"] * 3
 
 
 def test_the_tables_of_the_results_are_those_of_the_files(tmp_path):
