@@ -86,9 +86,9 @@ def main(flags: Sequence[str] | None = None) -> None:
         row = {"training list": way, "runs": len(runs)}
         for score, of_score, of_clean in zip(SCORES, values, clean):
             row[score] = round(float(of_score.mean()), 3)
-            if values is not clean:
-                mean, low, high = two_level_interval(of_score - of_clean, np.array(patients[0]))
-                row[f"{score} minus by patient"] = f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]"
+            mean, low, high = two_level_interval(of_score - of_clean, np.array(patients[0]))
+            difference = f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]"
+            row[f"{score} minus by patient"] = None if values is clean else difference
         rows.append(row)
     report(rows)
 
