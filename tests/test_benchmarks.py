@@ -67,7 +67,7 @@ def test_memory_of_each_measure(capsys):
 @pytest.mark.slow
 def test_training_of_both_stages(capsys):
     found = rows(benchmark_training, capsys)
-    assert [row["stage"] for row in found] == ["GTR"] * 2 + ["flow"] * 5
+    assert [row["stage"] for row in found] == ["GTR"] * 2 + ["flow"] * 3
     assert found[0]["times faster"] == found[2]["times faster"] == 1
 
 

@@ -52,7 +52,7 @@ class Ladder(nn.Module):
         return descend(image, self.blocks, F.avg_pool2d)[::-1]
 
     def gaussian(self, level: int, maps: Sequence[Tensor], latents: Sequence[Tensor]) -> DiagonalGaussian:
-        """Of z (m, latents, h', w') at a level, given the z of all coarser ones, of which it sees the last."""
+        """Of z (m, latents, h', w') at a level, given the coarser z, of which it sees the last."""
         joined = torch.cat([maps[level], *(enlarge(z, 2) for z in latents[-1:])], dim=1)
         return DiagonalGaussian.of(self.heads[level](joined))
 

@@ -99,7 +99,7 @@ def results(system: GTR | ATFM | Baseline, device: torch.device) -> dict[str, Te
 
 
 def differences(make: Callable[[], GTR | ATFM | Baseline], device: torch.device) -> dict[str, float]:
-    """Between the CPU and the device: of loss and gradient relative ones, of masks the share of pixels."""
+    """Between the CPU and the device: of loss and gradient relative ones, of masks the fraction of pixels."""
     both = []
     for place in (torch.device("cpu"), device):
         torch.manual_seed(0)
