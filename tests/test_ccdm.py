@@ -20,7 +20,7 @@ def transition(alpha_bar, t):
 
 @functools.cache
 def enumerated_posterior(alpha_bar, x_0, x_t, t):
-    """q(x_{t-1} = 1 | x_t, x_0): of the ways from x_0 at level 0 to x_t at t, the fraction through 1 before t.
+    """q(x_{t-1} = 1 | x_t, x_0): of the ways from x_0 to x_t at level t, the fraction through 1 at t - 1.
 
     alpha_bar: a tuple."""
     weights = [0.0, 0.0]
