@@ -45,7 +45,7 @@ def small(monkeypatch):
     options = (False, False), (True, False), (False, True)
     ways = [benchmark_memory.Way(True, 1, recompute, amp) for recompute, amp in options]
     monkeypatch.setattr(benchmark_memory, "WAYS", (benchmark_memory.WAYS[0], *ways))
-    monkeypatch.setattr(benchmark_training, "STEPS", 2)
+    monkeypatch.setattr(benchmark_training, "COMPARED", 2)
     monkeypatch.setattr(benchmark_sampling, "GROWING", {"n": 1, "steps": 1, "size": 8, "dim": 4})
 
 
