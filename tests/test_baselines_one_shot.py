@@ -122,9 +122,9 @@ def test_phiseg_adds_a_cross_entropy_and_a_weighted_divergence_per_level(mults, 
     for i, j in product(range(B), range(K)):
         of_p = model.prior.maps(image[i, None])
         of_q = model.posterior.maps(torch.cat([image[i, None], masks[i, j][None, None]], 1))
-        q_1, p_1 = model.posterior.gaussian(0, of_q, None), model.prior.gaussian(0, of_p, None)
+        q_1, p_1 = model.posterior.gaussian(0, of_q, []), model.prior.gaussian(0, of_p, [])
         z_1 = q_1.mean + q_1.std * noise[0][i, j]
-        q_0, p_0 = model.posterior.gaussian(1, of_q, z_1), model.prior.gaussian(1, of_p, z_1)
+        q_0, p_0 = model.posterior.gaussian(1, of_q, [z_1]), model.prior.gaussian(1, of_p, [z_1])
         z_0 = q_0.mean + q_0.std * noise[1][i, j]
         divergence += (4 * kl(q_1, p_1) + kl(q_0, p_0)) / (B * K)
         a = model.likelihood([z_1, z_0])[0]
