@@ -99,16 +99,20 @@ def write_samples(folder: Path, image: Tensor, masks: Tensor) -> None:
     """Write masks (n, side, side), bool, of an image (c, h, w) as PNGs of its size, enlarged by nearest.
 
     sample_00.png, ...: 0 and 255. mean.png: 255 is a mean of 1. variance.png: 255 is 1/4, the largest
-    possible. picture.png: the image, contours, mean and variance."""
+    possible. picture.png: the image, contours, mean and variance. Files that exist are kept, as masks may
+    have been corrected by hand."""
     h, w = image.shape[1:]
     digits = max(2, len(str(len(masks) - 1)))
     mean = masks.float().mean(0)
     maps = {f"sample_{i:0{digits}}.png": mask for i, mask in enumerate(masks)}
     maps |= {"mean.png": mean, "variance.png": variance_of(mean) / VARIANCE_MAX}
     for name, values in maps.items():
-        pixels = interpolate(values[None, None].float(), (h, w), mode="nearest-exact")[0, 0]
-        with whole_file(folder / name) as file:
-            Image.fromarray((255 * pixels).round().byte().numpy()).save(file, format="PNG")
+        if not (folder / name).exists():
+            pixels = interpolate(values[None, None].float(), (h, w), mode="nearest-exact")[0, 0]
+            with whole_file(folder / name) as file:
+                Image.fromarray((255 * pixels).round().byte().numpy()).save(file, format="PNG")
+    if (folder / "picture.png").exists():
+        return
     size = [max(1, round(side * min(1, PICTURE_SIDE / max(h, w)))) for side in (h, w)]
     smaller = interpolate(image[None], size, mode="bilinear", antialias=True)[0]
     # Only what is drawn is enlarged: all samples of a large image would take gigabytes as floats.
@@ -246,20 +250,6 @@ def samples_picture(image: Array, contours: Array, mean: Array, count: int) -> F
     canvas.colour_bar(figure, show(row[2], mean), row[2:3])
     canvas.colour_bar(figure, show(row[3], variance_of(mean), "magma", high=VARIANCE_MAX), row[3:])
     canvas.zoom(row[1:], contours, framed=row[0])
-    return figure
-
-
-def augmentation_sheet(images: Array, masks: Array, moved_images: Array, moved_masks: Array) -> Figure:
-    """Images before (above) and after (below) augmentation, to see whether their contours move with them."""
-    images, masks, moved_images, moved_masks = checked(
-        images=(images, "m c h w"), masks=(masks, "m k h w"), moved_images=(moved_images, "m c h w"),
-        moved_masks=(moved_masks, "m k h w"))
-    m, k, h, w = masks.shape
-    figure, axes = panel_grid([[0, *[GAP] * (m - 1)]] * 2, h / w, names=["before", "after"], experts=k,
-                              top=0.05, left=0.3)
-    for ax, image, experts in zip(axes.flat, [*images, *moved_images], [*masks, *moved_masks], strict=True):
-        show(ax, image)
-        draw_contours(ax, experts)
     return figure
 
 

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.stats import bootstrap
 
-# With fewer the percentiles of a bootstrap are those of a handful of patients: tables give no interval.
+from metrics.program import counted
+
+# With fewer the percentiles of a bootstrap are those of a handful of patients: no interval is given.
 FEWEST_PATIENTS = 10
 
 
@@ -54,6 +56,14 @@ def numbered(patients: Sequence | np.ndarray) -> np.ndarray:
     if names.dtype.kind not in "iu":
         names = np.array([unicodedata.normalize("NFC", str(name)) for name in names])
     return np.unique(names, return_inverse=True)[1]
+
+
+def few_patients(patients: Sequence | np.ndarray) -> str:
+    """A line that says why there are no intervals and no parts by size; "" for FEWEST_PATIENTS or more."""
+    number = count_patients(patients)
+    return "" if number >= FEWEST_PATIENTS else (
+        f"No intervals and no parts by size: {counted(number, 'test patient')}, and such numbers need "
+        f"{FEWEST_PATIENTS}.")
 
 
 def count_patients(patients: Sequence | np.ndarray) -> int:

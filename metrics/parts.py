@@ -24,20 +24,14 @@ def parts_of(scores: Scores, n: int, images: np.ndarray) -> dict[str, float]:
     return {name: float(scores[column][:, images].mean()) for name, column in columns.items()}
 
 
-def empty_correlation(scores: Scores) -> float:
+def correlation_text(scores: Scores) -> str:
     """Correlation over images of the fractions of samples and of experts' masks that are empty.
 
-    NaN if one of the two is constant."""
+    "-" if one of the two is constant."""
     samples, experts = scores["Empty"].mean(0), scores["Experts empty"].mean(0)
     if samples.std() == 0 or experts.std() == 0:
-        return float("nan")
-    return float(np.corrcoef(samples, experts)[0, 1])
-
-
-def correlation_text(scores: Scores) -> str:
-    """`empty_correlation` with its sign, or - where it is not defined."""
-    correlation = empty_correlation(scores)
-    return "-" if np.isnan(correlation) else f"{correlation:+.2f}"
+        return "-"
+    return f"{np.corrcoef(samples, experts)[0, 1]:+.2f}"
 
 
 def empty_table(systems: Mapping[str, Scores]) -> str:
@@ -55,8 +49,7 @@ def parts_table(systems: Mapping[str, Scores], n: int, by_size: bool = True) -> 
     for label, scores in systems.items():
         sizes = scores["Size"].mean(0)
         for name, images in {"all": np.arange(len(sizes)), **(thirds(sizes) if by_size else {})}.items():
-            if len(images):
-                pixels = f", {sizes[images].min():.0f} to {sizes[images].max():.0f} px"
-                values = " | ".join(f"{value:.3f}" for value in parts_of(scores, n, images).values())
-                lines.append(f"| {label}, {name}{pixels} | {len(images)} | {values} |")
+            pixels = f"{sizes[images].min():.0f} to {sizes[images].max():.0f} px"
+            values = " | ".join(f"{value:.3f}" for value in parts_of(scores, n, images).values())
+            lines.append(f"| {label}, {name}, {pixels} | {len(images)} | {values} |")
     return "\n" + "\n".join(lines) + "\n"

@@ -96,6 +96,11 @@ def shortened(message: str) -> str:
     return f"{line[:LONGEST - end - 5]} ... {line[-end:]}"
 
 
+def counted(number: int, noun: str) -> str:
+    """A number with its noun: 1 seed, 2 seeds."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def time_text(seconds: float) -> str:
     """Seconds as a person says them: 45 s, 12 min, 3.4 h, 250 h."""
     if seconds < 90:

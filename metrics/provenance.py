@@ -13,8 +13,8 @@ import numpy as np
 import torch
 
 from metadata_manager import Metadata
-from metrics.duration import counted
 from metrics.intervals import count_patients
+from metrics.program import counted
 
 ROOT = Path(__file__).parents[1]
 GIT_SECONDS = 10

@@ -10,18 +10,14 @@ import numpy as np
 import torch
 
 from metadata_manager import BASELINES, Config, Metadata
-from metrics.catalogue import columns, matching_n, score_names
-from metrics.duration import counted
-from metrics.files import write_text
+from metrics.catalogue import columns, score_names
 from metrics.floor import floor_of
-from metrics.intervals import FEWEST_PATIENTS, bootstrap_interval, count_patients
+from metrics.intervals import bootstrap_interval, few_patients
 from metrics.paper import PAPER_SECONDS, Published, Scores, not_trained_here, published
 from metrics.parts import empty_table, parts_table
+from metrics.program import counted
 from metrics.provenance import commit, hardware, tested_text
 from metrics.systems import Row
-
-__all__ = ["bootstrap_interval", "cost_table", "differences_table", "matching_n", "report_tables", "results",
-           "scores_table", "write_text"]
 
 OF_SYSTEM = ("method", "preset", "nfe", "parameters", "checkpoints", "alpha", "solver", "steps", "precision",
              "training")  # what results.json says of a system
@@ -113,7 +109,7 @@ def differences_table(rows: Sequence[Row], patients: Sequence | np.ndarray, samp
 
 
 def _difference(values: np.ndarray, patients: Sequence | np.ndarray) -> str:
-    if count_patients(patients) < FEWEST_PATIENTS:
+    if few_patients(patients):
         return f"{values.mean():+.3f}"
     mean, low, high = bootstrap_interval(values, patients)
     return f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]"
@@ -125,13 +121,10 @@ def report_tables(metadata: Metadata, rows: Sequence[Row], patients: Sequence | 
 
     Tables and lines of text, with an empty line between them."""
     systems = {row.system.label: row.evaluation.scores for row in rows}
-    number = count_patients(patients)
-    few = number < FEWEST_PATIENTS
+    few = few_patients(patients)
     text = (scores_table(metadata.what, rows, samples) + differences_table(rows, patients, samples)
             + empty_table(systems) + parts_table(systems, max(samples), by_size=not few))
-    if few:
-        text += (f"\nNo intervals and no parts by size: {counted(number, 'test patient')}, and such numbers "
-                 f"need {FEWEST_PATIENTS}.\n")
+    text += f"\n{few}\n" if few else ""
     return text + "\n" + tested_text(metadata, patients, rows[0].evaluation.seeds)
 
 
