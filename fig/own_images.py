@@ -57,7 +57,7 @@ def draw_own_images(systems: Sequence[Any], files: Sequence[str], n: int, seed: 
 
 
 def claimed_folder(folder: Path, settings: dict[str, Any]) -> Path:
-    """The folder of these settings, see `free_folder`; a line says where its files are from an earlier run."""
+    """The folder of these settings, see `free_folder`; a line says if it has files of an earlier run."""
     place = free_folder(folder, **settings)
     if len(list(place.iterdir())) > 1:
         print(f"{place}: of an earlier run of this command; the files that are there are kept")

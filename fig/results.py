@@ -73,7 +73,8 @@ def parts(report: Report) -> Figure:
     empty.plot([0, 1], [0, 1], **dashed)
     label(empty, "empty fraction of an image's experts", "empty fraction of samples",
           "Empty masks\n(dashed: as the experts)")
-    label(distance, "", "E d(sample, expert)", "Distance from experts\nby size of their masks")
+    label(distance, "", "E d(sample, expert)",
+          "Distance from experts" + ("" if few else "\nby size of their masks"))
     label(diversity, "", "E d(sample, sample)", "Diversity of samples\n(dashed: of experts)")
     for ax in (distance, diversity):
         ax.set_xticks(range(len(groups)), [name.replace(" ", "\n") for name in groups])

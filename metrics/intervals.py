@@ -4,7 +4,6 @@ import unicodedata
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.stats import bootstrap
 
 from metrics.program import counted
 
@@ -19,33 +18,26 @@ def bootstrap_interval(values: np.ndarray, patients: Sequence | np.ndarray, resa
     values: (images,), or (seeds, images), averaged over seeds first. patients (images,): whole patients are
     resampled, as slices of one patient are not independent. With a single patient the interval is the mean.
     Raises ValueError for another number of patients, and for values that are not finite."""
-    values = np.atleast_2d(values).mean(0)
-    if values.shape != np.shape(patients) or not len(values):
-        raise ValueError(f"{len(values)} images with {len(patients)} patients: expected one for each image")
-    if not np.isfinite(values).all():
-        raise ValueError(f"scores of image {int(np.argmin(np.isfinite(values)))} are not finite")
-    patient = numbered(patients)
-    totals, sizes = np.bincount(patient, values), np.bincount(patient)
-    mean = float(values.mean())
-    if len(totals) == 1:
-        return mean, mean, mean
-    interval = bootstrap((totals, sizes), lambda total, size, axis: total.sum(axis) / size.sum(axis),
-                         paired=True, vectorized=True, n_resamples=resamples, batch=1000, method="percentile",
-                         rng=np.random.default_rng(seed)).confidence_interval
-    return mean, float(interval.low), float(interval.high)
+    return two_level_interval(np.atleast_2d(values).mean(0, keepdims=True), patients, resamples, seed)
 
 
 def two_level_interval(values: np.ndarray, patients: Sequence | np.ndarray, resamples: int = 10_000,
                        seed: int = 0) -> tuple[float, float, float]:
     """Mean and 95 % percentile interval over training runs and patients, both resampled.
 
-    values: (runs, images), as in `bootstrap_interval`. With a single run only patients are resampled."""
+    values: (runs, images). With a single run only patients are resampled. Errors as `bootstrap_interval`."""
+    if values.shape[1] != len(patients) or not values.size:
+        raise ValueError(f"{values.shape[1]} images with {len(patients)} patients: expected one for each "
+                         "image")
+    if not np.isfinite(values).all():
+        raise ValueError(f"scores of image {int(np.argmin(np.isfinite(values).all(0)))} are not finite")
     patient = numbered(patients)
     totals = np.stack([np.bincount(patient, run) for run in values])  # (runs, patients)
     sizes, random = np.bincount(patient), np.random.default_rng(seed)
+    # How often each resample has each patient, and each run.
     of_patients, of_runs = (random.multinomial(count, np.full(count, 1 / count), resamples)
                             for count in totals.T.shape)
-    means = np.einsum("dr,rp,dp->d", of_runs, totals, of_patients) / len(totals) / (of_patients @ sizes)
+    means = ((of_patients @ totals.T) * of_runs).sum(1) / len(totals) / (of_patients @ sizes)
     low, high = np.percentile(means, (2.5, 97.5))
     return float(np.mean(values)), float(low), float(high)
 
