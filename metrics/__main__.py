@@ -23,7 +23,7 @@ import torch
 from data.volumes import SUFFIXES, Scan, check_same_place, labels_of, read_scan, suffix_of
 from metrics.catalogue import columns, score_blocks
 from metrics.files import write_text
-from metrics.program import one_line_errors, path
+from metrics.program import one_line_errors, path, table
 
 MEMORY = "fewer --samples; masks of fewer pixels, such as volumes cropped to what is of interest"
 BLOCK = 2**20  # pixels of all masks together that are scored at once: a volume is kept as bool, a byte each
@@ -153,8 +153,8 @@ def main(flags: Sequence[str] | None = None) -> None:
                   for case, files in samples.items()}
         names = columns(counts)
         means = {name: float(np.mean([of_case[name] for of_case in scores.values()])) for name in names}
-        print(f"| cases | {' | '.join(names)} |\n" + "|---" * (len(names) + 1) + "|")
-        print(f"| {len(scores)} | " + " | ".join(f"{means[name]:.4f}" for name in names) + " |")
+        row = [str(len(scores)), *(f"{means[name]:.4f}" for name in names)]
+        print(table(["cases", *names], [row]), end="")
         if arguments.output:
             write_text(arguments.output, {**content, "mean": means, "cases": scores})
 

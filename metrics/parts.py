@@ -8,6 +8,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from metrics.program import table
+
 THIRDS = ("smallest third", "middle third", "largest third")
 PARTS = ("Distance", "Diversity", "Experts' diversity")
 Scores = Mapping[str, np.ndarray]  # name -> (seeds, images)
@@ -36,20 +38,18 @@ def correlation_text(scores: Scores) -> str:
 
 def empty_table(systems: Mapping[str, Scores]) -> str:
     """Markdown: the fractions of samples and of experts' masks that are empty, and their correlation."""
-    lines = ["| empty masks | of samples | of experts | correlation over images |", "|---|---|---|---|"]
-    for label, scores in systems.items():
-        lines.append(f"| {label} | {scores['Empty'].mean():.3f} | "
-                     f"{scores['Experts empty'].mean():.3f} | {correlation_text(scores)} |")
-    return "\n" + "\n".join(lines) + "\n"
+    return table(("empty masks", "of samples", "of experts", "correlation over images"), [
+        (label, f"{scores['Empty'].mean():.3f}", f"{scores['Experts empty'].mean():.3f}",
+         correlation_text(scores)) for label, scores in systems.items()])
 
 
 def parts_table(systems: Mapping[str, Scores], n: int, by_size: bool = True) -> str:
     """Markdown: GED_n and its parts for each system, over all images and by size of the experts' masks."""
-    lines = [f"| parts of GED | images | GED{n} | {' | '.join(PARTS)} |", "|---" * (len(PARTS) + 3) + "|"]
+    rows = []
     for label, scores in systems.items():
         sizes = scores["Size"].mean(0)
         for name, images in {"all": np.arange(len(sizes)), **(thirds(sizes) if by_size else {})}.items():
             pixels = f"{sizes[images].min():.0f} to {sizes[images].max():.0f} px"
-            values = " | ".join(f"{value:.3f}" for value in parts_of(scores, n, images).values())
-            lines.append(f"| {label}, {name}, {pixels} | {len(images)} | {values} |")
-    return "\n" + "\n".join(lines) + "\n"
+            values = [f"{value:.3f}" for value in parts_of(scores, n, images).values()]
+            rows.append([f"{label}, {name}, {pixels}", str(len(images)), *values])
+    return table(["parts of GED", "images", f"GED{n}", *PARTS], rows)

@@ -6,7 +6,7 @@ import io
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -94,6 +94,12 @@ def shortened(message: str) -> str:
         return line
     end = LONGEST // 3
     return f"{line[:LONGEST - end - 5]} ... {line[-end:]}"
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table of markdown, its lines ended."""
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in [head, *rows]).replace(
+        "\n", f"\n{'|---' * len(head)}|\n", 1)
 
 
 def counted(number: int, noun: str) -> str:

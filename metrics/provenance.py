@@ -14,7 +14,7 @@ import torch
 
 from metadata_manager import Metadata
 from metrics.intervals import count_patients
-from metrics.program import counted
+from metrics.program import counted, table
 
 ROOT = Path(__file__).parents[1]
 GIT_SECONDS = 10
@@ -61,7 +61,7 @@ def training_section(report: Mapping[str, Any]) -> str:
     by side."""
     training = {label: system["training"] for label, system in report["systems"].items()}
     commit = report["commit"] or "unknown (not in a git repository)"
-    lines = ["", "## Training", "", f"Tested at commit {commit}."]
+    text = f"\n## Training\n\nTested at commit {commit}.\n"
     stages = dict.fromkeys(stage for stages in training.values() for stage in stages)
     for stage in stages:
         labels_of = defaultdict(list)  # the stage's settings, as JSON -> labels of the systems that have them
@@ -70,11 +70,9 @@ def training_section(report: Mapping[str, Any]) -> str:
                 labels_of[json.dumps(of_system[stage], default=str)].append(label)
         columns = {"; ".join(labels): training[labels[0]][stage] for labels in labels_of.values()}
         names = list(dict.fromkeys(name for settings in columns.values() for name in settings))
-        lines += ["", f"| {stage} | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
-        for name in names:
-            cells = [_text(settings.get(name, "-")) for settings in columns.values()]
-            lines.append(f"| {name} | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+        text += "\n" + table([stage, *columns], [
+            [name, *(_text(settings.get(name, "-")) for settings in columns.values())] for name in names])
+    return text
 
 
 def _text(value: Any) -> str:

@@ -15,7 +15,7 @@ from metrics.floor import floor_of
 from metrics.intervals import bootstrap_interval, few_patients
 from metrics.paper import PAPER_SECONDS, Published, Scores, not_trained_here, published
 from metrics.parts import empty_table, parts_table
-from metrics.program import counted
+from metrics.program import counted, table
 from metrics.provenance import commit, hardware, tested_text
 from metrics.systems import Row
 
@@ -49,11 +49,10 @@ def scores_table(what: str, rows: Sequence[Row], samples: Sequence[int]) -> str:
     wanted = {*columns(samples), *(name for paper in papers.values() for name in paper.scores)}
     names = [name for name in score_names(samples)
              if name in wanted and any(name in scores for _, _, scores in lines)]
-    table = [f"| system | NFE | {' | '.join(names)} |", "|---" * (len(names) + 2) + "|"]
-    table += [f"| {name} | {nfe} | {' | '.join(_cell(scores, column) for column in names)} |"
-              for name, nfe, scores in lines]
     notes = [f"{name}: {paper.note}." for name, paper in papers.items() if paper.note] + floor_note
-    return "\n".join(table) + "\n" + "".join(f"\n{note}\n" for note in notes)
+    return table(["system", "NFE", *names], [
+        [name, nfe, *(_cell(scores, column) for column in names)] for name, nfe, scores in lines
+    ]) + "".join(f"\n{note}\n" for note in notes)
 
 
 def _floor(scores: Mapping[str, np.ndarray], samples: Sequence[int]) -> tuple[Scores, list[str]]:
@@ -79,14 +78,14 @@ def _cell(scores: Scores, column: str) -> str:
 def cost_table(what: str, rows: Sequence[Row]) -> str:
     """Markdown: what the samples of each system cost, drawn and scored, beside the paper's time for 100."""
     paper = PAPER_SECONDS.get(what, {})
-    lines = ["| cost | NFE per sample | parameters | s per image of 100 samples |"
-             + (" paper, RTX 3090 |" if paper else ""), "|---" * (5 if paper else 4) + "|"]
+    head = ["cost", "NFE per sample", "parameters", "s per image of 100 samples", "paper, RTX 3090"]
+    cells = []
     for row in rows:
-        samples = np.size(row.evaluation.scores["Empty"]) * row.samples
-        lines.append(f"| {row.system.label} | {row.system.nfe} | {row.system.parameters:,} | "
-                     f"{100 * row.seconds / samples:.3g} |"
-                     + (f" {paper.get(row.system.method, '-')} |" if paper else ""))
-    return "\n" + "\n".join(lines) + "\n"
+        system, samples = row.system, np.size(row.evaluation.scores["Empty"]) * row.samples
+        cells.append([system.label, str(system.nfe), f"{system.parameters:,}",
+                      f"{100 * row.seconds / samples:.3g}", str(paper.get(system.method, "-"))])
+    width = 5 if paper else 4  # no empty column
+    return "\n" + table(head[:width], [line[:width] for line in cells])
 
 
 def differences_table(rows: Sequence[Row], patients: Sequence | np.ndarray, samples: Sequence[int]) -> str:
@@ -98,14 +97,10 @@ def differences_table(rows: Sequence[Row], patients: Sequence | np.ndarray, samp
         return ""
     ours = next((row for row in rows if row.system.method == "atfm"), rows[-1])
     names = columns(samples, compared=True)
-    lines = [f"| difference (negative GED is better) | {' | '.join(names)} |",
-             "|---" * (len(names) + 1) + "|"]
-    for row in rows:
-        if row is not ours:
-            cells = [_difference(ours.evaluation.scores[name] - row.evaluation.scores[name], patients)
-                     for name in names]
-            lines.append(f"| {ours.system.label} minus {row.system.label} | {' | '.join(cells)} |")
-    return "\n" + "\n".join(lines) + "\n"
+    return "\n" + table(["difference (negative GED is better)", *names], [
+        [f"{ours.system.label} minus {row.system.label}",
+         *(_difference(ours.evaluation.scores[name] - row.evaluation.scores[name], patients)
+           for name in names)] for row in rows if row is not ours])
 
 
 def _difference(values: np.ndarray, patients: Sequence | np.ndarray) -> str:
@@ -122,10 +117,10 @@ def report_tables(metadata: Metadata, rows: Sequence[Row], patients: Sequence | 
     Tables and lines of text, with an empty line between them."""
     systems = {row.system.label: row.evaluation.scores for row in rows}
     few = few_patients(patients)
-    text = (scores_table(metadata.what, rows, samples) + differences_table(rows, patients, samples)
-            + empty_table(systems) + parts_table(systems, max(samples), by_size=not few))
-    text += f"\n{few}\n" if few else ""
-    return text + "\n" + tested_text(metadata, patients, rows[0].evaluation.seeds)
+    return "\n".join([
+        scores_table(metadata.what, rows, samples) + differences_table(rows, patients, samples),
+        empty_table(systems), parts_table(systems, max(samples), by_size=not few),
+        *([f"{few}\n"] if few else []), tested_text(metadata, patients, rows[0].evaluation.seeds)])
 
 
 def results(rows: Sequence[Row], patients: Sequence | np.ndarray, test_images: str, versions: dict[str, str],
