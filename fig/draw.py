@@ -85,9 +85,9 @@ def load_run(flags: argparse.Namespace, n: int) -> "tuple[ATFM, Tensor, Tensor, 
     chosen = flags.image or most_disputed(test, n)
     print("test images " + ", ".join(f"{index} ({test.ids[index]})" for index in chosen))
     images, masks = to_draw(test, chosen, device)
-    steps = atfm.objective.steps if flags.steps is None else flags.steps
-    generator = torch.Generator(device).manual_seed(flags.seed)
-    return atfm, images, masks, partial(atfm.sample, images, SAMPLES, steps, generator=generator)
+    generator = torch.Generator(device).manual_seed(0)
+    return atfm, images, masks, partial(atfm.sample, images, SAMPLES, atfm.objective.steps,
+                                        generator=generator)
 
 
 def most_disputed(test: "ExpertDataset", n: int) -> list[int]:
@@ -113,7 +113,7 @@ def most_disputed(test: "ExpertDataset", n: int) -> list[int]:
 
 @dataclass(frozen=True)
 class Picture:
-    """How a picture is drawn, from which data set unless --what says otherwise, and what it shows."""
+    """How a picture is drawn, from a run on which data set unless --run names one, and what it shows."""
 
     draw: "Callable[[argparse.Namespace], Figure]"
     what: str
@@ -134,11 +134,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         description="Draw a picture of a run.",
         epilog="pictures:\n" + "\n".join(f"  {name:8}{picture.shows}" for name, picture in PICTURES.items()))
     parser.add_argument("picture", choices=PICTURES, metavar="picture", help="one of those below")
-    parser.add_argument("--what", metavar="NAME", help="data set, or an .h5 file of your own (default: "
-                        "LIDC_demo; of pred1 isic3_demo)")
-    parser.add_argument("--run", metavar="FOLDER", help="--output_path of the scripts (default: runs/<what>)")
-    parser.add_argument("--output", metavar="FILE", help="the picture, .png, .pdf or .svg; a file that "
-                        "exists is kept (default: <run>/<picture>.png)")
+    parser.add_argument("--run", type=Path, metavar="FOLDER", help="--output_path of the scripts (default: "
+                        "runs/LIDC_demo; of pred1 runs/isic3_demo)")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="the picture, .png, .pdf or .svg; a file "
+                        "that exists is kept (default: <run>/<picture>.png)")
     parser.add_argument("--data_path", metavar="PATH", help="folder or file of the data (default: as in "
                         "metadata_manager.PATHS)")
     parser.add_argument("--method", default="atfm", choices=FLOWS, metavar="NAME",
@@ -148,29 +147,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--image", type=int, nargs="+", default=[], metavar="I",
                         help="images, by their place in the test split (default: those on which experts "
                         "differ most)")
-    parser.add_argument("--steps", type=int, metavar="N", help="solver steps (default: the flow's)")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the samples (default: 0)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (default: auto)")
-    return parser.parse_args(argv)
-
-
-def complete(flags: argparse.Namespace) -> None:
-    """Fill in defaults, and make paths of texts.
-
-    Raises ValueError, naming the flag, for a number that is out of range and for an --output that exists."""
-    from models.flags import experiment
-
-    if not 0 <= flags.seed < 2 ** 64:
-        raise ValueError(f"--seed {flags.seed}: expected a whole number from 0 to {2 ** 64 - 1}")
-    if flags.steps is not None and flags.steps < 1:
-        raise ValueError(f"--steps {flags.steps}: expected a whole number of at least 1")
-    flags.what = flags.what or PICTURES[flags.picture].what
-    default = experiment(flags.what).run.output_path  # also where --run is given: a misspelt --what is named
-    flags.run = Path(flags.run or default or "runs").expanduser()
-    flags.output = Path(flags.output or flags.run / f"{flags.picture}.png").expanduser()
-    if flags.output.exists():
-        raise ValueError(f"--output {flags.output}: exists and is kept; remove it, or name another file")
-    flags.data_path = flags.data_path and str(Path(flags.data_path).expanduser())
+    flags = parser.parse_args(argv)
+    flags.run = (flags.run or Path("runs", PICTURES[flags.picture].what)).expanduser()
+    flags.output = (flags.output or flags.run / f"{flags.picture}.png").expanduser()
+    return flags
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -179,7 +160,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     from metrics.program import one_line_errors
 
     with one_line_errors("fewer --image"):
-        complete(flags)
+        if flags.output.exists():
+            raise ValueError(f"--output {flags.output}: exists and is kept; remove it, or name another file")
         fig.save(PICTURES[flags.picture].draw(flags), flags.output)
         print(flags.output)
 

@@ -36,7 +36,7 @@ def overview(image: Array, masks: Array, mean: Array, factor: Array, gtr_samples
         if len(array) < 3:
             raise ValueError(f"{name}: {len(array)}, expected at least 3 to fill the picture")
     if len(states) != STATES:
-        raise ValueError(f"times: {len(states)}, expected {STATES}; take {STATES - 1} or more --steps")
+        raise ValueError(f"times: {len(states)}, expected {STATES}; train with {STATES - 1} or more --steps")
     gaps = [[0, *(ARROW if j in groups else canvas.GAP for j in range(1, 9))] for groups in GROUPS]
     figure, (above, below) = canvas.panel_grid(
         gaps, image.shape[1] / image.shape[2], experts=len(masks), top=TITLE, bottom=NAME, left=0.08,

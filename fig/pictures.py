@@ -66,14 +66,12 @@ def validation_picture(sample: Callable[..., Tensor], dataset: Any, device: torc
 @torch.no_grad()
 def draw_samples(sample: Callable[..., Tensor], dataset: Any, folder: Path, name: str, seed: int,
                  device: torch.device | str = "cpu") -> Tensor:
-    """Write <name>.png, 16 samples on each of four images, and <name>_uncertainty.png of the first of them.
+    """Write <name>.png, 16 samples on each of four images, those of `four_of`. Returns the samples, bool.
 
-    The images are those of `four_of`. For the files' names see `file_stem`. Returns the samples, bool."""
+    For the file's name see `file_stem`."""
     images, masks = four_of(dataset, device)
     samples = sample(images, 16, generator=torch.Generator(device).manual_seed(seed)) >= 0.5
-    name = file_stem(name)
-    canvas.save(prediction_grid(images, masks, samples), folder / f"{name}.png")
-    canvas.save(variance_and_entropy(images[0], masks[0], samples[0]), folder / f"{name}_uncertainty.png")
+    canvas.save(prediction_grid(images, masks, samples), folder / f"{file_stem(name)}.png")
     return samples
 
 
@@ -206,32 +204,6 @@ def comparison(images: Array, masks: Array, drawn: Mapping[str, Array]) -> Figur
             for ax in row[1 + len(members):]:  # where there are fewer masks than columns
                 ax.remove()
         canvas.zoom(group[:, 1:].flat, *rows, framed=group[0, 0])
-    return figure
-
-
-def variance_and_entropy(image: Array, masks: Array, samples: Array) -> Figure:
-    """Uncertainty of one image: mean, variance and entropy per pixel, of experts above, of samples below.
-
-    Entropy is of the mean p, -p log2 p - (1 - p) log2 (1 - p), in bits, so at most 1. The contours are those
-    of the first EXPERTS experts and the first CONTOURS samples, the maps are of all. The panels show the part
-    of the image that holds these contours."""
-    image, masks, samples = checked(
-        image=(image, "c h w"), masks=(masks, "k h w"), samples=(samples, "n h w"))
-    k, h, w = masks.shape
-    figure, axes = panel_grid(
-        [[0, GAP, GAP, BAR]] * 2, h / w, ["contours", "mean", "variance", "entropy (bits)"],
-        ["experts", "samples"], experts=k, left=0.3, right=BAR, width=6.6)
-    for row, members in zip(axes, (masks, samples), strict=True):
-        show(row[0], image)
-        p = members.mean(axis=0)
-        show(row[1], p)
-        variance = show(row[2], members.var(axis=0), "magma", high=VARIANCE_MAX)
-        entropy = show(row[3], -sum(q * np.log2(np.where(q > 0, q, 1)) for q in (p, 1 - p)), "magma")
-    draw_contours(axes[0, 0], masks)
-    draw_contours(axes[1, 0], samples[:CONTOURS], samples=True)
-    canvas.zoom(axes.flat, masks[:EXPERTS], samples[:CONTOURS])
-    canvas.colour_bar(figure, variance, axes[:, 2])
-    canvas.colour_bar(figure, entropy, axes[:, 3])
     return figure
 
 

@@ -78,16 +78,6 @@ def test_prediction_grid_shows_what_its_columns_say():
     np.testing.assert_allclose(shown(panels["variance"]), drawn[0].var(axis=0), atol=1e-6)
 
 
-def test_uncertainty_is_of_experts_above_and_samples_below():
-    images, masks, samples = batch(m=1)
-    figure = pictures.variance_and_entropy(images[0], masks[0], samples[0])
-    for row, members in ((figure.axes[:4], masks[0]), (figure.axes[4:8], samples[0])):
-        p = members.mean(axis=0)
-        bits = -p * np.log2(p + 1e-12) - (1 - p) * np.log2(1 - p + 1e-12)
-        for ax, expected in zip(row[1:], (p, p * (1 - p), bits), strict=True):
-            np.testing.assert_allclose(shown(ax), expected, atol=1e-6)
-
-
 class Dataset(list):
     def __getitem__(self, index):  # image i has the brightness i / 10; image 3 has fewer masks
         images, masks, _ = batch(m=1)
@@ -111,8 +101,7 @@ def test_a_systems_pictures_are_of_the_first_images_or_of_four_evenly_spaced(tmp
     assert masks.shape[:2] == (4, 2)  # the experts that all four have
     assert images[:, 0, 0, 0].tolist() == pytest.approx([0, 0.3, 0.6, 0.9])
     assert torch.equal(samples, sample(images, 16, torch.Generator().manual_seed(3)) >= 0.5)
-    names = {path.name for path in (tmp_path / "new").iterdir()}
-    assert names == {"atfm_10_steps.png", "atfm_10_steps_uncertainty.png"}
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["atfm_10_steps.png"]
 
 
 def test_systems_are_compared_on_the_same_four_images(tmp_path):
@@ -156,13 +145,11 @@ def many_experts(picture):
     return {
         "grid": lambda: fig.prediction_grid(images, masks, samples),
         "validation": lambda: fig.prediction_grid(images, masks, samples, small=True),
-        "uncertainty": lambda: pictures.variance_and_entropy(images[0], masks[0], samples[0]),
         "cases": lambda: fig.case_sheet([(torch.tensor(images[0]), torch.tensor(masks[0]))] * 2),
         "overview": lambda: fig.overview(**story() | {"masks": masks[0]})}[picture]()
 
 
-@pytest.mark.parametrize("picture, count", [("grid", 8), ("validation", 4), ("uncertainty", 8),
-                                            ("cases", 8), ("overview", 8)])
+@pytest.mark.parametrize("picture, count", [("grid", 8), ("validation", 4), ("cases", 8), ("overview", 8)])
 def test_of_40_experts_a_picture_shows_the_first_and_says_so(picture, count):
     figure = many_experts(picture)
     figure.draw_without_rendering()

@@ -51,14 +51,13 @@ def trained(run, lidc):
     return load_flow(run / "atfm" / "best.pt", "atfm", lambda: gtr, metadata), load(metadata, "test")
 
 
-@pytest.mark.parametrize("steps, flags", [(4, ["--seed", 3]), (1, ["--seed", 3, "--steps", 1])])
-def test_pred_draws_the_images_asked_for_with_the_flows_samples(drawn, trained, steps, flags):
-    image, masks, samples, _ = drawn("prediction_grid", "pred", "--image", 4, 1, *flags)
+def test_pred_draws_the_images_asked_for_with_the_flows_samples(drawn, trained):
+    image, masks, samples, _ = drawn("prediction_grid", "pred", "--image", 4, 1)
     atfm, test = trained
     expected, experts = test.batch([4, 1])
     assert torch.equal(image, expected) and torch.equal(masks, experts)
-    generator = torch.Generator().manual_seed(3)
-    assert torch.equal(samples, atfm.sample(expected, 16, steps, generator=generator) >= 0.5)
+    generator = torch.Generator().manual_seed(0)
+    assert torch.equal(samples, atfm.sample(expected, 16, 4, generator=generator) >= 0.5)
 
 
 def test_main_draws_the_samplers_own_path(drawn, trained):
@@ -91,14 +90,9 @@ def test_what_experts_disagree_on_most_is_drawn_once_per_patient():
 
 @pytest.mark.parametrize("flags, message", [
     ("main --image 6", "--image 6: LIDC has test images 0 to 5"),
-    ("main --image 0 --steps 3", "times: 4, expected 5; take 4 or more --steps"),
     ("main --image 0 1", "--image: 2 images, expected one"),
     ("pred", "3 patients have a test image .* expected 4; choose with --image"),
     ("pred --image 0 --output {out}/a.bmq", "a.bmq: suffix '.bmq', expected one of"),
-    ("pred --seed -1", "--seed -1: expected a whole number from 0 to 18446744073709551615"),
-    (f"pred1 --seed {2 ** 64}", f"--seed {2 ** 64}: expected a whole number from 0"),
-    ("pred --steps 0", "--steps 0: expected a whole number of at least 1"),
-    ("pred --what nothing", "--what nothing: unknown dataset"),
     ("pred --method sfm", "sfm/best.pt: no such checkpoint"),
 ])
 def test_a_mistake_is_named_in_one_line_and_leaves_no_picture(run, lidc, tmp_path, flags, message):
