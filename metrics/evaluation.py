@@ -71,10 +71,10 @@ def interleaved(evaluations: Sequence[Evaluation]) -> Evaluation:
     number, seeds = sum(len(evaluation.ids) for evaluation in evaluations), evaluations[0].seeds
     ids = np.empty(number, object)
     scores = {name: np.empty((len(seeds), number)) for name in evaluations[0].scores}
-    for start, evaluation in enumerate(evaluations):
-        ids[start::len(evaluations)] = evaluation.ids
+    for first, evaluation in enumerate(evaluations):
+        ids[first::len(evaluations)] = evaluation.ids
         for name, values in evaluation.scores.items():
-            scores[name][:, start::len(evaluations)] = values
+            scores[name][:, first::len(evaluations)] = values
     return Evaluation(tuple(ids), seeds, scores)
 
 
