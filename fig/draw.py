@@ -42,6 +42,7 @@ def main_picture(flags: argparse.Namespace) -> "Figure":
                          "of GTR, such as atfm")
     if len(image) != 1:
         raise ValueError(f"--image: {len(image)} images, expected one for this picture")
+    # The sampler itself is watched, so that the picture shows its states and not those of a second one.
     path: list[Tensor] = []  # x_t of all samples, as the sampler gives it to the network, then its end
     atfm.net.register_forward_pre_hook(lambda net, inputs: path.append(inputs[0][:, 0]))
     path.append(sample(solver="euler", batch_size=SAMPLES)[0])
@@ -97,6 +98,7 @@ def most_disputed(test: "ExpertDataset", n: int) -> list[int]:
     fewer."""
     from metrics import diversity
 
+    # Without the least area the slices where an expert's mask is empty would win: nothing to look at.
     disputes: list[tuple[float, int]] = []
     for index in range(len(test)):
         _, masks = test[index]

@@ -42,6 +42,7 @@ def draw_own_images(systems: Sequence[Any], files: Sequence[str], n: int, seed: 
     paths = [Path(name).expanduser() for name in files]
     way = reader_called(metadata.reader).fit
     check, draw = FITS[way]
+    # All first: a misspelt name should not come to light after hours of sampling.
     for path in paths:
         check(path, system, metadata)
     for path, name in zip(paths, unique_names(paths)):

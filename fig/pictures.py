@@ -133,6 +133,7 @@ def prediction_grid(images: Array, masks: Array, samples: Array, small: bool = F
     images, masks, samples = checked(
         images=(images, "m c h w"), masks=(masks, "m k h w"), samples=(samples, "m n h w"))
     m, count, h, w = masks.shape
+    # The first of each, never the best: a reader should be able to trust what is not shown.
     masks = masks[:, :NARROW_EXPERTS if small else EXPERTS]
     k = masks.shape[1]
     shown = samples[:, :4 if small else max(2, 7 - k)]  # ten panels, if k <= 5

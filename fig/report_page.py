@@ -134,6 +134,7 @@ def page(report: Report, systems: Sequence[Any], table: str, items: Sequence[str
 
     items: what is shown of each image, by `htmlsafe_json_dumps`; count: how many test images there are. The
     other arguments are those of `write_report`."""
+    # A tenth fewer at a time: which images are evenly spaced depends on how many they are.
     kept = len(items)
     while sum(len(items[i]) for i in evenly_spaced(len(items), kept)) > LARGEST - TEXT:
         kept = kept * 9 // 10

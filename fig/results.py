@@ -56,6 +56,7 @@ def parts(report: Report) -> Figure:
     for i, (name, system) in enumerate(report["systems"].items()):
         scores = {key: np.array(values) for key, values in system["scores"].items()}
         style = {"color": colour(i), "marker": MARKERS[i % len(MARKERS)], "markersize": 5, "linewidth": 1.5}
+        # Experts' fractions are multiples of 1/k: images of each are one point.
         of_samples, of_experts = scores["Empty"].mean(0), scores["Experts empty"].mean(0)
         fractions = np.unique(of_experts)
         empty.plot(fractions, [of_samples[of_experts == fraction].mean() for fraction in fractions], **style,

@@ -87,6 +87,7 @@ def foreground(scan: Scan) -> np.ndarray:
     Raises ValueError, naming the file, for several labels, and as `labels_of`."""
     labels = labels_of(scan)
     mask = labels != 0
+    # The extremes of what is marked, as sorting a volume's labels would take long.
     inside = labels[mask]
     if inside.size and inside.min() != inside.max():
         values = np.unique(scan.values)
@@ -146,6 +147,7 @@ def main(flags: Sequence[str] | None = None) -> None:
         counts = checked_counts(arguments.counts, {case: number_of_samples(files, arguments.samples)
                                                    for case, files in samples.items()})
         content = {"samples": str(arguments.samples), "masks": str(arguments.masks), "counts": counts}
+        # Before hours of scoring, not after them.
         if arguments.output:
             refuse_other_content(arguments.output, content)
         scores = {case: score_case(masks_of(files, arguments.samples, max(counts)),

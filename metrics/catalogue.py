@@ -59,6 +59,7 @@ def score(samples: Tensor, masks: Tensor, counts: Sequence[int]) -> dict[str, Te
 def score_blocks(blocks: Sequence[Block], counts: Sequence[int]) -> dict[str, Tensor]:
     """`score` of masks in blocks of pixels."""
     overlaps = Overlaps.of_blocks(blocks)
+    # Overlaps are the costly part: they are computed once, for all n and scores.
     prefixes = {n: overlaps.prefix(n) for n in counts}
     values: dict[str, Tensor] = {}
     for name, entry in SCORES.items():

@@ -112,6 +112,7 @@ def evaluate(
         image, masks = (pixels.to(device)[None] for pixels in dataset[index])
         if not ((masks == 0) | (masks == 1)).all():
             raise ValueError(f"masks of image {names[index]}: expected 0 and 1; check its file")
+        # Of a seed at a time: a signal between two loses none, and all samples of a set are in memory.
         for seed in missing:
             started = time.perf_counter()
             scores = score(draw(sample, image, max(samples), seed, names[index]), masks.bool(), samples)
@@ -150,11 +151,13 @@ def image_names(dataset: Images) -> list[str]:
 
     An image that is listed several times, as the authors' split of ISIC3 does, has one name. Ids that differ
     in Unicode form (NFC, NFD) only are the same."""
+    # File systems differ in the form of an accented letter: scores are found again on another machine.
     ids = [unicodedata.normalize("NFC", name) for name in dataset.ids]
     repeated = {name for name, times in Counter(ids).items() if times > 1}
     taken, names = set(ids), []
     versions: dict[str, dict[bytes, str]] = defaultdict(dict)  # of an id: digest of an image -> its name
     for index, name in enumerate(ids):
+        # Pixels are read and compared for repeated ids alone: reading all would take long.
         if name in repeated:
             digest = hashlib.blake2b(b"".join(pixels.cpu().contiguous().numpy().tobytes()
                                               for pixels in dataset[index])).digest()

@@ -37,6 +37,7 @@ def two_level_interval(values: np.ndarray, patients: Sequence | np.ndarray, resa
     # How often each resample has each patient, and each run.
     of_patients, of_runs = (random.multinomial(count, np.full(count, 1 / count), resamples)
                             for count in totals.T.shape)
+    # A patient weighs as many images as it has, so that a resample's mean is one over images.
     means = ((of_patients @ totals.T) * of_runs).sum(1) / len(totals) / (of_patients @ sizes)
     low, high = np.percentile(means, (2.5, 97.5))
     return float(np.mean(values)), float(low), float(high)

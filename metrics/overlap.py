@@ -88,6 +88,7 @@ def _iou(intersection: Tensor, size_a: Tensor, size_c: Tensor) -> Tensor:
 
     In float64: GED is a difference of near-equal means, and these matrices are small."""
     union = size_a[:, :, None] + size_c[:, None, :] - intersection
+    # Two empty masks agree. The clamp keeps 0 / 0 out of the branch that is not taken.
     return torch.where(union == 0, 1.0, intersection / union.clamp(min=1))
 
 

@@ -1,4 +1,7 @@
-"""How every command begins and ends: paths with a tilde, any terminal, one line for what a user can mend."""
+"""How every command begins and ends: paths with a tilde, any terminal, one line for what a user can mend.
+
+Also how it writes tables, numbers and times.
+"""
 
 import argparse
 import getpass

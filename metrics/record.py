@@ -83,6 +83,7 @@ class Record:
 
     def _read(self, path: Path) -> None:
         *lines, _ = path.read_bytes().split(b"\n")  # after the last newline nothing, or a line not finished
+        # A full disk or a copy in mid-write damages lines; all others are still worth their hours.
         damaged = []
         for number, line in enumerate(lines, start=1):
             try:
@@ -111,7 +112,7 @@ class Record:
         image i - 1, i - 1 + m, ... The message names the parts that miss some."""
         numbers = {int(match[1]) for path in self.folder.glob("scores.*.jsonl")
                    if (match := re.fullmatch(r"scores\.\d+of(\d+)\.\d+\.jsonl", path.name))}
-        m = max(numbers)
+        m = max(numbers)  # of several divisions the finest: it asks for the least to be done again
         for label, record in records.items():
             missing = [index for index, image in enumerate(images)
                        if not all(record.has(image, seed) for seed in seeds)]

@@ -35,6 +35,7 @@ def scores_table(what: str, rows: Sequence[Row], samples: Sequence[int]) -> str:
     for row in rows:
         method = row.system.method
         lines.append((f"{row.system.label}, ours", str(row.system.nfe), row.evaluation.mean_std()))
+        # A method may have several rows, by steps or alpha: the paper's stands once, below the last.
         paper = published(what, method)
         if row is last[method] and paper is not None:
             lines.append((f"{method}, {paper.source}", "", paper.scores))
@@ -95,6 +96,7 @@ def differences_table(rows: Sequence[Row], patients: Sequence | np.ndarray, samp
     compare."""
     if len(rows) < 2:
         return ""
+    # Ours is the method that this project is about; of a test without it, what was named last.
     ours = next((row for row in rows if row.system.method == "atfm"), rows[-1])
     names = columns(samples, compared=True)
     return "\n" + table(["difference (negative GED is better)", *names], [

@@ -39,6 +39,7 @@ class Row:
 
 def identity_of(dataset: TestImages) -> str:
     """16 hex digits that change with any pixel, name or patient of the images, not with the path."""
+    # The path is left out: the same images may lie elsewhere tomorrow.
     names = zip(image_names(dataset), map(str, dataset.patients))
     content = json.dumps([dataset.fingerprint, *names])
     return hashlib.blake2b(content.encode(), digest_size=8).hexdigest()
@@ -74,6 +75,7 @@ def evaluate_systems(systems: Sequence[Any], dataset: TestImages, config: Evalua
         first = processes.rank == 0
         if first and duration:
             print(duration, flush=True)
+        # A system at a time, so that a test that is stopped has whole rows.
         for system in systems:
             evaluation = scores_of(system, config.seeds, indices, system.label if first else None)
             seconds = sum(processes.gather(sum(records[system.label].seconds(evaluation.ids))))

@@ -16,7 +16,9 @@ from PIL import Image
 from torch.nn.functional import interpolate
 
 import test_prior_LIDC
+from data.convert import Reader
 from data.images import fitted, read_image
+from data.readers import READERS
 from fig import draw_own_images, pictures
 from metrics import image_seed
 from models import load_flow, load_gtr
@@ -121,6 +123,13 @@ def test_grey_goes_through_a_model_of_rgb_and_a_diverged_model_writes_nothing(tm
     assert sizes == [(1, 3, 8, 8)] * 2 and (pixels_of(tmp_path / "out" / "a" / "mean.png") == 255).all()
     assert "9 x 7 grey (not square, so its proportions change) resized to 8 x 8 RGB" in (
         capsys.readouterr().out)
+
+
+def test_a_new_reader_is_one_entry(tmp_path, monkeypatch):
+    monkeypatch.setitem(READERS, "new", Reader("a new form", lambda path: False))
+    path = noise(tmp_path / "a.png", 8, 8)
+    draw_own_images([system(discs)], [str(path)], 2, 0, tmp_path, "cpu", replace(LIDC, reader="new"))
+    assert (tmp_path / "a" / "sample_01.png").exists()
 
 
 def contents(folder):
