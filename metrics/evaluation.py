@@ -112,7 +112,7 @@ def evaluate(
         image, masks = (pixels.to(device)[None] for pixels in dataset[index])
         if not ((masks == 0) | (masks == 1)).all():
             raise ValueError(f"masks of image {names[index]}: expected 0 and 1; check its file")
-        # Of a seed at a time: a signal between two loses none, and all samples of a set are in memory.
+        # Recorded a seed at a time: a signal between two loses none.
         for seed in missing:
             started = time.perf_counter()
             scores = score(draw(sample, image, max(samples), seed, names[index]), masks.bool(), samples)

@@ -8,6 +8,8 @@ import pytest
 from metadata_manager import EvaluationConfig
 from metrics import free_folder, write_text
 
+ATTEMPTS = 60  # of several processes to meet at the same moment
+
 
 def claim(place, images="images", weights="weights", **settings):
     """The name of the folder that a test gets and leaves results in."""
@@ -68,7 +70,7 @@ def test_a_place_where_no_folder_can_be_is_named(tmp_path):
 
 
 def claim_together(number, barrier, root, folders):
-    for attempt in range(5):
+    for attempt in range(ATTEMPTS):
         barrier.wait()
         folders.put((attempt, number, str(free_folder(root / str(attempt) / "test", number=number // 2))))
 
@@ -81,9 +83,9 @@ def test_tests_that_start_at_the_same_moment_have_a_folder_for_each_settings(tmp
     for worker in workers:
         worker.start()
     claimed = {(attempt, number): folder for attempt, number, folder in
-               (folders.get(timeout=30) for _ in range(20))}
+               (folders.get(timeout=30) for _ in range(4 * ATTEMPTS))}
     for worker in workers:
         worker.join()
-    for attempt in range(5):
+    for attempt in range(ATTEMPTS):
         first, *_, last = (claimed[attempt, number] for number in range(4))
         assert claimed[attempt, 1] == first != last == claimed[attempt, 2]
