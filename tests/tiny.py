@@ -10,6 +10,7 @@ import pydicom
 import pytest
 import torch
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import SCALARS, EventAccumulator
 
 from data import Writer
 
@@ -32,6 +33,14 @@ def draw_nothing(patch: pytest.MonkeyPatch) -> None:
     patch.setattr("fig.draw_samples", lambda *arguments: None)
     patch.setattr("fig.draw_comparison", lambda *arguments: None)
     patch.setattr("fig.validation_picture", lambda *arguments: np.zeros((2, 2, 3), np.uint8))
+
+
+def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """The scalars in a run's TensorBoard files, of each step the last value: name -> (step, value), ..."""
+    events = EventAccumulator(str(folder), size_guidance={SCALARS: 0})  # 0: all points, not a random choice
+    events.Reload()
+    return {name: sorted({event.step: event.value for event in events.Scalars(name)}.items())
+            for name in events.Tags()["scalars"]}
 
 
 def checkpoints(folder: Path) -> list[str]:
