@@ -20,7 +20,7 @@ def iou_matrix(a: Tensor, c: Tensor) -> Tensor:
     a (b, n, h, w) and c (b, m, h, w), bool or 0/1 integers on one device -> (b, n, m) float64 in [0, 1].
     Two empty masks give 1, an empty and a non-empty one 0.
     Raises ValueError for other shapes, types or values."""
-    a, c = flattened(a, c, "a", "c")
+    a, c = flattened(a, c, "a", "c", boxed=True)
     return _iou(_intersection(a, c), _size(a), _size(c))
 
 
@@ -51,7 +51,7 @@ class Overlaps:
         """`of` masks that come some pixels at a time, at least one block; errors as in `iou_matrix`."""
         totals: list[Tensor] = []
         for samples, masks in blocks:
-            s, y = flattened(samples, masks)
+            s, y = flattened(samples, masks, boxed=True)
             counts = [_intersection(s, s), _intersection(s, y), _intersection(y, y), _size(s), _size(y)]
             totals = [total + count for total, count in zip(totals, counts)] if totals else counts
         ss, sy, yy, size_s, size_y = totals
@@ -97,8 +97,11 @@ def _dice(iou: Tensor) -> Tensor:
     return 2 * iou / (1 + iou)
 
 
-def flattened(a: Tensor, c: Tensor, a_name: str = "samples", c_name: str = "masks") -> list[Tensor]:
-    """Two checked sets of masks, (b, n, h, w) and (b, m, h, w), as float32 (b, n, pixels), (b, m, pixels)."""
+def flattened(a: Tensor, c: Tensor, a_name: str = "samples", c_name: str = "masks", boxed: bool = False
+              ) -> list[Tensor]:
+    """Two checked sets of masks, (b, n, h, w) and (b, m, h, w), as float32 (b, n, pixels), (b, m, pixels).
+
+    boxed: only the pixels of the smallest box with all that is marked."""
     a, c = torch.as_tensor(a), torch.as_tensor(c)  # NumPy's arrays too
     shapes = f"{a_name} {tuple(a.shape)} and {c_name} {tuple(c.shape)}"
     if a.ndim != 4 or c.ndim != 4 or not (a.numel() and c.numel()):
@@ -108,7 +111,19 @@ def flattened(a: Tensor, c: Tensor, a_name: str = "samples", c_name: str = "mask
         raise ValueError(f"{shapes}: b, h and w differ; compare masks of the same images at the same size")
     if a.device != c.device:
         raise ValueError(f"{a_name} on {a.device}, {c_name} on {c.device}: move both to one device")
-    return [_integers(x, name).flatten(2).float() for x, name in ((a, a_name), (c, c_name))]
+    a, c = _integers(a, a_name), _integers(c, c_name)
+    if boxed:
+        # The rest adds to no count, and is most of many an image.
+        marked = a.amax((0, 1)) | c.amax((0, 1))
+        rows, columns = _extent(marked.amax(1)), _extent(marked.amax(0))
+        a, c = a[..., rows, columns], c[..., rows, columns]
+    return [a.flatten(2).float(), c.flatten(2).float()]
+
+
+def _extent(marked: Tensor) -> slice:
+    """From the first to the last non-zero entry of a vector, or nothing."""
+    positions = marked.nonzero()
+    return slice(int(positions[0]), int(positions[-1]) + 1) if len(positions) else slice(0)
 
 
 def _integers(masks: Tensor, name: str) -> Tensor:
