@@ -39,6 +39,8 @@ _DIFFUSION = {"experts": "one", "dim": 32, "dim_mults": (1, 2, 4), "schedule": "
 BASELINES: dict[str, tuple[str, dict[str, Any]]] = {
     "ssn": ("ssn:SSN", {**_UNET, "lr": 1e-3, "batch_size": 12}),
     "prob-unet": ("prob_unet:ProbUNet", {**_UNET, "lr": 1e-4, "batch_size": 12}),
+    "prob-unet-energy": ("prob_unet:EnergyProbUNet", {**_UNET, "experts": "all", "lr": 1e-4,
+                                                      "batch_size": 12}),  # a control
     "phiseg": ("phiseg:PHiSeg", {**_UNET, "dim_mults": (1, 2, 4, 6, 6, 6, 6), "lr": 1e-3, "batch_size": 12}),
     "mose": ("mose:MoSE", {**_UNET, "experts": "all", "lr": 1e-3, "batch_size": 16, "weight_decay": 1e-5}),
     "ccdm": ("ccdm:CCDM", {**_DIFFUSION, "lr": 1e-4, "batch_size": 16}),
@@ -369,10 +371,9 @@ def released(base: Experiment) -> Experiment:
 def best(base: Experiment) -> Experiment:
     """Ours, what did best on validation patients at small size: docs/results.md.
 
-    GTR is trained by the energy score of its samples under 1 - IoU, of which GED is made, and its samples are
-    a little narrower than its Gaussian. In both steps: training images flipped and turned, averages of
-    weights, a falling learning rate. The flow: one expert per step and as many more steps as there are
-    experts, at the same cost; weights not standardized; slower embedding of time; few solver steps."""
+    GTR is trained by the energy score of its samples under 1 - IoU, of which GED is made, and samples more
+    narrowly than its Gaussian. Both steps flip and turn images, average weights and lower the learning rate.
+    The flow takes one expert per step, and as many more steps as there are experts."""
     gtr = replace(base.gtr, loss="energy", mc_samples=16, ema=0.99, schedule="cosine", temperature=0.8)
     flow = replace(base.flow, steps=2, schedule="cosine", clip=1.0, weight_standardization="none",
                    time_scale=10.0)

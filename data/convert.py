@@ -31,6 +31,7 @@ class Reader:
     files_of: Callable[[Path], list[Path]] = lambda path: [path]  # what an original consists of
     convert: Convert | None = None  # appends these files to a store; None: it takes the flags of data.prepare
     released: Callable[[Store], dict[str, np.ndarray]] = released_by_row  # rows of the authors' split
+    fit: str = "stretched"  # how an image without masks becomes a square, one of fig.own_images.FITS
 
 
 def converted(original: Path, files: Sequence[Path], convert: Convert) -> Store:

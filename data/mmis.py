@@ -92,4 +92,4 @@ def _arrays(path: Path) -> tuple[np.ndarray, np.ndarray]:
     return image.astype(np.float64), masks.astype(bool)
 
 
-READER = Reader("MMIS folder", is_mmis, files_of, convert)
+READER = Reader("MMIS folder", is_mmis, files_of, convert, fit="enlarged")

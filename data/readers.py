@@ -11,7 +11,8 @@ READERS: dict[str, Reader] = {
     "lidc": lidc.READER,
     "isic3": isic3.READER,
     "mmis": mmis.READER,
-    "cases": Reader("folder of cases", Path.is_dir),  # which data.prepare makes a store of, by its flags
+    # Which data.prepare makes a store of, by its flags.
+    "cases": Reader("folder of cases", Path.is_dir, fit="padded"),
 }
 
 

@@ -12,12 +12,10 @@ if "IPython" not in sys.modules:
 
 PLACES = {
     "fig.canvas": ("save",),
-    "fig.cost": ("score_against_cost",),
-    "fig.curves": ("learning_curves", "read_scalars"),
     "fig.method": ("overview",),
     "fig.own_images": ("draw_own_images",),
-    "fig.pictures": ("augmentation_sheet", "case_sheet", "comparison", "draw_comparison", "draw_samples",
-                     "prediction_grid", "validation_picture", "write_samples"),
+    "fig.pictures": ("case_sheet", "comparison", "draw_comparison", "draw_samples", "prediction_grid",
+                     "validation_picture", "write_samples"),
     "fig.report_page": ("write_report",),
     "fig.results": ("results_curves",),
 }

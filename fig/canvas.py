@@ -44,13 +44,13 @@ def checked(unbounded: Collection[str] = (), **arrays: tuple[Array, str]) -> lis
         expected = [lengths.get(side, side) for side in sides]
         if array.size == 0 or array.ndim != len(sides) or any(
                 want not in (side, length) for want, side, length in zip(expected, sides, array.shape)):
-            raise ValueError(f"{name}: found shape {array.shape}, expected "
-                             f"({', '.join(map(str, expected))}) with no side of 0")
+            raise ValueError(f"{name}: shape {array.shape}, expected ({', '.join(map(str, expected))}) with "
+                             "no side of 0")
         if not np.isfinite(array).all():
-            raise ValueError(f"{name}: found values that are not finite; draw finite values only")
+            raise ValueError(f"{name}: values that are not finite; draw finite values only")
         if name not in unbounded and not -1e-3 <= array.min() <= array.max() <= 1.001:  # resampling rounds
-            raise ValueError(f"{name}: found values from {array.min():.3g} to {array.max():.3g}, expected "
-                             "[0, 1]; pass logits through a sigmoid and rescale images first")
+            raise ValueError(f"{name}: values from {array.min():.3g} to {array.max():.3g}, expected [0, 1]; "
+                             "pass logits through a sigmoid and rescale images first")
         lengths |= zip(sides, array.shape)
         copies.append(array)
     return copies
@@ -105,6 +105,17 @@ def panel_grid(gaps: Sequence[Sequence[float]], h_over_w: float, titles: Sequenc
 def first_of(shown: int, count: int, things: str) -> str | None:
     """What a picture says where it shows the first of more things: "first 8 of 40 experts"; else None."""
     return f"first {shown} of {count} {things}" if count > shown else None
+
+
+def label(ax: Axes, x: str = "", y: str = "", title: str = "") -> None:
+    """Labels, a light grid, and text sizes that README's width leaves legible."""
+    ax.set_xlabel(x, fontsize=SMALL)
+    ax.set_ylabel(y, fontsize=SMALL)
+    ax.set_title(title, fontsize=NORMAL)
+    ax.tick_params(which="both", labelsize=SMALL)
+    ax.grid(color="0.9", linewidth=0.5)
+    ax.set_axisbelow(True)
+    ax.spines[["top", "right"]].set_visible(False)
 
 
 def show(ax: Axes, values: np.ndarray, cmap: str = "gray", low: float = 0, high: float = 1) -> AxesImage:
@@ -166,15 +177,12 @@ def colour_bar(figure: Figure, drawn: AxesImage, axes: Sequence[Axes] | np.ndarr
     bar.tick_params(length=2, pad=2, labelsize=SMALL)
 
 
-def save(figure: Figure, path: str | Path, made_by: str | None = None) -> None:
-    """Write the figure in the format of the suffix, one of SUFFIXES, whole or not at all; makes folders.
+def save(figure: Figure, path: str | Path) -> None:
+    """Write the figure in the format of the suffix, whole or not at all; makes folders.
 
-    made_by: ASCII text of no special characters that the file names as its creator. Raises ValueError for
-    another suffix, OSError as `whole_file`."""
+    Raises ValueError for another suffix than SUFFIXES, OSError as `whole_file`."""
     path = Path(path)
-    kind = path.suffix.lower()
-    if kind not in SUFFIXES:
-        raise ValueError(f"{path}: found suffix {path.suffix!r}, expected one of {', '.join(SUFFIXES)}")
+    if path.suffix.lower() not in SUFFIXES:
+        raise ValueError(f"{path}: suffix {path.suffix!r}, expected one of {', '.join(SUFFIXES)}")
     with whole_file(path) as file:
-        figure.savefig(file, format=kind[1:],
-                       metadata={"Software" if kind == ".png" else "Creator": made_by} if made_by else None)
+        figure.savefig(file, format=path.suffix[1:].lower())

@@ -66,14 +66,12 @@ def validation_picture(sample: Callable[..., Tensor], dataset: Any, device: torc
 @torch.no_grad()
 def draw_samples(sample: Callable[..., Tensor], dataset: Any, folder: Path, name: str, seed: int,
                  device: torch.device | str = "cpu") -> Tensor:
-    """Write <name>.png, 16 samples on each of four images, and <name>_uncertainty.png of the first of them.
+    """Write <name>.png, 16 samples on each of four images, those of `four_of`. Returns the samples, bool.
 
-    The images are those of `four_of`. For the files' names see `file_stem`. Returns the samples, bool."""
+    For the file's name see `file_stem`."""
     images, masks = four_of(dataset, device)
     samples = sample(images, 16, generator=torch.Generator(device).manual_seed(seed)) >= 0.5
-    name = file_stem(name)
-    canvas.save(prediction_grid(images, masks, samples), folder / f"{name}.png")
-    canvas.save(variance_and_entropy(images[0], masks[0], samples[0]), folder / f"{name}_uncertainty.png")
+    canvas.save(prediction_grid(images, masks, samples), folder / f"{file_stem(name)}.png")
     return samples
 
 
@@ -99,16 +97,20 @@ def write_samples(folder: Path, image: Tensor, masks: Tensor) -> None:
     """Write masks (n, side, side), bool, of an image (c, h, w) as PNGs of its size, enlarged by nearest.
 
     sample_00.png, ...: 0 and 255. mean.png: 255 is a mean of 1. variance.png: 255 is 1/4, the largest
-    possible. picture.png: the image, contours, mean and variance."""
+    possible. picture.png: the image, contours, mean and variance. Files that exist are kept, as masks may
+    have been corrected by hand."""
     h, w = image.shape[1:]
     digits = max(2, len(str(len(masks) - 1)))
     mean = masks.float().mean(0)
     maps = {f"sample_{i:0{digits}}.png": mask for i, mask in enumerate(masks)}
     maps |= {"mean.png": mean, "variance.png": variance_of(mean) / VARIANCE_MAX}
     for name, values in maps.items():
-        pixels = interpolate(values[None, None].float(), (h, w), mode="nearest-exact")[0, 0]
-        with whole_file(folder / name) as file:
-            Image.fromarray((255 * pixels).round().byte().numpy()).save(file, format="PNG")
+        if not (folder / name).exists():
+            pixels = interpolate(values[None, None].float(), (h, w), mode="nearest-exact")[0, 0]
+            with whole_file(folder / name) as file:
+                Image.fromarray((255 * pixels).round().byte().numpy()).save(file, format="PNG")
+    if (folder / "picture.png").exists():
+        return
     size = [max(1, round(side * min(1, PICTURE_SIDE / max(h, w)))) for side in (h, w)]
     smaller = interpolate(image[None], size, mode="bilinear", antialias=True)[0]
     # Only what is drawn is enlarged: all samples of a large image would take gigabytes as floats.
@@ -131,6 +133,7 @@ def prediction_grid(images: Array, masks: Array, samples: Array, small: bool = F
     images, masks, samples = checked(
         images=(images, "m c h w"), masks=(masks, "m k h w"), samples=(samples, "m n h w"))
     m, count, h, w = masks.shape
+    # The first of each, never the best: a reader should be able to trust what is not shown.
     masks = masks[:, :NARROW_EXPERTS if small else EXPERTS]
     k = masks.shape[1]
     shown = samples[:, :4 if small else max(2, 7 - k)]  # ten panels, if k <= 5
@@ -205,32 +208,6 @@ def comparison(images: Array, masks: Array, drawn: Mapping[str, Array]) -> Figur
     return figure
 
 
-def variance_and_entropy(image: Array, masks: Array, samples: Array) -> Figure:
-    """Uncertainty of one image: mean, variance and entropy per pixel, of experts above, of samples below.
-
-    Entropy is of the mean p, -p log2 p - (1 - p) log2 (1 - p), in bits, so at most 1. The contours are those
-    of the first EXPERTS experts and the first CONTOURS samples, the maps are of all. The panels show the part
-    of the image that holds these contours."""
-    image, masks, samples = checked(
-        image=(image, "c h w"), masks=(masks, "k h w"), samples=(samples, "n h w"))
-    k, h, w = masks.shape
-    figure, axes = panel_grid(
-        [[0, GAP, GAP, BAR]] * 2, h / w, ["contours", "mean", "variance", "entropy (bits)"],
-        ["experts", "samples"], experts=k, left=0.3, right=BAR, width=6.6)
-    for row, members in zip(axes, (masks, samples), strict=True):
-        show(row[0], image)
-        p = members.mean(axis=0)
-        show(row[1], p)
-        variance = show(row[2], members.var(axis=0), "magma", high=VARIANCE_MAX)
-        entropy = show(row[3], -sum(q * np.log2(np.where(q > 0, q, 1)) for q in (p, 1 - p)), "magma")
-    draw_contours(axes[0, 0], masks)
-    draw_contours(axes[1, 0], samples[:CONTOURS], samples=True)
-    canvas.zoom(axes.flat, masks[:EXPERTS], samples[:CONTOURS])
-    canvas.colour_bar(figure, variance, axes[:, 2])
-    canvas.colour_bar(figure, entropy, axes[:, 3])
-    return figure
-
-
 def samples_picture(image: Array, contours: Array, mean: Array, count: int) -> Figure:
     """Samples for one image that no expert has marked: contours of the first, mean and variance of all.
 
@@ -246,20 +223,6 @@ def samples_picture(image: Array, contours: Array, mean: Array, count: int) -> F
     canvas.colour_bar(figure, show(row[2], mean), row[2:3])
     canvas.colour_bar(figure, show(row[3], variance_of(mean), "magma", high=VARIANCE_MAX), row[3:])
     canvas.zoom(row[1:], contours, framed=row[0])
-    return figure
-
-
-def augmentation_sheet(images: Array, masks: Array, moved_images: Array, moved_masks: Array) -> Figure:
-    """Images before (above) and after (below) augmentation, to see whether their contours move with them."""
-    images, masks, moved_images, moved_masks = checked(
-        images=(images, "m c h w"), masks=(masks, "m k h w"), moved_images=(moved_images, "m c h w"),
-        moved_masks=(moved_masks, "m k h w"))
-    m, k, h, w = masks.shape
-    figure, axes = panel_grid([[0, *[GAP] * (m - 1)]] * 2, h / w, names=["before", "after"], experts=k,
-                              top=0.05, left=0.3)
-    for ax, image, experts in zip(axes.flat, [*images, *moved_images], [*masks, *moved_masks], strict=True):
-        show(ax, image)
-        draw_contours(ax, experts)
     return figure
 
 

@@ -21,8 +21,9 @@ from skimage.measure import find_contours
 
 from fig.canvas import COLOURS, VARIANCE_MAX, Array, checked, evenly_spaced, marked_part
 from fig.results import Report
+from metrics.catalogue import better
 from metrics.evaluation import draw, progress
-from metrics.report import write_text
+from metrics.files import write_text
 
 SHOWN = 8  # samples of each system on an image
 LARGEST = 20_000_000  # bytes of a page, of which TEXT are kept for all but the images
@@ -30,11 +31,9 @@ TEXT = 500_000
 PICTURE_SIDE = 256  # pixels; a larger image is shown smaller, its outlines stay exact
 LEVELS = 33  # colours of a map; odd, so that one of them is no error
 ERROR = LinearSegmentedColormap.from_list("error", (COLOURS[1], "black", COLOURS[0]))
-BETTER = {"GED": "lower", "ECE": "lower", "HM-IoU": "higher", "MDM": "higher", "S_NCC": "higher",
-          "Dice of means": "higher"}  # of the others neither
 CAPTIONS = {  # of a table, by the first word of its first cell
     "system": "Scores: mean, and standard deviation over seeds",
-    "difference": "Differences, ours minus the other, with 95 % intervals over patients",
+    "difference": "Differences, ours minus the other; in brackets, 95 % intervals over patients",
     "empty": "Empty masks",
     "parts": "Where GED comes from: twice the distance of samples from experts, minus the diversity of both"}
 
@@ -135,6 +134,7 @@ def page(report: Report, systems: Sequence[Any], table: str, items: Sequence[str
 
     items: what is shown of each image, by `htmlsafe_json_dumps`; count: how many test images there are. The
     other arguments are those of `write_report`."""
+    # A tenth fewer at a time: which images are evenly spaced depends on how many they are.
     kept = len(items)
     while sum(len(items[i]) for i in evenly_spaced(len(items), kept)) > LARGEST - TEXT:
         kept = kept * 9 // 10
@@ -147,7 +147,7 @@ def page(report: Report, systems: Sequence[Any], table: str, items: Sequence[str
         n=max(sampling["samples"]), seed=sampling["seeds"][0], kept=kept, left_out=len(items) - kept,
         count=count, variance=_map(ramp, matplotlib.colormaps["magma"]), error=_map(ramp, ERROR),
         scores=names, colours=COLOURS, images=[items[i] for i in evenly_spaced(len(items), kept)],
-        better=[next((way for start, way in BETTER.items() if name.startswith(start)), "") for name in names])
+        better=list(map(better, names)))
 
 
 def tables_of(markdown: str) -> list[dict[str, Any]]:

@@ -11,20 +11,22 @@ count: see docs/protocol.md.
 import argparse
 import json
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from data.volumes import SUFFIXES, Scan, check_same_place, labels_of, read_scan, suffix_of
 from metrics.catalogue import columns, score_blocks
 from metrics.files import write_text
-from metrics.packed import PackedSets, pack
-from metrics.program import one_line_errors, path
+from metrics.program import one_line_errors, path, table
 
 MEMORY = "fewer --samples; masks of fewer pixels, such as volumes cropped to what is of interest"
+BLOCK = 2**20  # pixels of all masks together that are scored at once: a volume is kept as bool, a byte each
 
 
 def cases_of(folder: Path) -> dict[str, list[Path]]:
@@ -51,70 +53,63 @@ def cases_of(folder: Path) -> dict[str, list[Path]]:
     return cases
 
 
-def number_of_masks(files: Sequence[Path], folder: Path) -> int:
+def masks_of(files: Sequence[Path], folder: Path, most: int | None = None) -> list[Scan]:
+    """The masks of a case, at most so many, each (h, w) or (z, h, w) bool.
+
+    files: one each, or the <case>.npy of `folder` with all of them, (n, h, w). Raises ValueError naming the
+    file that is none."""
+    masks: list[Scan] = []
+    for file in files[:most]:
+        scan = read_scan(file, mask=True)
+        if scan.values.ndim not in (2, 3):
+            raise ValueError(f"{file}: {scan.values.shape}, expected a mask (h, w) or (z, h, w), of "
+                             "<case>.npy (n, h, w)")
+        several = file.parent == folder and scan.values.ndim == 3
+        for values in scan.values[:most] if several else [scan.values]:
+            masks.append(replace(scan, values=foreground(replace(scan, values=values))))
+    return masks
+
+
+def number_of_samples(files: Sequence[Path], folder: Path) -> int:
     """How many masks the files of a case have: one each, or the n of <case>.npy in `folder`, (n, h, w)."""
     if files[0].parent != folder:
         return len(files)
     try:
         shape = np.load(files[0], mmap_mode="r", allow_pickle=False).shape
     except (ValueError, OSError, EOFError, AttributeError):
-        return len(files)  # what is wrong with the file is said where its masks are read
+        return 1  # what is wrong with the file is said where its masks are read
     return 1 if len(shape) == 2 else shape[0]
 
 
-def masks_of(files: Sequence[Path], folder: Path, number: int) -> Iterator[Scan]:
-    """The first masks of a case, one after the other, each (h, w) or (z, h, w) bool.
+def foreground(scan: Scan) -> np.ndarray:
+    """The pixels of a mask that are not background, bool of its shape.
 
-    files: one each, or the <case>.npy of `folder` with all of them, (n, h, w). Raises ValueError naming the
-    file that is none."""
-    several = files[0].parent == folder
-    for file in files[:number]:
-        scan = read_scan(file, mask=True)
-        if scan.values.ndim not in (2, 3):
-            raise ValueError(f"{file}: {scan.values.shape}, expected a mask (h, w) or (z, h, w), of "
-                             "<case>.npy (n, h, w)")
-        arrays = scan.values[:number] if several and scan.values.ndim == 3 else [scan.values]
-        for values in arrays:
-            yield Scan(file, foreground(file, values), scan.affine)
-
-
-def foreground(file: Path, values: np.ndarray) -> np.ndarray:
-    """The pixels of a mask (h, w) or (z, h, w) that are not background, bool of its shape.
-
-    Labels take 8 bytes a pixel: only those of one slice are in memory. Raises ValueError, naming the file,
-    for several labels, and as `labels_of`."""
-    mask, labels_inside = np.empty(values.shape, bool), set()
-    for plane, plane_mask in zip(*((array if array.ndim == 3 else array[None]) for array in (values, mask))):
-        labels = labels_of(Scan(file, plane))
-        np.not_equal(labels, 0, out=plane_mask)
-        if plane_mask.any():
-            inside = labels[plane_mask]
-            labels_inside |= {int(inside.min()), int(inside.max())}
-    if len(labels_inside) > 1:
-        others = np.unique(values)
-        raise ValueError(f"{file}: the values {', '.join(map(str, others[:5]))}"
-                         f"{', ...' if len(others) > 5 else ''}; expected 0 and one other")
+    Raises ValueError, naming the file, for several labels, and as `labels_of`."""
+    labels = labels_of(scan)
+    mask = labels != 0
+    # The extremes of what is marked, as sorting a volume's labels would take long.
+    inside = labels[mask]
+    if inside.size and inside.min() != inside.max():
+        values = np.unique(scan.values)
+        raise ValueError(f"{scan.path}: the values {', '.join(map(str, values[:5]))}"
+                         f"{', ...' if len(values) > 5 else ''}; expected 0 and one other")
     return mask
 
 
-def score_case(samples: Iterator[Scan], masks: Iterator[Scan], counts: Sequence[int]) -> dict[str, float]:
-    """All scores of the samples of a case against its masks, read one at a time and kept as bits.
+def score_case(samples: Sequence[Scan], masks: Sequence[Scan], counts: Sequence[int]) -> dict[str, float]:
+    """All scores of the samples of a case against its masks.
 
     Raises ValueError naming the file that has not the first sample's size and place."""
-    first: Scan | None = None
-    packed: list[list[np.ndarray]] = []
-    for scans in (samples, masks):
-        packed.append([])
-        for scan in scans:
-            first = first or scan
-            if scan.values.shape != first.values.shape:
-                raise ValueError(f"{scan.path}: {scan.values.shape} pixels, expected {first.values.shape} as "
-                                 f"in {first.path}")
-            check_same_place([first, scan])
-            packed[-1].append(pack(scan.values))
-    assert first is not None, "a case has files"
-    scores = score_blocks(PackedSets(packed[0], packed[1], first.values.size), counts)
-    return {name: value.item() for name, value in scores.items()}
+    first = samples[0]
+    for scan in (*samples, *masks):
+        if scan.values.shape != first.values.shape:
+            raise ValueError(f"{scan.path}: {scan.values.shape} pixels, expected {first.values.shape} as in "
+                             f"{first.path}")
+        check_same_place([first, scan])
+    step = max(1, BLOCK // (len(samples) + len(masks)))
+    blocks = list(zip(*(torch.from_numpy(np.stack([scan.values.ravel() for scan in scans]))[None, :, None]
+                        .split(step, dim=3) for scans in (samples, masks))))
+    return {name: value.item() for name, value in score_blocks(blocks, counts).items()}
 
 
 def checked_counts(counts: Sequence[int], numbers: dict[str, int]) -> list[int]:
@@ -149,19 +144,19 @@ def main(flags: Sequence[str] | None = None) -> None:
         if samples.keys() != masks.keys():
             alone = sorted(samples.keys() ^ masks.keys())
             raise ValueError(f"{len(alone)} cases are in one folder only, such as {alone[0]}")
-        counts = checked_counts(arguments.counts, {case: number_of_masks(files, arguments.samples)
+        counts = checked_counts(arguments.counts, {case: number_of_samples(files, arguments.samples)
                                                    for case, files in samples.items()})
         content = {"samples": str(arguments.samples), "masks": str(arguments.masks), "counts": counts}
+        # Before hours of scoring, not after them.
         if arguments.output:
             refuse_other_content(arguments.output, content)
         scores = {case: score_case(masks_of(files, arguments.samples, max(counts)),
-                                   masks_of(masks[case], arguments.masks, number_of_masks(
-                                       masks[case], arguments.masks)), counts)
+                                   masks_of(masks[case], arguments.masks), counts)
                   for case, files in samples.items()}
         names = columns(counts)
         means = {name: float(np.mean([of_case[name] for of_case in scores.values()])) for name in names}
-        print(f"| cases | {' | '.join(names)} |\n" + "|---" * (len(names) + 1) + "|")
-        print(f"| {len(scores)} | " + " | ".join(f"{means[name]:.4f}" for name in names) + " |")
+        row = [str(len(scores)), *(f"{means[name]:.4f}" for name in names)]
+        print(table(["cases", *names], [row]), end="")
         if arguments.output:
             write_text(arguments.output, {**content, "mean": means, "cases": scores})
 

@@ -4,7 +4,7 @@ A new score is a function of `Overlaps` (metrics/scores.py) or of blocks of pixe
 entry in SCORES: it is then computed, recorded, and shown where its entry says.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,9 +56,10 @@ def score(samples: Tensor, masks: Tensor, counts: Sequence[int]) -> dict[str, Te
     return score_blocks([(samples, masks)], counts)
 
 
-def score_blocks(blocks: Iterable[Block], counts: Sequence[int]) -> dict[str, Tensor]:
-    """`score` of masks that come some pixels at a time; the blocks are iterated several times."""
+def score_blocks(blocks: Sequence[Block], counts: Sequence[int]) -> dict[str, Tensor]:
+    """`score` of masks in blocks of pixels."""
     overlaps = Overlaps.of_blocks(blocks)
+    # Overlaps are the costly part: they are computed once, for all n and scores.
     prefixes = {n: overlaps.prefix(n) for n in counts}
     values: dict[str, Tensor] = {}
     for name, entry in SCORES.items():
@@ -72,6 +73,11 @@ def score_blocks(blocks: Iterable[Block], counts: Sequence[int]) -> dict[str, Te
 def score_names(counts: Sequence[int]) -> list[str]:
     """The names of all that `score` gives."""
     return [name for entry in SCORES for name in _names(entry, counts)]
+
+
+def better(name: str) -> str:
+    """Which is better of a score by this name, such as GED16: "lower", "higher", or "" for neither."""
+    return SCORES[name.rstrip("0123456789")].better
 
 
 def matching_n(counts: Sequence[int]) -> int:

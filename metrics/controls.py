@@ -29,6 +29,7 @@ def emptied(sample: Sample, images: Images, device: torch.device | str = "cpu") 
         pairs.append((samples, masks[None].to(device).bool()))
     sizes = torch.cat([samples.sum((2, 3)).flatten() for samples, _ in pairs]).cpu().numpy()
     sizes = sizes[sizes > 0]
+    # 0 among them: it may be that nothing should be emptied.
     thresholds = np.unique([0, *np.quantile(sizes, FRACTIONS).astype(int)]) if len(sizes) else [0]
     ged_at = {int(pixels): float(np.mean([ged(_without_small(samples, pixels), masks).item()
                                           for samples, masks in pairs])) for pixels in thresholds}

@@ -5,9 +5,9 @@ import sys
 import time
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import count, groupby, islice
+from itertools import count
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,11 +18,8 @@ from tqdm import tqdm
 from metrics.catalogue import score, score_names
 from metrics.record import SystemRecord
 
-SCORED_TOGETHER = 8  # sets of samples on a GPU, which waits for launches; on a CPU one at a time is faster
-
 # (image (b, c, h, w), n, generator=...) -> probabilities (b, n, h, w)
 SampleFunction = Callable[..., Tensor]
-Key = tuple[str, int]  # name of an image, seed
 
 
 class Images(Protocol):
@@ -74,10 +71,10 @@ def interleaved(evaluations: Sequence[Evaluation]) -> Evaluation:
     number, seeds = sum(len(evaluation.ids) for evaluation in evaluations), evaluations[0].seeds
     ids = np.empty(number, object)
     scores = {name: np.empty((len(seeds), number)) for name in evaluations[0].scores}
-    for start, evaluation in enumerate(evaluations):
-        ids[start::len(evaluations)] = evaluation.ids
+    for first, evaluation in enumerate(evaluations):
+        ids[first::len(evaluations)] = evaluation.ids
         for name, values in evaluation.scores.items():
-            scores[name][:, start::len(evaluations)] = values
+            scores[name][:, first::len(evaluations)] = values
     return Evaluation(tuple(ids), seeds, scores)
 
 
@@ -90,7 +87,6 @@ def evaluate(
     device: torch.device | str = "cpu",
     indices: Sequence[int] | None = None,
     title: str | None = None,
-    together: int | None = None,
     record: SystemRecord | None = None,
     after_each: Callable[[], None] = lambda: None,
 ) -> Evaluation:
@@ -101,12 +97,35 @@ def evaluate(
     `samples`. The generator depends on seed and image name alone, so that images may be split over processes
     at will; CPU and CUDA draw different numbers.
     indices: of the images to score (default: all). title: of the progress that is shown, None for none.
-    together: how many sets of samples are scored at once, which changes nothing beyond the rounding of
-    float64 (default: 8 on a GPU, 1 on a CPU).
     record: of this sampler's scores; what it holds is not drawn again, what is scored is added to it.
-    after_each() is called when an image, or those that are scored together, is in the record.
+    after_each() is called when an image is in the record.
     Raises ValueError for an empty or inconsistent dataset, a seed that is given twice, masks other than 0/1,
     and samples that are not finite or not of the right shape, naming the image."""
+    _check(dataset, samples, seeds)
+    names, columns = image_names(dataset), score_names(samples)
+    indices = range(len(dataset)) if indices is None else indices
+    record = SystemRecord() if record is None else record
+    for index in progress(indices, title):
+        missing = [seed for seed in seeds if not record.has(names[index], seed, columns)]
+        if not missing:
+            continue
+        image, masks = (pixels.to(device)[None] for pixels in dataset[index])
+        if not ((masks == 0) | (masks == 1)).all():
+            raise ValueError(f"masks of image {names[index]}: expected 0 and 1; check its file")
+        # Recorded a seed at a time: a signal between two loses none.
+        for seed in missing:
+            started = time.perf_counter()
+            scores = score(draw(sample, image, max(samples), seed, names[index]), masks.bool(), samples)
+            values = torch.cat([value.double() for value in scores.values()]).tolist()  # one wait for a GPU
+            record.add(names[index], seed, dict(zip(scores, values)), time.perf_counter() - started)
+            after_each()
+    ids = tuple(names[index] for index in indices)
+    return Evaluation(ids, tuple(seeds), {
+        column: np.array([[record.scores(name, seed)[column] for name in ids] for seed in seeds])
+        for column in (columns if ids else ())})
+
+
+def _check(dataset: Images, samples: Sequence[int], seeds: Sequence[int]) -> None:
     if not (samples and seeds) or min(samples) < 1:
         raise ValueError(f"samples {tuple(samples)}, seeds {tuple(seeds)}: expected counts >= 1, and a seed")
     if len(set(seeds)) < len(seeds):
@@ -115,49 +134,15 @@ def evaluate(
     if not 0 < len(dataset) == len(dataset.ids):
         raise ValueError(f"dataset of {len(dataset)} images with {len(dataset.ids)} ids: "
                          "expected at least one image, and an id for each")
-    names = image_names(dataset)
-    indices = range(len(dataset)) if indices is None else indices
-    together = together or (SCORED_TOGETHER if torch.device(device).type == "cuda" else 1)
-    record = SystemRecord() if record is None else record
-    columns = score_names(samples)
-
-    def missing_sets() -> Iterator[tuple[Key, Tensor, Tensor]]:
-        """Image name and seed, samples (1, n, h, w) and masks (1, k, h, w), both bool."""
-        for index in progress(indices, title):
-            missing = [seed for seed in seeds if not record.has(names[index], seed, columns)]
-            if missing:
-                image, masks = (pixels.to(device)[None] for pixels in dataset[index])
-                if not ((masks == 0) | (masks == 1)).all():
-                    raise ValueError(f"masks of image {names[index]}: expected 0 and 1; check its file")
-                for seed in missing:
-                    drawn = draw(sample, image, max(samples), seed, names[index])
-                    yield (names[index], seed), drawn, masks.bool()
-
-    sets, started = missing_sets(), time.perf_counter()
-    while block := sorted(islice(sets, together), key=_experts):
-        scored: dict[Key, dict[str, float]] = {}
-        for _, alike in groupby(block, key=_experts):
-            keys, drawn, masks = zip(*alike)
-            values = score(torch.cat(drawn), torch.cat(masks), samples)
-            per_set = torch.stack([value.double() for value in values.values()], dim=1).tolist()
-            scored |= {key: dict(zip(values, row)) for key, row in zip(keys, per_set)}
-        seconds, started = (time.perf_counter() - started) / len(block), time.perf_counter()
-        for (name, seed), of_set in scored.items():
-            record.add(name, seed, of_set, seconds)
-        after_each()
-    ids = tuple(names[index] for index in indices)
-    scores = {column: np.array([[record.scores(name, seed)[column] for name in ids] for seed in seeds])
-              for column in (columns if ids else ())}
-    return Evaluation(ids, tuple(seeds), scores)
 
 
-def progress(indices: Iterable[int], title: str | None) -> Iterable[int]:
+def progress(items: Iterable[Any], title: str | None) -> Iterable[Any]:
     """A bar on a terminal, elsewhere a line once a minute: images done, and the time left."""
     if title is None:
-        return indices
+        return items
     if sys.stderr.isatty():
-        return tqdm(indices, title, leave=False)
-    return tqdm(indices, title, leave=False, mininterval=60, maxinterval=60, delay=10,
+        return tqdm(items, title, leave=False)
+    return tqdm(items, title, leave=False, mininterval=60, maxinterval=60, delay=10,
                 bar_format="{desc}: {n_fmt} of {total_fmt} images, {remaining} left\n")
 
 
@@ -166,11 +151,13 @@ def image_names(dataset: Images) -> list[str]:
 
     An image that is listed several times, as the authors' split of ISIC3 does, has one name. Ids that differ
     in Unicode form (NFC, NFD) only are the same."""
+    # File systems differ in the form of an accented letter: scores are found again on another machine.
     ids = [unicodedata.normalize("NFC", name) for name in dataset.ids]
     repeated = {name for name, times in Counter(ids).items() if times > 1}
     taken, names = set(ids), []
     versions: dict[str, dict[bytes, str]] = defaultdict(dict)  # of an id: digest of an image -> its name
     for index, name in enumerate(ids):
+        # Pixels are read and compared for repeated ids alone: reading all would take long.
         if name in repeated:
             digest = hashlib.blake2b(b"".join(pixels.cpu().contiguous().numpy().tobytes()
                                               for pixels in dataset[index])).digest()
@@ -181,11 +168,6 @@ def image_names(dataset: Images) -> list[str]:
             name = versions[name].setdefault(digest, name)
         names.append(name)
     return names
-
-
-def _experts(scored_set: tuple[Key, Tensor, Tensor]) -> int:
-    """How many masks a set of samples is scored against: only sets of equal k go together."""
-    return scored_set[2].shape[1]
 
 
 def draw(sample: SampleFunction, image: Tensor, n: int, seed: int, name: str) -> Tensor:

@@ -1,8 +1,7 @@
-"""The folder of a test: one for each combination of settings, models and images, of one test alone."""
+"""The folder of a test, or of an own image's samples: one for each combination of settings, of one alone."""
 
+import fcntl
 import json
-import os
-import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, is_dataclass
@@ -10,15 +9,13 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from metrics.files import write_text
-
 # Settings that may differ without making it another test: the images and weights themselves are compared.
 WITHOUT_EFFECT = ("data_path", "part", "report_images")
 SETTINGS = "settings.json"
 
 
 def free_folder(folder: Path, **settings: Any) -> Path:
-    """Where a test's results go, made: `folder`, or folder_2, ... where it holds those of another test.
+    """Where results go, made: `folder`, or folder_2, ... where it holds those of other settings.
 
     settings: dataclasses and JSON values that tell tests apart, by name, such as the fingerprints of images
     and weights; they are kept in settings.json, which only one of several processes can write: a folder has
@@ -33,42 +30,34 @@ def free_folder(folder: Path, **settings: Any) -> Path:
             return place
         differing = list(_differing(ours, theirs)) if isinstance(theirs, dict) else []
         reason = f"; {', '.join(differing[:5])} differ" if differing else ""
-        print(f"{place}: kept, the results of another test{reason}")
+        print(f"{place}: kept, the results of another command{reason}")
     raise AssertionError("count does not end")
 
 
 def _claimed(place: Path, ours: dict[str, Any]) -> Any:
-    """The settings of the test that has this folder: `ours`, now or before, or another's; None if unknown."""
-    if not (place / "results.json").exists() or (place / SETTINGS).exists():
+    """The settings that this folder is of: `ours`, now or before, or others; None if unknown."""
+    if place.exists() and not place.is_dir():
+        return None
+    try:
         place.mkdir(parents=True, exist_ok=True)
-        temporary = place / f".{SETTINGS}.{secrets.token_hex(4)}.tmp"
-        temporary.write_text(json.dumps(ours))
-        try:
-            os.link(temporary, place / SETTINGS)  # fails if there is one: whoever comes first has the folder
-            return ours
-        except FileExistsError:
-            pass
-        except OSError:  # a file system without links
-            with suppress(FileExistsError), open(place / SETTINGS, "x") as file:
+        others = any(path.name != SETTINGS for path in place.iterdir())
+        if others and not (place / SETTINGS).exists():  # the user's files
+            return None
+        with open(place / SETTINGS, "a+") as file:
+            with suppress(OSError):  # a file system without locks
+                fcntl.flock(file, fcntl.LOCK_EX)  # of several that start at once, one comes first
+            file.seek(0)
+            content = file.read()
+            if not content:
                 file.write(json.dumps(ours))
                 return ours
-        finally:
-            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise OSError(f"{place}: no results can be kept there ({error}); choose another --output_path"
+                      ) from error
     try:
-        theirs = json.loads((place / SETTINGS).read_text())
-    except (ValueError, FileNotFoundError):  # damaged, or of an older version
+        return json.loads(content)
+    except ValueError:  # damaged
         return None
-    # A test of an earlier version, which kept fewer settings, goes on unless there are results to keep.
-    if not (place / "results.json").exists() and _continues(ours, theirs):
-        write_text(place / SETTINGS, ours)
-        return ours
-    return theirs
-
-
-def _continues(ours: Mapping[str, Any], theirs: Any) -> bool:
-    """Whether these are settings of an earlier version, in which all that it kept is as in ours."""
-    return isinstance(theirs, dict) and 0 < len(theirs) < len(ours) and all(
-        ours.get(name) == value for name, value in theirs.items())
 
 
 def _plain(value: Any) -> Any:

@@ -2,7 +2,7 @@
 
 |a ∩ c| of every pair is one matrix product over flattened masks. In float32 the product of 0/1 values is
 exact as long as counts stay below 2^24, a mask of 4096 x 4096 pixels, also with TF32, which rounds factors
-and not sums. Larger masks, such as volumes, come in blocks of pixels whose counts are added in float64.
+and not sums. Larger masks, such as volumes, are scored in blocks of pixels whose counts add up in float64.
 """
 
 from collections.abc import Iterable
@@ -20,7 +20,7 @@ def iou_matrix(a: Tensor, c: Tensor) -> Tensor:
     a (b, n, h, w) and c (b, m, h, w), bool or 0/1 integers on one device -> (b, n, m) float64 in [0, 1].
     Two empty masks give 1, an empty and a non-empty one 0.
     Raises ValueError for other shapes, types or values."""
-    a, c = _flatten(a, c, "a", "c")
+    a, c = flattened(a, c, "a", "c", boxed=True)
     return _iou(_intersection(a, c), _size(a), _size(c))
 
 
@@ -51,7 +51,7 @@ class Overlaps:
         """`of` masks that come some pixels at a time, at least one block; errors as in `iou_matrix`."""
         totals: list[Tensor] = []
         for samples, masks in blocks:
-            s, y = _flatten(samples, masks, "samples", "masks")
+            s, y = flattened(samples, masks, boxed=True)
             counts = [_intersection(s, s), _intersection(s, y), _intersection(y, y), _size(s), _size(y)]
             totals = [total + count for total, count in zip(totals, counts)] if totals else counts
         ss, sy, yy, size_s, size_y = totals
@@ -88,6 +88,7 @@ def _iou(intersection: Tensor, size_a: Tensor, size_c: Tensor) -> Tensor:
 
     In float64: GED is a difference of near-equal means, and these matrices are small."""
     union = size_a[:, :, None] + size_c[:, None, :] - intersection
+    # Two empty masks agree. The clamp keeps 0 / 0 out of the branch that is not taken.
     return torch.where(union == 0, 1.0, intersection / union.clamp(min=1))
 
 
@@ -96,10 +97,11 @@ def _dice(iou: Tensor) -> Tensor:
     return 2 * iou / (1 + iou)
 
 
-def _flatten(a: Tensor, c: Tensor, a_name: str, c_name: str) -> tuple[Tensor, Tensor]:
-    """Two checked sets of masks, (b, n, h, w) and (b, m, h, w), as float32 (b, n, pixels) and (b, m, pixels).
+def flattened(a: Tensor, c: Tensor, a_name: str = "samples", c_name: str = "masks", boxed: bool = False
+              ) -> list[Tensor]:
+    """Two checked sets of masks, (b, n, h, w) and (b, m, h, w), as float32 (b, n, pixels), (b, m, pixels).
 
-    Rows and columns that no mask reaches are left out: they add to no count and are most of many images."""
+    boxed: only the pixels of the smallest box with all that is marked."""
     a, c = torch.as_tensor(a), torch.as_tensor(c)  # NumPy's arrays too
     shapes = f"{a_name} {tuple(a.shape)} and {c_name} {tuple(c.shape)}"
     if a.ndim != 4 or c.ndim != 4 or not (a.numel() and c.numel()):
@@ -110,9 +112,12 @@ def _flatten(a: Tensor, c: Tensor, a_name: str, c_name: str) -> tuple[Tensor, Te
     if a.device != c.device:
         raise ValueError(f"{a_name} on {a.device}, {c_name} on {c.device}: move both to one device")
     a, c = _integers(a, a_name), _integers(c, c_name)
-    marked = a.amax((0, 1)) | c.amax((0, 1))
-    rows, columns = _extent(marked.amax(1)), _extent(marked.amax(0))
-    return a[..., rows, columns].flatten(2).float(), c[..., rows, columns].flatten(2).float()
+    if boxed:
+        # The rest adds to no count, and is most of many an image.
+        marked = a.amax((0, 1)) | c.amax((0, 1))
+        rows, columns = _extent(marked.amax(1)), _extent(marked.amax(0))
+        a, c = a[..., rows, columns], c[..., rows, columns]
+    return [a.flatten(2).float(), c.flatten(2).float()]
 
 
 def _extent(marked: Tensor) -> slice:

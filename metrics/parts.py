@@ -8,6 +8,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from metrics.program import table
+
 THIRDS = ("smallest third", "middle third", "largest third")
 PARTS = ("Distance", "Diversity", "Experts' diversity")
 Scores = Mapping[str, np.ndarray]  # name -> (seeds, images)
@@ -24,39 +26,30 @@ def parts_of(scores: Scores, n: int, images: np.ndarray) -> dict[str, float]:
     return {name: float(scores[column][:, images].mean()) for name, column in columns.items()}
 
 
-def empty_correlation(scores: Scores) -> float:
+def correlation_text(scores: Scores) -> str:
     """Correlation over images of the fractions of samples and of experts' masks that are empty.
 
-    NaN if one of the two is constant."""
+    "-" if one of the two is constant."""
     samples, experts = scores["Empty"].mean(0), scores["Experts empty"].mean(0)
     if samples.std() == 0 or experts.std() == 0:
-        return float("nan")
-    return float(np.corrcoef(samples, experts)[0, 1])
-
-
-def correlation_text(scores: Scores) -> str:
-    """`empty_correlation` with its sign, or - where it is not defined."""
-    correlation = empty_correlation(scores)
-    return "-" if np.isnan(correlation) else f"{correlation:+.2f}"
+        return "-"
+    return f"{np.corrcoef(samples, experts)[0, 1]:+.2f}"
 
 
 def empty_table(systems: Mapping[str, Scores]) -> str:
     """Markdown: the fractions of samples and of experts' masks that are empty, and their correlation."""
-    lines = ["| empty masks | of samples | of experts | correlation over images |", "|---|---|---|---|"]
-    for label, scores in systems.items():
-        lines.append(f"| {label} | {scores['Empty'].mean():.3f} | "
-                     f"{scores['Experts empty'].mean():.3f} | {correlation_text(scores)} |")
-    return "\n" + "\n".join(lines) + "\n"
+    return table(("empty masks", "of samples", "of experts", "correlation over images"), [
+        (label, f"{scores['Empty'].mean():.3f}", f"{scores['Experts empty'].mean():.3f}",
+         correlation_text(scores)) for label, scores in systems.items()])
 
 
 def parts_table(systems: Mapping[str, Scores], n: int, by_size: bool = True) -> str:
     """Markdown: GED_n and its parts for each system, over all images and by size of the experts' masks."""
-    lines = [f"| parts of GED | images | GED{n} | {' | '.join(PARTS)} |", "|---" * (len(PARTS) + 3) + "|"]
+    rows = []
     for label, scores in systems.items():
         sizes = scores["Size"].mean(0)
         for name, images in {"all": np.arange(len(sizes)), **(thirds(sizes) if by_size else {})}.items():
-            if len(images):
-                pixels = f", {sizes[images].min():.0f} to {sizes[images].max():.0f} px"
-                values = " | ".join(f"{value:.3f}" for value in parts_of(scores, n, images).values())
-                lines.append(f"| {label}, {name}{pixels} | {len(images)} | {values} |")
-    return "\n" + "\n".join(lines) + "\n"
+            pixels = f"{sizes[images].min():.0f} to {sizes[images].max():.0f} px"
+            values = [f"{value:.3f}" for value in parts_of(scores, n, images).values()]
+            rows.append([f"{label}, {name}, {pixels}", str(len(images)), *values])
+    return table(["parts of GED", "images", f"GED{n}", *PARTS], rows)

@@ -1,4 +1,7 @@
-"""How every command begins and ends: paths with a tilde, any terminal, one line for what a user can mend."""
+"""How every command begins and ends: paths with a tilde, any terminal, one line for what a user can mend.
+
+Also how it writes tables, numbers and times.
+"""
 
 import argparse
 import getpass
@@ -6,7 +9,7 @@ import io
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -94,6 +97,17 @@ def shortened(message: str) -> str:
         return line
     end = LONGEST // 3
     return f"{line[:LONGEST - end - 5]} ... {line[-end:]}"
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table of markdown, its lines ended."""
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in [head, *rows]).replace(
+        "\n", f"\n{'|---' * len(head)}|\n", 1)
+
+
+def counted(number: int, noun: str) -> str:
+    """A number with its noun: 1 seed, 2 seeds."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def time_text(seconds: float) -> str:

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 
 from metadata_manager import Metadata
-from metrics.duration import counted
 from metrics.intervals import count_patients
+from metrics.program import counted, table
 
 ROOT = Path(__file__).parents[1]
 GIT_SECONDS = 10
@@ -59,9 +59,10 @@ def training_section(report: Mapping[str, Any]) -> str:
 
     report: of results.json. Systems with the same settings have one column, so that what differs stands side
     by side."""
+    # Two systems often share a GTR: equal columns would make the table as wide as the systems are many.
     training = {label: system["training"] for label, system in report["systems"].items()}
     commit = report["commit"] or "unknown (not in a git repository)"
-    lines = ["", "## Training", "", f"Tested at commit {commit}."]
+    text = f"\n## Training\n\nTested at commit {commit}.\n"
     stages = dict.fromkeys(stage for stages in training.values() for stage in stages)
     for stage in stages:
         labels_of = defaultdict(list)  # the stage's settings, as JSON -> labels of the systems that have them
@@ -70,11 +71,9 @@ def training_section(report: Mapping[str, Any]) -> str:
                 labels_of[json.dumps(of_system[stage], default=str)].append(label)
         columns = {"; ".join(labels): training[labels[0]][stage] for labels in labels_of.values()}
         names = list(dict.fromkeys(name for settings in columns.values() for name in settings))
-        lines += ["", f"| {stage} | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
-        for name in names:
-            cells = [_text(settings.get(name, "-")) for settings in columns.values()]
-            lines.append(f"| {name} | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+        text += "\n" + table([stage, *columns], [
+            [name, *(_text(settings.get(name, "-")) for settings in columns.values())] for name in names])
+    return text
 
 
 def _text(value: Any) -> str:

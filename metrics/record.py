@@ -83,6 +83,7 @@ class Record:
 
     def _read(self, path: Path) -> None:
         *lines, _ = path.read_bytes().split(b"\n")  # after the last newline nothing, or a line not finished
+        # A full disk or a copy in mid-write damages lines; all others are still worth their hours.
         damaged = []
         for number, line in enumerate(lines, start=1):
             try:
@@ -110,15 +111,14 @@ class Record:
         records: of each system, by its label. images: names of all, in the order in which part i of m takes
         image i - 1, i - 1 + m, ... The message names the parts that miss some."""
         numbers = {int(match[1]) for path in self.folder.glob("scores.*.jsonl")
-                   if (match := re.fullmatch(r"scores\.\d+of(\d+)\.\d+\.jsonl", path.name))} - {1}
-        missing = {label: [index for index, image in enumerate(images)
-                           if not all(record.has(image, seed) for seed in seeds)]
-                   for label, record in records.items()}
-        for label, indices in missing.items():
-            if numbers and indices:
-                by_number = {m: sorted({index % m + 1 for index in indices}) for m in numbers}
-                m, parts = min(by_number.items(), key=lambda item: len(item[1]) / item[0])
-                names = ", ".join(f"{part}/{m}" for part in parts[:8]) + (", ..." if len(parts) > 8 else "")
-                raise ValueError(f"{self.folder}: {len(indices)} of {len(images)} images have not been "
-                                 f"tested with {label}, such as {images[indices[0]]}; run the same command "
-                                 f"with --part {names} first")
+                   if (match := re.fullmatch(r"scores\.\d+of(\d+)\.\d+\.jsonl", path.name))}
+        m = max(numbers)  # of several divisions the finest: it asks for the least to be done again
+        for label, record in records.items():
+            missing = [index for index, image in enumerate(images)
+                       if not all(record.has(image, seed) for seed in seeds)]
+            if missing and m > 1:
+                numbers_of_parts = sorted({index % m + 1 for index in missing})
+                names = ", ".join(f"{part}/{m}" for part in numbers_of_parts[:8])
+                raise ValueError(f"{self.folder}: {len(missing)} of {len(images)} images have not been "
+                                 f"tested with {label}, such as {images[missing[0]]}; run the same command "
+                                 f"with --part {names}{', ...' if len(numbers_of_parts) > 8 else ''} first")

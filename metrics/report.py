@@ -10,18 +10,14 @@ import numpy as np
 import torch
 
 from metadata_manager import BASELINES, Config, Metadata
-from metrics.catalogue import columns, matching_n, score_names
-from metrics.duration import counted
-from metrics.files import write_text
+from metrics.catalogue import columns, score_names
 from metrics.floor import floor_of
-from metrics.intervals import FEWEST_PATIENTS, bootstrap_interval, count_patients
+from metrics.intervals import bootstrap_interval, few_patients
 from metrics.paper import PAPER_SECONDS, Published, Scores, not_trained_here, published
 from metrics.parts import empty_table, parts_table
+from metrics.program import counted, table
 from metrics.provenance import commit, hardware, tested_text
 from metrics.systems import Row
-
-__all__ = ["bootstrap_interval", "cost_table", "differences_table", "matching_n", "report_tables", "results",
-           "scores_table", "write_text"]
 
 OF_SYSTEM = ("method", "preset", "nfe", "parameters", "checkpoints", "alpha", "solver", "steps", "precision",
              "training")  # what results.json says of a system
@@ -39,6 +35,7 @@ def scores_table(what: str, rows: Sequence[Row], samples: Sequence[int]) -> str:
     for row in rows:
         method = row.system.method
         lines.append((f"{row.system.label}, ours", str(row.system.nfe), row.evaluation.mean_std()))
+        # A method may have several rows, by steps or alpha: the paper's stands once, below the last.
         paper = published(what, method)
         if row is last[method] and paper is not None:
             lines.append((f"{method}, {paper.source}", "", paper.scores))
@@ -53,11 +50,10 @@ def scores_table(what: str, rows: Sequence[Row], samples: Sequence[int]) -> str:
     wanted = {*columns(samples), *(name for paper in papers.values() for name in paper.scores)}
     names = [name for name in score_names(samples)
              if name in wanted and any(name in scores for _, _, scores in lines)]
-    table = [f"| system | NFE | {' | '.join(names)} |", "|---" * (len(names) + 2) + "|"]
-    table += [f"| {name} | {nfe} | {' | '.join(_cell(scores, column) for column in names)} |"
-              for name, nfe, scores in lines]
     notes = [f"{name}: {paper.note}." for name, paper in papers.items() if paper.note] + floor_note
-    return "\n".join(table) + "\n" + "".join(f"\n{note}\n" for note in notes)
+    return table(["system", "NFE", *names], [
+        [name, nfe, *(_cell(scores, column) for column in names)] for name, nfe, scores in lines
+    ]) + "".join(f"\n{note}\n" for note in notes)
 
 
 def _floor(scores: Mapping[str, np.ndarray], samples: Sequence[int]) -> tuple[Scores, list[str]]:
@@ -83,14 +79,14 @@ def _cell(scores: Scores, column: str) -> str:
 def cost_table(what: str, rows: Sequence[Row]) -> str:
     """Markdown: what the samples of each system cost, drawn and scored, beside the paper's time for 100."""
     paper = PAPER_SECONDS.get(what, {})
-    lines = ["| cost | NFE per sample | parameters | s per image of 100 samples |"
-             + (" paper, RTX 3090 |" if paper else ""), "|---" * (5 if paper else 4) + "|"]
+    head = ["cost", "NFE per sample", "parameters", "s per image of 100 samples", "paper, RTX 3090"]
+    cells = []
     for row in rows:
-        samples = np.size(row.evaluation.scores["Empty"]) * row.samples
-        lines.append(f"| {row.system.label} | {row.system.nfe} | {row.system.parameters:,} | "
-                     f"{100 * row.seconds / samples:.3g} |"
-                     + (f" {paper.get(row.system.method, '-')} |" if paper else ""))
-    return "\n" + "\n".join(lines) + "\n"
+        system, samples = row.system, np.size(row.evaluation.scores["Empty"]) * row.samples
+        cells.append([system.label, str(system.nfe), f"{system.parameters:,}",
+                      f"{100 * row.seconds / samples:.3g}", str(paper.get(system.method, "-"))])
+    width = 5 if paper else 4  # no empty column
+    return "\n" + table(head[:width], [line[:width] for line in cells])
 
 
 def differences_table(rows: Sequence[Row], patients: Sequence | np.ndarray, samples: Sequence[int]) -> str:
@@ -100,20 +96,17 @@ def differences_table(rows: Sequence[Row], patients: Sequence | np.ndarray, samp
     compare."""
     if len(rows) < 2:
         return ""
+    # Ours is the method that this project is about; of a test without it, what was named last.
     ours = next((row for row in rows if row.system.method == "atfm"), rows[-1])
     names = columns(samples, compared=True)
-    lines = [f"| difference (negative GED is better) | {' | '.join(names)} |",
-             "|---" * (len(names) + 1) + "|"]
-    for row in rows:
-        if row is not ours:
-            cells = [_difference(ours.evaluation.scores[name] - row.evaluation.scores[name], patients)
-                     for name in names]
-            lines.append(f"| {ours.system.label} minus {row.system.label} | {' | '.join(cells)} |")
-    return "\n" + "\n".join(lines) + "\n"
+    return "\n" + table(["difference (negative GED is better)", *names], [
+        [f"{ours.system.label} minus {row.system.label}",
+         *(_difference(ours.evaluation.scores[name] - row.evaluation.scores[name], patients)
+           for name in names)] for row in rows if row is not ours])
 
 
 def _difference(values: np.ndarray, patients: Sequence | np.ndarray) -> str:
-    if count_patients(patients) < FEWEST_PATIENTS:
+    if few_patients(patients):
         return f"{values.mean():+.3f}"
     mean, low, high = bootstrap_interval(values, patients)
     return f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]"
@@ -125,14 +118,11 @@ def report_tables(metadata: Metadata, rows: Sequence[Row], patients: Sequence | 
 
     Tables and lines of text, with an empty line between them."""
     systems = {row.system.label: row.evaluation.scores for row in rows}
-    number = count_patients(patients)
-    few = number < FEWEST_PATIENTS
-    text = (scores_table(metadata.what, rows, samples) + differences_table(rows, patients, samples)
-            + empty_table(systems) + parts_table(systems, max(samples), by_size=not few))
-    if few:
-        text += (f"\nNo intervals and no parts by size: {counted(number, 'test patient')}, and such numbers "
-                 f"need {FEWEST_PATIENTS}.\n")
-    return text + "\n" + tested_text(metadata, patients, rows[0].evaluation.seeds)
+    few = few_patients(patients)
+    return "\n".join([
+        scores_table(metadata.what, rows, samples) + differences_table(rows, patients, samples),
+        empty_table(systems), parts_table(systems, max(samples), by_size=not few),
+        *([f"{few}\n"] if few else []), tested_text(metadata, patients, rows[0].evaluation.seeds)])
 
 
 def results(rows: Sequence[Row], patients: Sequence | np.ndarray, test_images: str, versions: dict[str, str],

@@ -40,9 +40,6 @@ def mdm(samples: Tensor, masks: Tensor) -> Tensor:
     return mdm_from(Overlaps.of(samples, masks)).float()
 
 
-d_max = mdm
-
-
 def diversity(samples: Tensor) -> Tensor:
     """Sample diversity, App. 7: mean of 1 - IoU over all ordered pairs of samples; in [0, 1)."""
     return _diversity(iou_matrix(samples, samples)).float()

@@ -34,7 +34,7 @@ def dice(a: Tensor, c: Tensor) -> float:
 
 
 def mean_distance(a: Tensor, c: Tensor) -> float:
-    return sum(1 - iou(one, other) for one in a for other in c) / (len(a) * len(c))
+    return sum(1 - iou(s, y) for s in a for y in c) / (len(a) * len(c))
 
 
 def diversity(samples: Tensor) -> float:
@@ -64,14 +64,6 @@ def pixels(x: Tensor) -> list[tuple[float, ...]]:
 
 def means(x: Tensor) -> list[float]:
     return [sum(values) / len(values) for values in pixels(x)]
-
-
-def variances(samples: Tensor) -> list[float]:
-    return [statistics.pvariance(values) for values in pixels(samples)]
-
-
-def entropies(samples: Tensor) -> list[float]:
-    return [-sum(p * math.log(p) for p in (mean, 1 - mean) if p > 0) for mean in means(samples)]
 
 
 def dice_of_means(samples: Tensor, masks: Tensor) -> float:

@@ -71,6 +71,6 @@ def test_a_source_a_backbone_a_network_and_a_loss_term_are_trained_tested_and_dr
     report = json.loads((tmp_path / "test" / "results.json").read_text())
     assert set(report["systems"]) == {"act-gtr (custom)", "atfm (custom)"}
     assert (tmp_path / "test" / "comparison.png").exists()
-    draw.main(["main", "--run", str(tmp_path), "--image", "0", "--steps", "4", "--data_path", str(lidc),
+    draw.main(["main", "--run", str(tmp_path), "--image", "0", "--data_path", str(lidc),
                "--device", "cpu"])
     assert (tmp_path / "main.png").exists()

@@ -36,7 +36,7 @@ def test_the_defaults_of_every_data_set_are_taken(what, preset):
         config = experiment(what, preset, method).flow
         small = replace(config, dim=4, dim_mults=(1,))
         assert isinstance(baseline(method, 3, small), CLASSES[method])
-        assert config.experts == ("all" if method == "mose" else "one")
+        assert config.experts == BASELINES[method][1]["experts"]
         assert (config.dim == experiment(what).flow.dim) if EXPERIMENTS[what].small else (
             config.lr == BASELINES[method][1]["lr"])
 

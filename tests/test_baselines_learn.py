@@ -9,12 +9,13 @@ import os
 import pytest
 import torch
 
-from metadata_manager import FlowConfig
+from metadata_manager import BASELINES, FlowConfig
 from models.baselines import CLASSES
 
 # Training steps of 8 images, their learning rate; options of the system; steps of its sampler.
 TRAINING = {"ssn": (700, 1e-3, {}, None), "prob-unet": (1100, 3e-3, {"beta": 1.0}, None),
-            "phiseg": (700, 2e-3, {}, None), "mose": (500, 1e-3, {}, None),
+            "prob-unet-energy": (400, 1e-3, {}, None), "phiseg": (700, 2e-3, {}, None),
+            "mose": (500, 1e-3, {}, None),
             "c-ssn": (700, 1e-3, {}, None), "c-prob-unet": (700, 1e-3, {"beta": 0.1}, None),
             "ccdm": (500, 1e-3, {}, 10), "ab": (400, 1e-3, {}, 10), "cimd": (600, 1e-3, {"T": 50}, 10),
             "flow-ssn": (250, 3e-3, {}, 10)}
@@ -22,7 +23,8 @@ STEPWISE = {"dim_mults": (1, 2), "weight_standardization": "none"}  # of ST-Net
 LEARN = os.environ.get("ATFM_LEARN", "mose ccdm flow-ssn").split()
 SEEDS = (0, 1, 2) if LEARN == ["all"] else (0,)
 GAUSSIAN = {"ssn", "c-ssn"}  # between two masks a Gaussian over logits passes through parts of them
-EMPTY_OR_RIGHT = {"mose"}  # between two places the soft IoU can stay at their union
+# Between two places a loss of soft IoU can stay at their union.
+EMPTY_OR_RIGHT = {"mose", "prob-unet-energy"}
 STYLE = [0, 1, 2, 2]  # of left, right, left, right: the first two styles are sure, the third is not
 SAMPLES = 64
 
@@ -40,7 +42,7 @@ def toy(name=""):
 def trained(name, steps, lr, options, seed):
     torch.manual_seed(seed)
     more = STEPWISE if TRAINING[name][3] else {}
-    config = FlowConfig(dim=8, experts="all" if name == "mose" else "one", **more)
+    config = FlowConfig(dim=8, experts=BASELINES[name][1]["experts"], **more)
     model = CLASSES[name](1, config, **options)
     optimizer = torch.optim.Adam(model.parameters(), lr)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)

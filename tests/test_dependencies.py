@@ -54,7 +54,7 @@ def test_the_five_scripts_and_the_packages_are_seen():
     ("metrics", {"metrics"}),
     ("data", {"data", "metrics.files", "metrics.program"}),
     ("models", {"models", "metrics.files", "metrics.program"}),
-    ("fig", {"fig", "metrics", "data.images", "data.volumes"}),
+    ("fig", {"fig", "metrics", "data.images", "data.readers", "data.volumes"}),
 ])
 def test_a_package_imports_itself_the_settings_and_what_is_below_it(package, allowed):
     for name in FILES:
@@ -84,7 +84,8 @@ def test_a_module_started_by_its_path_says_how_to_start_it(module, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", ["module://matplotlib_inline.backend_inline", "TkAgg"])
 def test_the_backend_of_a_notebook_stops_no_picture(backend, tmp_path):
-    draw = f"fig.save(fig.learning_curves({{'a': {{'b': ([0], [1.0])}}}}), r'{tmp_path}/a.png')"
+    draw = f"fig.save(fig.case_sheet([(torch.ones(1, 9, 9), torch.ones(1, 9, 9))]), r'{tmp_path}/a.png')"
     environment = {**os.environ, "MPLBACKEND": backend}
-    subprocess.run([sys.executable, "-c", f"import fig; {draw}"], cwd=ROOT, env=environment, check=True)
+    code = f"import fig, torch; {draw}"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, check=True)
     assert (tmp_path / "a.png").exists()

@@ -34,8 +34,8 @@ def noisy(image, n, generator):
 
 def test_per_image_scores_are_those_of_the_thresholded_samples():
     images = dataset()
-    found = evaluate(noisy, images, samples=(2, 5), seeds=SEEDS)
-    assert found.ids == tuple(images.ids) and found.seeds == SEEDS
+    evaluation = evaluate(noisy, images, samples=(2, 5), seeds=SEEDS)
+    assert evaluation.ids == tuple(images.ids) and evaluation.seeds == SEEDS
     image, masks = images[2][0][None], images[2][1][None].bool()
     drawn = noisy(image, 5, torch.Generator().manual_seed(image_seed(7, "image 2"))) >= 0.5
     per_n = {"GED": metrics.ged, "HM-IoU": metrics.hm_iou, "MDM": metrics.mdm,
@@ -46,15 +46,15 @@ def test_per_image_scores_are_those_of_the_thresholded_samples():
     expected |= {"Distance": 1 - metrics.iou_matrix(drawn, masks).mean(), "Size": masks.sum() / 3,
                  "Experts' diversity": 1 - metrics.iou_matrix(masks, masks).mean(),
                  "Empty": torch.zeros(()), "Experts empty": torch.zeros(()), "Experts": torch.tensor(3)}
-    assert all(values.shape == (2, 5) and values.dtype == np.float64 for values in found.scores.values())
-    assert {name: values[1, 2] for name, values in found.scores.items()} == pytest.approx(
+    assert all(values.shape == (2, 5) and values.dtype == np.float64 for values in evaluation.scores.values())
+    assert {name: values[1, 2] for name, values in evaluation.scores.items()} == pytest.approx(
         {name: value.item() for name, value in expected.items()}, abs=1e-6)
 
 
 def test_the_threshold_keeps_one_half():
     images = ImageList(["a"], [(torch.zeros(1, 2, 2), torch.ones(2, 2, 2))])
-    found = evaluate(lambda image, n, generator: torch.full((1, n, 2, 2), 0.5), images, samples=(3,))
-    assert found.scores["MDM3"].item() == 1.0
+    evaluation = evaluate(lambda image, n, generator: torch.full((1, n, 2, 2), 0.5), images, samples=(3,))
+    assert evaluation.scores["MDM3"].item() == 1.0
 
 
 def test_splitting_images_over_processes_changes_nothing():
@@ -66,14 +66,6 @@ def test_splitting_images_over_processes_changes_nothing():
         assert (again.ids, again.seeds) == (whole.ids, whole.seeds)
         assert all(np.array_equal(values, again.scores[name]) for name, values in whole.scores.items())
     assert not np.array_equal(*whole.scores["GED4"])  # seeds do differ
-
-
-@pytest.mark.parametrize("together", [2, 3, 100])
-def test_scoring_several_sets_together_changes_nothing_beyond_rounding(together):
-    one_by_one = evaluate(noisy, dataset(), samples=(2, 4), seeds=SEEDS)
-    found = evaluate(noisy, dataset(), samples=(2, 4), seeds=SEEDS, together=together)
-    for name, values in one_by_one.scores.items():
-        np.testing.assert_allclose(found.scores[name], values, rtol=0, atol=1e-6)
 
 
 def test_image_seed_is_the_same_in_every_process():
@@ -93,8 +85,8 @@ def test_mean_and_standard_deviation_are_over_seeds_of_means_over_images():
         "mean_std": {"GED16": list(two.mean_std()["GED16"])}}
 
 
-def sizes(found):
-    return [round(size) for size in found.scores["Size"][0].tolist()]
+def sizes(evaluation):
+    return [round(size) for size in evaluation.scores["Size"][0].tolist()]
 
 
 def blocks(*numbers):
@@ -105,22 +97,23 @@ def blocks(*numbers):
 
 def test_images_that_share_an_id_have_their_own_scores(tmp_path):
     images = ImageList(["P0", "P0", "P0 (2)", "P0", "P1"], blocks(3, 5, 7, 9, 11))
-    found = evaluate(noisy, images, samples=(2,))
-    assert found.ids == ("P0", "P0 (3)", "P0 (2)", "P0 (4)", "P1") and sizes(found) == [3, 5, 7, 9, 11]
+    evaluation = evaluate(noisy, images, samples=(2,))
+    assert evaluation.ids == ("P0", "P0 (3)", "P0 (2)", "P0 (4)", "P1")
+    assert sizes(evaluation) == [3, 5, 7, 9, 11]
     halves = [evaluate(noisy, images, samples=(2,), indices=range(5)[rank::2]) for rank in (0, 1)]
-    assert interleaved(halves).as_dict() == found.as_dict()
+    assert interleaved(halves).as_dict() == evaluation.as_dict()
 
 
 def test_an_image_that_is_listed_twice_is_one_image():
     images = ImageList(["a", "b", "a"], blocks(3, 5, 3))
-    found = evaluate(noisy, images, samples=(2,))
-    assert found.ids == ("a", "b", "a") and sizes(found) == [3, 5, 3]
-    assert found.scores["GED2"][0, 0] == found.scores["GED2"][0, 2]
+    evaluation = evaluate(noisy, images, samples=(2,))
+    assert evaluation.ids == ("a", "b", "a") and sizes(evaluation) == [3, 5, 3]
+    assert evaluation.scores["GED2"][0, 0] == evaluation.scores["GED2"][0, 2]
 
 
 def test_ids_that_differ_in_unicode_form_only_are_the_same():
-    found = evaluate(noisy, ImageList(["\u00e9", "e\u0301"], blocks(3, 5)), samples=(2,))
-    assert found.ids == ("\u00e9", "\u00e9 (2)") and sizes(found) == [3, 5]
+    evaluation = evaluate(noisy, ImageList(["\u00e9", "e\u0301"], blocks(3, 5)), samples=(2,))
+    assert evaluation.ids == ("\u00e9", "\u00e9 (2)") and sizes(evaluation) == [3, 5]
     assert image_seed(0, "\u00e9") == image_seed(0, "e\u0301")
 
 
@@ -152,12 +145,10 @@ def test_bad_arguments_are_refused_with_what_was_found(images, arguments, messag
         evaluate(**{"sample": noisy, "dataset": images, "samples": (2,), **arguments})
 
 
-def test_images_of_different_k_are_scored_together_as_they_are_alone():
+def test_each_image_has_its_own_number_of_experts():
     images = dataset()
-    images[1], images[2] = (images[1][0], images[1][1][:2]), (images[2][0], images[2][1][:1])
-    alone, together = (evaluate(noisy, images, samples=(4,), seeds=SEEDS, together=sets) for sets in (1, 4))
-    for name, values in alone.scores.items():
-        np.testing.assert_allclose(together.scores[name], values, atol=1e-12)
-    masks = images[1][1][None].bool()
+    images[1] = images[1][0], images[1][1][:2]
+    scores = evaluate(noisy, images, samples=(4,)).scores
     drawn = noisy(images[1][0][None], 4, torch.Generator().manual_seed(image_seed(0, "image 1"))) >= 0.5
-    assert alone.scores["GED4"][0, 1] == pytest.approx(metrics.ged(drawn, masks).item())
+    assert scores["GED4"][0, 1] == pytest.approx(metrics.ged(drawn, images[1][1][None].bool()).item())
+    assert scores["Experts"][0].tolist() == [3, 2, 3, 3, 3]

@@ -1,6 +1,5 @@
 """Pictures show what was given, where it was given. No pixel of a figure is compared exactly."""
 
-import json
 import os
 import subprocess
 import sys
@@ -15,7 +14,8 @@ from matplotlib.text import Text
 from PIL import Image
 
 import fig
-from fig import canvas, cost, method, pictures, results
+from fig import canvas, method, pictures, results
+from metrics import bootstrap_interval
 
 H, W = 24, 32
 
@@ -78,16 +78,6 @@ def test_prediction_grid_shows_what_its_columns_say():
     np.testing.assert_allclose(shown(panels["variance"]), drawn[0].var(axis=0), atol=1e-6)
 
 
-def test_uncertainty_is_of_experts_above_and_samples_below():
-    images, masks, samples = batch(m=1)
-    figure = pictures.variance_and_entropy(images[0], masks[0], samples[0])
-    for row, members in ((figure.axes[:4], masks[0]), (figure.axes[4:8], samples[0])):
-        p = members.mean(axis=0)
-        bits = -p * np.log2(p + 1e-12) - (1 - p) * np.log2(1 - p + 1e-12)
-        for ax, expected in zip(row[1:], (p, p * (1 - p), bits), strict=True):
-            np.testing.assert_allclose(shown(ax), expected, atol=1e-6)
-
-
 class Dataset(list):
     def __getitem__(self, index):  # image i has the brightness i / 10; image 3 has fewer masks
         images, masks, _ = batch(m=1)
@@ -111,8 +101,7 @@ def test_a_systems_pictures_are_of_the_first_images_or_of_four_evenly_spaced(tmp
     assert masks.shape[:2] == (4, 2)  # the experts that all four have
     assert images[:, 0, 0, 0].tolist() == pytest.approx([0, 0.3, 0.6, 0.9])
     assert torch.equal(samples, sample(images, 16, torch.Generator().manual_seed(3)) >= 0.5)
-    names = {path.name for path in (tmp_path / "new").iterdir()}
-    assert names == {"atfm_10_steps.png", "atfm_10_steps_uncertainty.png"}
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["atfm_10_steps.png"]
 
 
 def test_systems_are_compared_on_the_same_four_images(tmp_path):
@@ -156,14 +145,11 @@ def many_experts(picture):
     return {
         "grid": lambda: fig.prediction_grid(images, masks, samples),
         "validation": lambda: fig.prediction_grid(images, masks, samples, small=True),
-        "uncertainty": lambda: pictures.variance_and_entropy(images[0], masks[0], samples[0]),
-        "augmentation": lambda: fig.augmentation_sheet(images, masks, images, masks),
         "cases": lambda: fig.case_sheet([(torch.tensor(images[0]), torch.tensor(masks[0]))] * 2),
         "overview": lambda: fig.overview(**story() | {"masks": masks[0]})}[picture]()
 
 
-@pytest.mark.parametrize("picture, count", [("grid", 8), ("validation", 4), ("uncertainty", 8),
-                                            ("augmentation", 8), ("cases", 8), ("overview", 8)])
+@pytest.mark.parametrize("picture, count", [("grid", 8), ("validation", 4), ("cases", 8), ("overview", 8)])
 def test_of_40_experts_a_picture_shows_the_first_and_says_so(picture, count):
     figure = many_experts(picture)
     figure.draw_without_rendering()
@@ -206,16 +192,14 @@ def test_overview_leads_from_image_to_masks():
 
 
 @pytest.mark.parametrize("change, message", [
-    ({"masks": np.zeros((2, 4, H, W))}, r"masks: found shape \(2, 4, 24, 32\), expected \(k, 24, 32\)"),
-    ({"samples": np.zeros((0, H, W))}, "samples: found shape .* no side of 0"),
-    ({"samples": np.full((3, H, W), -4.0)}, r"samples: found values from -4 to -4, expected \[0, 1\]"),
-    ({"mean": np.full((H, W), np.nan)}, "mean: found values that are not finite"),
-    ({"states": story()["states"][::-1].copy()}, "states: found a first state other than gtr_samples"),
-    ({"samples": story()["samples"][::-1].copy()}, "samples: found a first mask other than"),
-    ({"factor": story()["factor"][:2]}, "factor: found 2, expected at least 3"),
-    ({"times": story()["times"][:4]}, r"states: found shape \(5, 24, 32\), expected \(4, 24, 32\)"),
+    ({"masks": np.zeros((2, 4, H, W))}, r"masks: shape \(2, 4, 24, 32\), expected \(k, 24, 32\)"),
+    ({"samples": np.zeros((0, H, W))}, "samples: shape .* no side of 0"),
+    ({"samples": np.full((3, H, W), -4.0)}, r"samples: values from -4 to -4, expected \[0, 1\]"),
+    ({"mean": np.full((H, W), np.nan)}, "mean: values that are not finite"),
+    ({"factor": story()["factor"][:2]}, "factor: 2, expected at least 3"),
+    ({"times": story()["times"][:4]}, r"states: shape \(5, 24, 32\), expected \(4, 24, 32\)"),
 ])
-def test_arrays_that_do_not_fit_or_contradict_the_arrows_are_named(change, message):
+def test_arrays_that_do_not_fit_are_named(change, message):
     with pytest.raises(ValueError, match=message):
         fig.overview(**story() | change)
 
@@ -227,33 +211,23 @@ def test_leading_directions_keep_the_covariance_longest_first():
     assert (np.diff(np.linalg.norm(directions, axis=1)) < 0).all()
 
 
-def test_learning_curves_have_a_panel_per_series_and_a_line_per_run():
-    short, long = np.arange(10), np.arange(1000)
-    loss, ged = fig.learning_curves({"train/loss": {"a": (long, 100 * np.sin(long) + 200)},
-                                     "GED": {"a": (short, 1 / (1 + short)), "b": ([5], [1.0])}}).axes
-    assert (loss.get_yscale(), len(loss.lines)) == ("log", 2)  # points and mean
-    assert (ged.get_yscale(), [line.get_marker() for line in ged.lines]) == ("linear", ["o", "o"])
-    steps, mean = loss.lines[1].get_data()
-    assert (steps[0], steps[-1]) == (19, 999)
-    assert mean[0] == pytest.approx(np.mean(100 * np.sin(long[:20]) + 200))
-    assert {"100", "200", "300"} <= {text.get_text() for text in loss.get_yticklabels()}
-
-
-def report(steps=(), solver=(), **systems):
-    """Of systems (NFE, alpha, what scores are lower by): two seeds, two patients' four images."""
-    values, spread = {"GED2": 0.5, "GED4": 0.4, "HM-IoU4": 0.7}, np.array([[-0.1, 0.1, 0, 0]] * 2)
+def report(copies=6, **systems):
+    """Of systems (NFE, alpha, what scores are lower by): two seeds, `copies` of two patients' four images."""
+    values, spread = {"GED2": 0.5, "GED4": 0.4, "HM-IoU4": 0.7}, np.array([[-0.1, 0.1, 0, 0] * copies] * 2)
     values |= {"Distance": 0.5, "Diversity4": 0.4, "Experts' diversity": 0.2, "Size": 9.0, "Empty": 0.5,
                "Experts empty": 0.5}
-    return {"groups": ["a", "b", "a", "b"], "metadata": {"what": "LIDC_demo", "reader": "lidc"},
-            "sampling": {"samples": [2, 4], "steps": list(steps), "solver": list(solver)},
+    return {"groups": [f"{patient}{i}" for i in range(copies) for patient in "abab"],
+            "metadata": {"what": "LIDC_demo"}, "sampling": {"samples": [2, 4]},
             "systems": {label.replace("__", ", ").replace("_", " "): {
-                "method": "atfm", "nfe": cost, "alpha": alpha, "solver": "euler", "steps": cost,
+                "nfe": cost, "alpha": alpha,
                 "scores": {name: (value - less + spread).tolist() for name, value in values.items()},
             } for label, (cost, alpha, less) in systems.items()}}
 
 
-STEPS = report([25, 1], act_gtr=(0, None, 0), atfm__25_steps=(25, None, 0.2), atfm__1_steps=(1, None, 0))
+NFES = {"act_gtr": (0, None, 0), "atfm__25_steps": (25, None, 0.2), "atfm__1_steps": (1, None, 0)}
+STEPS, FEW = report(**NFES), report(copies=4, **NFES)  # of 12 patients and of 8
 ALPHAS = report(act_gtr=(0, None, 0), atfm__alpha_1=(25, 1e-3, 0), atfm__alpha_0=(25, 0.0, 0.1))
+NOTE = "No intervals and no parts by size: 8 test patients, and such numbers need 10."
 
 
 def test_curves_join_the_rows_of_a_test_that_differ_in_cost_or_alpha():
@@ -264,10 +238,23 @@ def test_curves_join_the_rows_of_a_test_that_differ_in_cost_or_alpha():
     assert ged.get_ylabel() == "GED4 (lower is better)\n95 % interval over patients"
     assert lines == {"act gtr": [[0], [0.4]], "atfm": [[1, 25], [0.4, 0.2]]}
     assert evenly == {"atfm": [[0, 1], [0.3, 0.4]]} and higher["atfm"] == [[1, 25], [0.7, 0.5]]
-    _, _, (bars,) = ged.containers[1]  # patients' means are 0.05 below and above the mean
-    np.testing.assert_allclose(bars.get_segments()[1][:, 1], [0.15, 0.25])
+    scores = np.array(STEPS["systems"]["atfm, 25 steps"]["scores"]["GED4"])
+    _, low, high = bootstrap_interval(scores, STEPS["groups"], results.RESAMPLES)
+    _, _, (bars,) = ged.containers[1]
+    np.testing.assert_allclose(bars.get_segments()[1][:, 1], [low, high])
     assert [text.get_text() for text in swept.get_xticklabels()] == ["0", "0.001"]
     assert [line.get_xdata()[0] for line in swept.lines if line.get_label() == "paper's default"] == [1]
+
+
+def test_few_patients_have_no_intervals_and_no_thirds_and_a_line_says_so():
+    curves, parts = results.tradeoff(FEW), results.parts(FEW)
+    for ax in curves.axes:
+        assert "interval" not in ax.get_ylabel() and not any(drawn[2] for drawn in ax.containers)
+    _, distance, diversity = parts.axes
+    assert [line.get_ydata().round(6).tolist() for line in distance.lines] == [[0.5], [0.3], [0.5]]
+    assert [text.get_text() for text in diversity.get_xticklabels()] == ["all\nsizes"]
+    assert [figure.legends[0].get_title().get_text() for figure in (curves, parts)] == [NOTE, NOTE]
+    assert results.parts(STEPS).legends[0].get_title().get_text() == ""
 
 
 def test_a_test_leaves_the_curves_that_its_rows_give_rise_to(tmp_path):
@@ -278,75 +265,19 @@ def test_a_test_leaves_the_curves_that_its_rows_give_rise_to(tmp_path):
     assert fig.results_curves(not_varied, tmp_path) == ["parts.png"]
 
 
-def test_the_parts_of_a_score_and_the_shares_of_empty_masks():
+def test_the_parts_of_a_score_and_the_fractions_of_empty_masks():
     empty, distance, diversity = results.parts(STEPS).axes
     assert [ax.get_title().partition("\n")[0] for ax in (empty, distance, diversity)] == [
         "Empty masks", "Distance from experts", "Diversity of samples"]
     act_gtr, _, _, diagonal = empty.lines
     assert act_gtr.get_xydata().T.round(6).tolist() == [[0.4, 0.5, 0.6], [0.4, 0.5, 0.6]]
     assert diagonal.get_xydata().tolist() == [[0, 0], [1, 1]]
-    # By size, smallest first: images 0 and 2; 3; 1.
-    assert distance.lines[0].get_ydata().round(6).tolist() == [0.45, 0.5, 0.6]
-    assert diversity.lines[1].get_ydata().round(6).tolist() == [0.15, 0.2, 0.3]
-    assert diversity.lines[-1].get_ydata().round(6).tolist() == [0.15, 0.2, 0.3]
-
-
-@pytest.mark.parametrize("text", ["no JSON", "[]", json.dumps(STEPS | {"systems": {"atfm": {}}})])
-def test_a_file_that_is_no_report_is_named(tmp_path, text):
-    (tmp_path / "a.json").write_text(text)
-    with pytest.raises(ValueError, match="a.json: not the results.json of a test .*; run the test again"):
-        results.read_report(tmp_path / "a.json")
+    # By size, smallest first: six of -0.1 and two of 0; eight of 0; two of 0 and six of 0.1.
+    assert distance.lines[0].get_ydata().round(6).tolist() == [0.425, 0.5, 0.575]
+    assert diversity.lines[1].get_ydata().round(6).tolist() == [0.125, 0.2, 0.275]
+    assert diversity.lines[-1].get_ydata().round(6).tolist() == [0.125, 0.2, 0.275]
 
 
 def test_the_backend_of_a_notebook_does_not_stop_whoever_imports_matplotlib_after_fig():
     subprocess.run([sys.executable, "-c", "import fig; import matplotlib"], cwd=Path(__file__).parents[1],
                    env=os.environ | {"MPLBACKEND": "module://matplotlib_inline.backend_inline"}, check=True)
-
-
-COSTS = {"atfm": {"nfe": 25, "training_seconds": 9000.0, "GED": [0.21, 0.22, 0.20]},
-         "act-gtr": {"nfe": 0, "training_seconds": 300.0, "GED": [0.30, 0.32]},
-         "ssn": {"nfe": 1, "training_seconds": 400.0, "GED": [0.31]}}
-
-
-def test_ged_is_drawn_against_both_costs_with_its_range_over_seeds_and_the_floor():
-    seconds, nfe = fig.score_against_cost(COSTS, 0.15).axes
-    assert (seconds.get_xscale(), nfe.get_xscale()) == ("log", "symlog")
-    for ax, costs in ((seconds, [9000, 300, 400]), (nfe, [25, 0, 1])):
-        *lines, floor = ax.lines
-        ranges, points = lines[::2], lines[1::2]
-        assert [line.get_label() for line in points] == list(COSTS)
-        assert [line.get_xydata().tolist() for line in points] == [
-            [[cost, pytest.approx(mean)]] for cost, mean in zip(costs, (0.21, 0.31, 0.31))]
-        assert [list(line.get_ydata()) for line in ranges] == [[0.20, 0.22], [0.30, 0.32], [0.31, 0.31]]
-        assert set(floor.get_ydata()) == {0.15} and floor.get_linestyle() == "--"
-
-
-@pytest.mark.parametrize("count", [1, 6, 30])
-def test_labels_of_costs_neither_overlap_nor_leave_the_picture(count):
-    figure = fig.score_against_cost(
-        {f"atfm (best), midpoint, {i} steps": {"nfe": i % 3, "training_seconds": 1 + i, "GED": [0.2]}
-         for i in range(count)}, 0.1)
-    figure.draw_without_rendering()
-    for ax in figure.axes:
-        # Text.get_window_extent, as that of an annotation holds its line too.
-        boxes = sorted((Text.get_window_extent(text).extents for text in ax.texts), key=lambda box: box[1])
-        assert len(boxes) == count and max(right for _, _, right, _ in boxes) <= figure.bbox.width
-        assert all(below[3] <= above[1] for below, above in zip(boxes, boxes[1:]))
-        assert boxes[-1][3] <= ax.bbox.y1 + 1 and boxes[0][1] >= ax.bbox.y0 - 1
-
-
-def test_labels_move_as_little_as_they_need_to():
-    assert cost.spread([0.2, 0.5, 0.8], 0.1) == [0.2, 0.5, 0.8]
-    assert cost.spread([0.2, 0.2, 0.9], 0.1) == pytest.approx([0.2, 0.3, 0.9])
-    assert cost.spread([0.9, 1.0, 1.0], 0.1) == pytest.approx([0.75, 0.85, 0.95])
-
-
-@pytest.mark.parametrize("systems, message", [
-    ({}, "systems: found none"),
-    ({"ssn": COSTS["ssn"] | {"GED": []}}, r"ssn: found GED \[\].* a GED for each seed"),
-    ({"ssn": COSTS["ssn"] | {"GED": [float("nan")]}}, r"ssn: found GED \[nan\].*finite"),
-    ({"ssn": COSTS["ssn"] | {"training_seconds": 0.0}}, "ssn: found training_seconds 0.0.* above 0"),
-])
-def test_costs_that_cannot_be_drawn_are_named(systems, message):
-    with pytest.raises(ValueError, match=message):
-        fig.score_against_cost(systems, 0.15)

@@ -8,6 +8,8 @@ import pytest
 from metadata_manager import EvaluationConfig
 from metrics import free_folder, write_text
 
+ATTEMPTS = 60  # of several processes to meet at the same moment
+
 
 def claim(place, images="images", weights="weights", **settings):
     """The name of the folder that a test gets and leaves results in."""
@@ -23,7 +25,7 @@ def test_a_test_with_other_settings_goes_beside_the_first(tmp_path, capsys):
     names = [claim(place, **settings) for settings in (
         {}, {"part": "1/2"}, {"seeds": (7,)}, {"steps": (1,)}, {"seeds": (7,)}, {})]
     assert names == ["test", "test", "test_2", "test_3", "test_2", "test"]
-    assert f"{place}: kept, the results of another test; seeds differ\n" in capsys.readouterr().out
+    assert f"{place}: kept, the results of another command; seeds differ\n" in capsys.readouterr().out
 
 
 def test_other_images_and_other_weights_are_another_test(tmp_path, capsys):
@@ -31,59 +33,59 @@ def test_other_images_and_other_weights_are_another_test(tmp_path, capsys):
     names = [claim(place), claim(place, images="other"), claim(place, weights="trained on"), claim(place)]
     assert names == ["test", "test_2", "test_3", "test"]
     assert capsys.readouterr().out == (
-        f"{place}: kept, the results of another test; test_images differ\n"
-        f"{place}: kept, the results of another test; weights of atfm differ\n"
-        f"{place}_2: kept, the results of another test; test_images, weights of atfm differ\n")
+        f"{place}: kept, the results of another command; test_images differ\n"
+        f"{place}: kept, the results of another command; weights of atfm differ\n"
+        f"{place}_2: kept, the results of another command; test_images, weights of atfm differ\n")
 
 
 @pytest.mark.parametrize("content", ["not JSON", "[]", "{}"])
-@pytest.mark.parametrize("name", ["results.json", "settings.json"])
+@pytest.mark.parametrize("name", ["results.json", "settings.json", "notes.txt"])
 def test_what_is_unknown_or_damaged_is_kept(name, content, tmp_path):
     write_text(tmp_path / "test" / name, content)
-    assert claim(tmp_path / "test") == "test_2"
+    write_text(tmp_path / "test_2", "a file")
+    assert claim(tmp_path / "test") == "test_3"
     assert (tmp_path / "test" / name).read_text() == content
-
-
-def test_a_test_of_an_earlier_version_goes_on_unless_it_is_done(tmp_path):
-    place, older, newer = tmp_path / "test", {"steps": 2}, {"steps": 2, "weights": "a"}
-    assert [free_folder(place, **settings).name for settings in (older, newer)] == ["test", "test"]
-    assert [free_folder(place, **{**newer, "weights": "b"}).name, free_folder(place, **newer).name] == [
-        "test_2", "test"]
-    done = free_folder(tmp_path / "done", **older)
-    write_text(done / "results.json", {})
-    assert free_folder(tmp_path / "done", **newer).name == "done_2"
 
 
 def test_an_empty_folder_is_taken_and_nothing_but_settings_is_in_it(tmp_path):
     (tmp_path / "test").mkdir()
     assert free_folder(tmp_path / "test", number=1) == tmp_path / "test"
     assert [path.name for path in (tmp_path / "test").iterdir()] == ["settings.json"]
+    assert json.loads((tmp_path / "test" / "settings.json").read_text()) == {"number": 1}
 
 
-def test_where_the_file_system_knows_no_links_the_folder_is_claimed_too(tmp_path, monkeypatch):
-    def link(*_):
-        raise PermissionError("Operation not permitted")
+def test_where_the_file_system_knows_no_locks_the_folder_is_claimed_too(tmp_path, monkeypatch):
+    def flock(*_):
+        raise OSError("Operation not supported")
 
-    monkeypatch.setattr("os.link", link)
+    monkeypatch.setattr("fcntl.flock", flock)
     names = [free_folder(tmp_path / "test", number=number).name for number in (1, 2, 1)]
     assert names == ["test", "test_2", "test"]
-    assert json.loads((tmp_path / "test_2" / "settings.json").read_text()) == {"number": 2}
+
+
+def test_a_place_where_no_folder_can_be_is_named(tmp_path):
+    write_text(tmp_path / "runs", "a file")
+    with pytest.raises(OSError, match="runs/test: no results can be kept there .* another --output_path"):
+        free_folder(tmp_path / "runs" / "test", number=1)
 
 
 def claim_together(number, barrier, root, folders):
-    for attempt in range(5):
+    for attempt in range(ATTEMPTS):
         barrier.wait()
-        folders.put((attempt, str(free_folder(root / str(attempt) / "test", number=number))))
+        folders.put((attempt, number, str(free_folder(root / str(attempt) / "test", number=number // 2))))
 
 
-def test_tests_that_start_at_the_same_moment_have_a_folder_each(tmp_path):
+def test_tests_that_start_at_the_same_moment_have_a_folder_for_each_settings(tmp_path):
     context = multiprocessing.get_context("fork")
-    barrier, folders = context.Barrier(3), context.Queue()
+    barrier, folders = context.Barrier(4), context.Queue()
     workers = [context.Process(target=claim_together, args=(number, barrier, tmp_path, folders))
-               for number in range(3)]
+               for number in range(4)]
     for worker in workers:
         worker.start()
-    claimed = {folders.get(timeout=30) for _ in range(15)}
+    claimed = {(attempt, number): folder for attempt, number, folder in
+               (folders.get(timeout=30) for _ in range(4 * ATTEMPTS))}
     for worker in workers:
         worker.join()
-    assert len(claimed) == 15
+    for attempt in range(ATTEMPTS):
+        first, *_, last = (claimed[attempt, number] for number in range(4))
+        assert claimed[attempt, 1] == first != last == claimed[attempt, 2]

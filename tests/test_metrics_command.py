@@ -170,12 +170,6 @@ def test_names_that_differ_in_unicode_form_only_are_one_case(tmp_path, capsys):
         main([str(tmp_path / "samples"), str(tmp_path / "masks")])
 
 
-def test_a_tilde_is_the_home_folder(cases, monkeypatch, capsys):
-    monkeypatch.setenv("HOME", str(cases))
-    main(["~/samples", "~/masks", "--output", "~/out.json"])
-    assert "GED6" in capsys.readouterr().out and (cases / "out.json").exists()
-
-
 def test_a_file_that_this_command_did_not_write_is_kept(cases, capsys):
     output, command = cases / "out.json", [str(cases / "samples"), str(cases / "masks"), "--output"]
     for content in ("notes", "[]", '{"samples": "other"}'):
@@ -208,12 +202,6 @@ def test_without_memory_disk_or_permission_it_ends_in_one_line(cases, monkeypatc
         assert "\n" not in str(end.value) and len(str(end.value)) < 400
 
 
-def test_a_place_that_is_no_folder_is_named(cases):
-    with pytest.raises(SystemExit, match="error: .*0.png/out.json: cannot be written"):
-        main([str(cases / "samples"), str(cases / "masks"), "--output",
-              str(cases / "masks" / "a" / "0.png" / "out.json")])
-
-
 def test_a_terminal_that_knows_ascii_only_gets_escapes(tmp_path):
     write_pngs(tmp_path / "F\u00e4lle" / "a", np.eye(4, dtype=np.uint8)[None])
     write_pngs(tmp_path / "F\u00e4lle" / "\u00e4", np.eye(4, dtype=np.uint8)[None].repeat(2, 0))
@@ -221,11 +209,6 @@ def test_a_terminal_that_knows_ascii_only_gets_escapes(tmp_path):
                           env={**os.environ, "PYTHONIOENCODING": "ascii"}, capture_output=True, text=True,
                           cwd=Path(__file__).parents[1])
     assert done.returncode == 0 and done.stdout.startswith(r"case a has 1 samples, case \xe4 2: of each case")
-
-
-def test_folders_without_masks_are_no_cases(cases):
-    (cases / "masks" / "notes").mkdir()
-    main([str(cases / "samples"), str(cases / "masks")])
 
 
 def test_a_folder_that_does_not_exist_is_named(tmp_path):

@@ -5,6 +5,7 @@ import tracemalloc
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
+from itertools import count
 from types import SimpleNamespace
 
 import nibabel
@@ -15,10 +16,10 @@ from PIL import Image
 from torch.nn.functional import interpolate
 
 import test_prior_LIDC
+from data.convert import Reader
 from data.images import fitted, read_image
-from data.volumes import unit_range
-from fig import draw_own_images, own_images, pictures
-from fig.own_images import claimed_folder
+from data.readers import READERS
+from fig import draw_own_images, pictures
 from metrics import image_seed
 from models import load_flow, load_gtr
 from models.flags import experiment
@@ -124,9 +125,11 @@ def test_grey_goes_through_a_model_of_rgb_and_a_diverged_model_writes_nothing(tm
         capsys.readouterr().out)
 
 
-def test_a_reader_that_does_not_say_how_its_images_are_fitted_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="reader 'new' of LIDC, expected one of lidc, isic3, cases, mmis"):
-        draw_own_images([system(discs)], ["a.png"], 2, 0, tmp_path, "cpu", replace(LIDC, reader="new"))
+def test_a_new_reader_is_one_entry(tmp_path, monkeypatch):
+    monkeypatch.setitem(READERS, "new", Reader("a new form", lambda path: False))
+    path = noise(tmp_path / "a.png", 8, 8)
+    draw_own_images([system(discs)], [str(path)], 2, 0, tmp_path, "cpu", replace(LIDC, reader="new"))
+    assert (tmp_path / "a" / "sample_01.png").exists()
 
 
 def contents(folder):
@@ -150,28 +153,32 @@ def test_samples_of_two_files_of_a_name_are_kept_side_by_side(tmp_path, capsys):
     assert contents(tmp_path / "out" / "scan") == {
         name.removeprefix("scan/"): content for name, content in before.items()}
     lines = capsys.readouterr().out.splitlines()
-    assert lines[-2].startswith(f"{tmp_path}/out/scan: kept, it is not of this command")
+    assert lines[-2].startswith(f"{tmp_path}/out/scan: kept, the results of another command; image differ")
     assert f"{tmp_path}/out/scan_2" in lines[-1]
 
 
-@pytest.mark.parametrize("change", ["model", "steps", "image", "edited sample", "seed", "nothing"])
-def test_only_the_same_command_writes_into_a_folder_that_was_made(tmp_path, change):
+@pytest.mark.parametrize("change", [{"weights": "4567"}, {"steps": 2}, "image"])
+def test_another_command_writes_beside_what_was_made(tmp_path, change):
     path = noise(tmp_path / "a.png", 8, 8)
     sampled(tmp_path, path)
-    (tmp_path / "out" / "a" / "notes.txt").write_text("the user's")
-    sampled(tmp_path, path)  # the same command: a file beside its own disturbs nothing, and is kept
-    changes = {"model": {"weights": "4567"}, "steps": {"steps": 2}}.get(change, {})
+    before = contents(tmp_path / "out" / "a")
     if change == "image":
         Image.fromarray(np.zeros((8, 8), np.uint8)).save(path)
-    if change == "edited sample":  # as a viewer saves a mask that was corrected by hand
-        Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "out" / "a" / "sample_00.png")
-    before = contents(tmp_path / "out" / "a")
-    if change == "seed":
-        draw_own_images([system(discs)], [str(path)], 3, 1, tmp_path / "out", "cpu", LIDC)
-    else:
-        sampled(tmp_path, path, **changes)
+    assert sampled(tmp_path, path, **({} if change == "image" else change)) == ["a", "a_2"]
     assert contents(tmp_path / "out" / "a") == before
-    assert (tmp_path / "out" / "a_2").exists() == (change != "nothing")
+
+
+def test_the_same_command_makes_what_is_missing_and_keeps_what_is_there(tmp_path, capsys):
+    path, folder = noise(tmp_path / "a.png", 8, 8), tmp_path / "out" / "a"
+    sampled(tmp_path, path)
+    (folder / "notes.txt").write_text("the user's")
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(folder / "sample_00.png")  # corrected by hand
+    before = contents(folder)
+    for name in ("sample_01.png", "picture.png"):
+        (folder / name).unlink()
+    assert sampled(tmp_path, path) == ["a"]
+    assert contents(folder) == before
+    assert f"{folder}: of an earlier run of this command; the files that" in capsys.readouterr().out
 
 
 def test_what_the_user_made_is_kept_whatever_it_is(tmp_path):
@@ -179,25 +186,9 @@ def test_what_the_user_made_is_kept_whatever_it_is(tmp_path):
     (tmp_path / "out" / "a").mkdir(parents=True)  # a folder
     (tmp_path / "out" / "a" / "sample_00.png").write_text("the user's")
     (tmp_path / "out" / "a_2").write_text("a file")
-    (tmp_path / "out" / "a_3").mkdir()
-    (tmp_path / "out" / "a_3" / "settings.json").write_text('["of another program"]')
     before = contents(tmp_path / "out")
-    assert sampled(tmp_path, path) == ["a", "a_2", "a_3", "a_4"]
+    assert sampled(tmp_path, path) == ["a", "a_2", "a_3"]
     assert before.items() <= contents(tmp_path / "out").items()
-
-
-def test_two_processes_never_share_a_folder(tmp_path):
-    settings = {"image": "a.png"}
-    with claimed_folder(tmp_path, "a", settings) as first, claimed_folder(tmp_path, "a", settings) as second:
-        assert (first.name, second.name) == ("a", "a_2")
-    with claimed_folder(tmp_path, "a", settings) as again:
-        assert again == first  # which ended
-
-
-def test_a_folder_of_samples_that_cannot_be_made_is_named(tmp_path):
-    (tmp_path / "out").write_text("a file")
-    with pytest.raises(OSError, match="out: cannot be made a folder of samples .* another --output_path"):
-        sampled(tmp_path, noise(tmp_path / "a.png", 8, 8))
 
 
 def nifti(path, values, affine, **header):
@@ -234,27 +225,6 @@ def test_a_volumes_masks_lie_where_its_voxels_do_under_a_header_without_range_an
         assert float(header["scl_slope"]) in (0, 1) and float(header["scl_inter"]) == 0
 
 
-def test_slices_are_scaled_as_the_whole_volume_is():
-    volume = np.random.RandomState(0).normal(0, 1000, (5, 6, 7, 1)).astype(np.float32)
-    extremes = np.array([volume.min(), volume.max()], volume.dtype)
-    for values, window in ((volume, ()), (volume, (-100, 300)), (np.uint8(volume % 256), ()),
-                           (np.abs(volume) / np.abs(volume).max(), ())):
-        extremes = np.array([values.min(), values.max()], values.dtype)
-        slices = [own_images._scaled(values[j], extremes, window).numpy() for j in range(5)]
-        expected = np.moveaxis(unit_range(values, window), -1, 1).astype(np.float32)
-        np.testing.assert_array_equal(slices, expected)
-
-
-def test_bits_hold_the_masks_in_an_eighth_of_a_byte():
-    masks = np.random.RandomState(0).rand(4, 3, 5, 7) > 0.5  # slices, samples
-    bits = own_images.Bits()
-    for of_slice in masks:
-        bits.append(of_slice)
-    np.testing.assert_array_equal([bits.slice(j) for j in range(4)], masks)
-    np.testing.assert_array_equal([bits.sample(i) for i in range(3)], masks.swapaxes(0, 1))
-    assert sum(packed.nbytes for packed in bits._slices) == 4 * 3 * -(-35 // 8)
-
-
 def peak(action):
     """Bytes that an action held at most beyond what there was, of Python's and NumPy's."""
     tracemalloc.start()
@@ -265,15 +235,32 @@ def peak(action):
         tracemalloc.stop()
 
 
+@pytest.mark.parametrize("values", [np.int16([-500, 0, 1500, 500]), np.uint8([0, 51, 255, 102])])
+def test_the_slices_of_a_volume_keep_their_contrast(values, tmp_path):
+    """Each slice has one intensity, which the model sees as a fraction of the whole volume's range."""
+    seen = []
+
+    def sample(image, n, generator):
+        seen.append(image.mean().item())
+        return torch.zeros(1, n, 8, 8)
+
+    volume = np.broadcast_to(values, (8, 8, 4))
+    path = nifti(tmp_path / "a.nii", np.ascontiguousarray(volume), np.diag([-1.0, -1, 1, 1]))
+    draw_own_images([system(sample)], [str(path)], 1, 0, tmp_path / "out", "cpu", replace(CASES, axis="z"))
+    low, high = (0, 255) if values.dtype == np.uint8 else (-500, 1500)
+    assert seen == pytest.approx((values.astype(float) - low) / (high - low), abs=1e-6)
+
+
 def test_memory_is_that_of_one_volume_and_a_bit_per_sample_and_voxel(tmp_path):
     values = np.random.RandomState(0).normal(0, 1, (64, 64, 40)).astype(np.float32)
     voxels = values.size
     paths = [nifti(tmp_path / f"{i}.nii", values, np.eye(4)) for i in range(4)]
 
-    def memory(count, n):
-        return peak(lambda: draw_own_images(
-            [system(discs, side=64)], list(map(str, paths[:count])), n, 0, tmp_path / f"{count}_{n}", "cpu",
-            replace(CASES, size=64)))
+    folders = (tmp_path / str(number) for number in count(1))
+
+    def memory(volumes, n):
+        return peak(lambda: draw_own_images([system(discs, side=64)], list(map(str, paths[:volumes])), n, 0,
+                                            next(folders), "cpu", replace(CASES, size=64)))
 
     memory(1, 2)  # what is imported and cached once
     base = memory(1, 2)

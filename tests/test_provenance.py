@@ -6,7 +6,6 @@ import subprocess
 import pytest
 
 from metrics import commit, training_section
-from metrics.provenance import ROOT
 
 GIT = shutil.which("git")
 
@@ -46,10 +45,6 @@ def test_outside_a_repository_or_without_git_there_is_no_commit(repository, tmp_
     monkeypatch.setattr("metrics.provenance.ROOT", repository)
     monkeypatch.setenv("PATH", str(copy))
     assert commit() is None
-
-
-def test_the_root_is_that_of_the_project():
-    assert (ROOT / "metadata_manager.py").is_file()
 
 
 def test_the_whole_training_of_each_system_stands_in_one_table_per_stage():

@@ -4,18 +4,11 @@ import json
 import random
 import signal
 import time
-from dataclasses import replace
 
 import pytest
-import torch
 
-import data
 import test_prior_LIDC
-from metadata_manager import RunConfig
 from metrics import Record, evaluate
-from models import GTR, STNet, checkpoint, describe
-from models.flags import experiment
-from models.gtr import TrainedOn
 from tests import tiny
 from tests.test_evaluation import dataset, noisy
 from tests.tiny import where
@@ -168,40 +161,3 @@ def test_a_test_killed_at_random_moments_ends_as_the_uninterrupted_one(lidc, run
         process.join()
     test_prior_LIDC.main(command)
     assert scores(run_copy) == whole
-
-
-@pytest.mark.slow
-def test_a_test_at_full_size_killed_three_times_ends_as_the_uninterrupted_one(
-        lidc, tmp_path, processes, no_pictures):
-    """128 x 128 pixels, dim 128, random weights; three images, 2 samples of one step each."""
-    settings = experiment("LIDC")
-    metadata = replace(settings.metadata, data_path=str(lidc))
-    train = data.load(metadata, "train")
-    torch.manual_seed(0)
-    gtr, net = GTR.of(settings.gtr, 1), STNet.of(settings.flow)
-    gtr.trained_on = TrainedOn(128, 1)
-    for stage, model, config in ("GTR", gtr, settings.gtr), ("atfm", net, settings.flow):
-        about = describe(stage, metadata, config, RunConfig(seed=0), train, None if model is gtr else gtr)
-        checkpoint.save(tmp_path / stage / "best.pt", {**about, "model": model.state_dict()})
-
-    def command(folder):
-        return ["--device", "cpu", "--limit", "3", "--samples", "2", "--seeds", "0", "--steps", "1",
-                "--method", "atfm", "--gtr", str(tmp_path / "GTR"), "--prior", str(tmp_path / "atfm"),
-                *where(lidc, tmp_path / folder)]
-
-    def images_done():
-        return sum(path.read_text().count("\n") for path in tmp_path.glob("parts/test/scores.*"))
-
-    test_prior_LIDC.main(command("whole"))
-    moments = random.Random(0)
-    for images in range(3):  # killed within each image
-        process = processes.Process(target=test_prior_LIDC.main, args=(command("parts"),))
-        process.start()
-        while images_done() < images:
-            time.sleep(0.05)
-        time.sleep(moments.uniform(0, 0.5))
-        process.kill()
-        process.join()
-        assert process.exitcode == -signal.SIGKILL and images_done() == images
-    test_prior_LIDC.main(command("parts"))
-    assert scores(tmp_path / "parts") == scores(tmp_path / "whole")

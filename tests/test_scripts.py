@@ -60,7 +60,7 @@ def test_the_scripts_leave_checkpoints_tables_and_pictures(isic_folder, tmp_path
         assert list((folder / stage).glob("events.out.tfevents*"))
     assert {path.name for path in (folder / "test").iterdir()} == {
         "settings.json", "scores.1of1.0.jsonl", "results.json", "table.md", "parts.png", "report.html",
-        "atfm.png", "atfm_uncertainty.png"}
+        "atfm.png"}
     assert results(folder)["metadata"]["channels"] == 3
 
 

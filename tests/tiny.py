@@ -10,6 +10,7 @@ import pydicom
 import pytest
 import torch
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import SCALARS, EventAccumulator
 
 from data import Writer
 
@@ -43,6 +44,14 @@ def batch(b: int = 2, k: int = 3, channels: int = 1) -> tuple[torch.Tensor, torc
     """Images (b, channels, SIZE, SIZE) and masks (b, k, SIZE, SIZE), the same at each call."""
     image = torch.rand(b, channels, SIZE, SIZE, generator=seeded(1))
     return image, (torch.rand(b, k, SIZE, SIZE, generator=seeded(2)) < 0.4).float()
+
+
+def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """The scalars in a run's TensorBoard files, of each step the last value: name -> (step, value), ..."""
+    events = EventAccumulator(str(folder), size_guidance={SCALARS: 0})  # 0: all points, not a random choice
+    events.Reload()
+    return {name: sorted({event.step: event.value for event in events.Scalars(name)}.items())
+            for name in events.Tags()["scalars"]}
 
 
 def checkpoints(folder: Path) -> list[str]:

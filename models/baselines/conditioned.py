@@ -42,14 +42,14 @@ class ConditionedSSN(SSN):
 
     def gaussian(self, features: Tensor, style: Tensor) -> LowRankGaussian:
         """Of logit maps (m, h, w) for features (m, filters[0], h, w) and styles (m,)."""
-        return self.net.heads(self.fuse(with_planes(features, one_hot(style))))
+        return self.net.heads(self.fuse(with_style(features, style)))
 
     def draw(self, image: Tensor, n: int, in_chunks: Callable[..., Tensor],
              generator: torch.Generator | None) -> Tensor:
-        styles, index = random_styles(image, n, generator)
+        styles, rows = random_styles(image, n, generator)
         gaussian = self.gaussian(self.net.unet(image)[rows_of(image, STYLES)], styles)  # b * 3 rows
         samples = gaussian.sample(n, generator)  # (b * 3, n, h, w), of which one in three is taken
-        return samples[index.view(-1, n), torch.arange(n, device=image.device)].flatten(0, 1)
+        return samples[rows.view(-1, n), torch.arange(n, device=image.device)].flatten(0, 1)
 
 
 class ConditionedProbUNet(ProbUNet):
@@ -64,12 +64,12 @@ class ConditionedProbUNet(ProbUNet):
                ) -> Iterator[dict[str, Tensor]]:
         """As the Probabilistic U-Net's, with the style (b, k) of 0, 1, 2 of each mask."""
         targets, style = targets_with_style(self, image, masks, style)
-        condition = with_planes(image[rows_of(image, targets.shape[1])], one_hot(style.flatten()))
+        condition = with_style(image[rows_of(image, targets.shape[1])], style.flatten())
         yield self.elbo(image, targets, self.prior(condition), condition)
 
     def prior_of_samples(self, image: Tensor, n: int, generator: torch.Generator | None) -> DiagonalGaussian:
-        styles, index = random_styles(image, n, generator)
-        return self.prior(with_planes(image[rows_of(image, STYLES)], one_hot(styles))).rows(index)
+        styles, rows = random_styles(image, n, generator)
+        return self.prior(with_style(image[rows_of(image, STYLES)], styles)).rows(rows)
 
 
 def targets_with_style(system: OneShot, image: Tensor, masks: Tensor, style: Tensor) -> tuple[Tensor, Tensor]:
@@ -83,10 +83,10 @@ def targets_with_style(system: OneShot, image: Tensor, masks: Tensor, style: Ten
                          "ISIC3 has")
     if system.experts == "all":
         return masks, style
-    # Stacked, so that the random expert of an image is the same for both.
-    masks_and_styles = torch.stack([masks, style[:, :, None, None].expand_as(masks)], dim=2)
-    targets, planes = one_expert(masks_and_styles).unbind(2)  # (b, 1, h, w)
-    return targets, planes[:, :, 0, 0].long()
+    # An expert's number in place of its mask, so that the random one is the same for masks and styles.
+    experts = torch.arange(masks.shape[1], device=masks.device).expand(masks.shape[:2])
+    chosen = one_expert(experts)
+    return masks.take_along_dim(chosen[..., None, None], 1), style.take_along_dim(chosen, 1)
 
 
 def random_styles(image: Tensor, n: int, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
@@ -97,6 +97,6 @@ def random_styles(image: Tensor, n: int, generator: torch.Generator | None) -> t
     return styles, STYLES * rows_of(image, n) + chosen
 
 
-def one_hot(style: Tensor) -> Tensor:
-    """Styles (m,) -> (m, 3): one for the style, two zeros."""
-    return F.one_hot(style.long(), STYLES).float()
+def with_style(maps: Tensor, style: Tensor) -> Tensor:
+    """Maps (m, c, h, w) with styles (m,) as three planes, one of ones and two of zeros: (m, c + 3, h, w)."""
+    return with_planes(maps, F.one_hot(style.long(), STYLES).float())

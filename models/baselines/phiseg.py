@@ -51,9 +51,9 @@ class Ladder(nn.Module):
         """The encoder's maps, the coarsest first."""
         return descend(image, self.blocks, F.avg_pool2d)[::-1]
 
-    def gaussian(self, level: int, maps: Sequence[Tensor], above: Tensor | None) -> DiagonalGaussian:
-        """Of z (m, latents, h', w') at a level, given the z above it; the coarsest has none."""
-        joined = maps[level] if above is None else torch.cat([maps[level], enlarge(above, 2)], dim=1)
+    def gaussian(self, level: int, maps: Sequence[Tensor], latents: Sequence[Tensor]) -> DiagonalGaussian:
+        """Of z (m, latents, h', w') at a level, given the coarser z, of which it sees the last."""
+        joined = torch.cat([maps[level], *(enlarge(z, 2) for z in latents[-1:])], dim=1)
         return DiagonalGaussian.of(self.heads[level](joined))
 
 
@@ -104,15 +104,14 @@ class PHiSeg(OneShot):
         latents: list[Tensor] = []
         kl = image.new_zeros(())
         for level in range(self.levels):
-            above = latents[-1] if latents else None
-            posterior = self.posterior.gaussian(level, of_posterior, above)
+            posterior = self.posterior.gaussian(level, of_posterior, latents)
             # 4^l, where l counts from the finest level and `level` from the coarsest.
             weight = 4 ** (self.levels - 1 - level)
-            kl = kl + weight * posterior.kl(self.prior.gaussian(level, of_prior, above)).mean()
+            kl = kl + weight * posterior.kl(self.prior.gaussian(level, of_prior, latents)).mean()
             latents.append(posterior.rsample())
         logits = self.likelihood(latents)  # (b * j, levels, h, w)
-        cross_entropy = F.binary_cross_entropy_with_logits(logits, y.expand_as(logits), reduction="sum")
-        cross_entropy = cross_entropy / len(y)
+        cross_entropy = F.binary_cross_entropy_with_logits(logits, y.expand_as(logits),
+                                                           reduction="sum") / len(y)
         yield {"loss": cross_entropy + kl, "cross_entropy": cross_entropy.detach(), "KL": kl.detach()}
 
     def draw(self, image: Tensor, n: int, in_chunks: Callable[..., Tensor],
@@ -126,8 +125,7 @@ class PHiSeg(OneShot):
             latents: list[Tensor] = []
             maps_of_rows = [level_map[row] for level_map in maps]
             for level, normal in enumerate(noise):
-                above = latents[-1] if latents else None
-                latents.append(self.prior.gaussian(level, maps_of_rows, above).at(normal))
+                latents.append(self.prior.gaussian(level, maps_of_rows, latents).at(normal))
             return self.likelihood(latents)[:, -1]
 
         return in_chunks(decode, rows, *noise)

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from metadata_manager import FlowConfig
 from models.baselines.latent import DiagonalGaussian, Encoder, with_planes
 from models.baselines.one_shot import OneShot, he_normal, rows_of
+from models.energy import energy_score
+from models.flow import check_masks
 from models.unet import UNet
 
 CONVS = 3  # per block, original
@@ -70,3 +72,25 @@ class ProbUNet(OneShot):
         features, prior = self.unet(image), self.prior_of_samples(image, n, generator)
         z = prior.at(torch.randn(prior.mean.shape, device=image.device, generator=generator))
         return in_chunks(lambda row, z: self.decode(features[row], z), rows_of(image, n), z)
+
+
+class EnergyProbUNet(ProbUNet):
+    """The same networks, without a posterior, by the energy score of samples against all experts' masks.
+
+    A control of ours, in no paper: it tells what the loss does from what the model does."""
+
+    per_annotator_loss = False  # the score takes all masks of an image together
+
+    def __init__(self, channels: int, config: FlowConfig,
+                 mc_samples: int = 16,  # as in the preset `best` of GTR
+                 ) -> None:
+        super().__init__(channels, config)
+        self.mc_samples = mc_samples
+        del self.posterior
+
+    def losses(self, image: Tensor, masks: Tensor) -> Iterator[dict[str, Tensor]]:
+        """The energy score of samples from the prior, the mean over the batch, at once."""
+        check_masks(image, masks)
+        logits = self.draw(image, self.mc_samples, lambda net, *states: net(*states), None)
+        samples = logits.sigmoid().view(len(image), self.mc_samples, *image.shape[2:])
+        yield {"loss": energy_score(samples, masks)}

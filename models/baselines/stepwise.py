@@ -18,19 +18,17 @@ MAX_BETA = 0.999  # noise of a single step (arXiv 2102.09672, Sec. 3.2)
 
 
 class Stepwise(Baseline):
-    """A system whose sampler takes `steps` steps unless told otherwise, and at most `most_steps`.
+    """A system whose sampler takes `steps` steps unless told otherwise; its net is an `STNet`.
 
-    channels: of its images.
-    config: its experts; "one": a random expert per image and step; "all": the mean over them.
-    A subclass gives `terms` and `draw`; its net is an `STNet`."""
+    channels: of its images. config: its experts; "one": a random one per image and step; "all": the mean over
+    them. A subclass has `terms` and `draw`."""
 
     settings = SETTINGS | {"weight_standardization", "time_scale", "recompute"}
 
-    def __init__(self, channels: int, config: FlowConfig, steps: int, most_steps: float = math.inf) -> None:
+    def __init__(self, channels: int, config: FlowConfig, steps: int) -> None:
         super().__init__(channels, config)
         self.channels, self.experts = channels, config.experts
         self.steps: int = steps
-        self.most_steps = most_steps
 
     def terms(self, image: Tensor, y: Tensor) -> dict[str, Tensor]:
         """Scalars: loss, and what it is made of; of images (b, c, h, w) with a mask (b, 1, h, w) each."""
@@ -44,11 +42,10 @@ class Stepwise(Baseline):
         raise NotImplementedError
 
     def losses(self, image: Tensor, masks: Tensor) -> Iterator[dict[str, Tensor]]:
-        """Pieces of a batch's loss, one per expert: image (b, c, h, w) in [0, 1], masks (b, k, h, w) of 0/1.
+        """Pieces of a batch's loss, see `Baseline`, one per expert.
 
-        Each is a dict of "loss", for backward(), and of terms to log; the pieces' sums are the batch's means.
         Raises ValueError for an image of other channels, or masks of another shape."""
-        self._check(image)
+        self._check_channels(image)
         check_masks(image, masks)
         targets = one_expert(masks) if self.experts == "one" else masks
         for y in targets.split(1, dim=1):
@@ -63,7 +60,7 @@ class Stepwise(Baseline):
         batch_size: states that go through the net at once; it changes results by rounding only.
         Raises ValueError for an image of other channels, an empty batch, no samples, no steps, or more steps
         than there are."""
-        self._check(image)
+        self._check_channels(image)
         steps = self.steps if steps is None else steps
         if min(len(image), n, steps, 1 if batch_size is None else batch_size) < 1 or steps > self.most_steps:
             raise ValueError(f"{len(image)} images, n={n}, steps={steps}, batch_size={batch_size}: expected "
@@ -71,7 +68,7 @@ class Stepwise(Baseline):
         probabilities = self.draw(image, n, steps, self.parts(image, batch_size), generator)
         return probabilities.view(len(image), n, *image.shape[2:])
 
-    def _check(self, image: Tensor) -> None:
+    def _check_channels(self, image: Tensor) -> None:
         if image.ndim != 4 or image.shape[1] != self.channels:
             raise ValueError(f"image of shape {tuple(image.shape)}: expected (b, {self.channels}, h, w)")
 
@@ -85,7 +82,8 @@ class Diffusion(Stepwise):
 
     def __init__(self, channels: int, config: FlowConfig, alpha_bar: Tensor) -> None:
         self.T = len(alpha_bar) - 1
-        super().__init__(channels, config, steps=self.T, most_steps=self.T)
+        super().__init__(channels, config, steps=self.T)
+        self.most_steps = self.T
         # Not persistent: it follows the device, but is no weight of a checkpoint.
         self.register_buffer("alpha_bar", alpha_bar, persistent=False)
 

@@ -1,8 +1,7 @@
 """Time to score one 128 x 128 image with 4 experts as the paper's Table 1 does: GED_100, HM-IoU_32, MDM_32.
 
-`metrics` against loops over pairs (tests/oracle.py), on the same masks, with equal results required. Prints
-one JSON object per measurement and a table of medians. "time ~ n^" fits GED_n, HM-IoU_32 and MDM_32 together,
-over the n measured; the matching and the overheads of calls do not grow. About 20 s:
+`metrics` against loops over pairs (tests/oracle.py), on the same masks, with equal results required. The time
+of one n is of GED_n, HM-IoU_32 and MDM_32 together. About 20 s:
 
     python -m tests.benchmarks.benchmark_scoring
 """
@@ -16,9 +15,9 @@ from torch import Tensor
 
 from metrics import Overlaps, ged_from, hm_iou_from, mdm_from
 from tests import oracle
-from tests.benchmarks.measure import exponent, machine, medians, report
+from tests.benchmarks.measure import machine, medians, report
 
-MOST_LOOPED = 200  # samples; the loops take a second beyond
+LARGEST_LOOPED = 200  # samples; the loops take a second beyond
 
 
 def discs(number: int, size: int, generator: torch.Generator) -> Tensor:
@@ -52,30 +51,25 @@ def require_equal_scores(samples: Tensor, masks: Tensor) -> None:
 def main(flags: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--counts", type=int, nargs="+", default=(50, 100, 200, 400), help="values of n")
-    parser.add_argument("--threads", type=int, default=1, help="torch threads; more need idle cores")
     parser.add_argument("--repeats", type=int, default=5, help="timed calls per median (loops)")
-    arguments = parser.parse_args(flags)
-    torch.set_num_threads(arguments.threads)
-    device, counts, repeats = torch.device("cpu"), sorted(arguments.counts), arguments.repeats
+    asked = parser.parse_args(flags)
+    torch.set_num_threads(1)
+    device, counts = torch.device("cpu"), sorted(asked.counts)
     generator = torch.Generator().manual_seed(0)
     nodule = discs(counts[-1], 128, generator), discs(4, 128, generator)
     noise = tuple(torch.rand(number, 128, 128, generator=generator) < 0.5 for number in (counts[-1], 4))
-    for samples, masks in (nodule, noise):
-        require_equal_scores(samples[:100], masks)
 
-    looped = [n for n in counts if n <= MOST_LOOPED]
-    rows, baseline = [], {}
-    for name, way, (samples, masks), often, sizes in (
-            ("pairwise loops", pairwise_loops, nodule, repeats, looped),
-            ("matrix products", matrix_products, nodule, 5 * repeats, counts),
-            ("matrix products, masks of noise", matrix_products, noise, 5 * repeats, counts)):
-        calls = {n: functools.partial(way, samples[:n], masks) for n in sizes}
-        times = medians(calls, often, device)
-        baseline = baseline or times
-        power = exponent(list(times), list(times.values()))
-        rows += [{"way": name, "n": n, "ms": 1e3 * time, "time ~ n ^": power,
-                  "times faster": baseline[n] / time if n in baseline else None} for n, time in times.items()]
-    report(rows, k=4, size=128, repeats=repeats, **machine(device))
+    rows = []
+    for name, way, (samples, masks), repeats in (
+            ("pairwise loops", pairwise_loops, nodule, asked.repeats),
+            ("matrix products", matrix_products, nodule, 5 * asked.repeats),
+            ("matrix products, masks of noise", matrix_products, noise, 5 * asked.repeats)):
+        require_equal_scores(samples[:100], masks)
+        calls = {str(n): functools.partial(way, samples[:n], masks) for n in counts
+                 if way is matrix_products or n <= LARGEST_LOOPED}
+        rows += [{"way": name, "n": int(n), "ms": 1e3 * seconds}
+                 for n, seconds in medians(calls, repeats, device).items()]
+    report(rows, k=4, size=128, **machine(device))
 
 
 if __name__ == "__main__":

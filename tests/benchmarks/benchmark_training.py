@@ -1,176 +1,133 @@
-"""Time of a training step of each stage: the project's loop against a straightforward one, on embedded data.
+"""Time of a training step of each stage: the project's code against straightforward code, on embedded data.
 
 Straightforward: images fetched one by one and stacked; GTR's Monte Carlo samples scored one after another
 (Eq. 5); the flow's annotators one after another, then one backward pass (Algorithm 1); float32; the
-optimizer's update tensor by tensor; the loss read at once. Ours: `train_loop`. All start from the same
-weights and must have the same losses in their first epoch, which is a few steps. "waiting" is the time of
-making a batch of ours as a share of the step. Two minutes on a CPU core:
+optimizer's update tensor by tensor. Ours: `Loader`, `monte_carlo_nll`, `ATFM.losses` and torch's update
+of all tensors, as in `train_loop`. All start from the same weights and must have the same losses in their
+first steps. Two minutes on a CPU core:
 
     python -m tests.benchmarks.benchmark_training --amp
 """
 
 import argparse
-import io
-import statistics
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import redirect_stdout
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
+from itertools import count
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import data
 from data import Loader
-from metadata_manager import Experiment, LoopConfig, Objective, OptimizerConfig
-from models import ATFM, GTR, STNet, Validation, monte_carlo_nll, train_loop
+from metadata_manager import Experiment, Objective
+from models import ATFM, GTR, STNet, monte_carlo_nll
 from models.flags import experiment
 from models.flow import one_expert
-from models.processes import Processes, seed_step
+from models.processes import INITIALIZATION, seed_step
 from tests.benchmarks import straightforward
-from tests.benchmarks.measure import machine, now, report, seconds
+from tests.benchmarks.measure import machine, medians, report
 
-SEED, STEPS = 0, 4  # steps per epoch
+SEED, COMPARED = 0, 4  # steps whose losses must be the same
 BASELINE = "straightforward"
-Epoch = Callable[[], list[tuple[float, float]]]  # trains one: of each step when it began, and the loss
+CPU = torch.device("cpu")
+Step = Callable[[], float]  # trains the next step of a run, and gives its loss
 
 
-def ours(model: nn.Module, losses: Callable[[Tensor, Tensor], Iterable[dict[str, Tensor]]], batches: Loader,
-         lr: float, device: torch.device) -> Epoch:
-    """Epochs of the project's loop."""
-    optimizer = torch.optim.Adam(model.parameters(), lr=lr)
+def run(pieces: Callable[[Tensor, Tensor], Iterable[Tensor]], batch: Callable[[int], tuple[Tensor, ...]],
+        optimizer: torch.optim.Optimizer) -> Step:
+    """pieces(image, masks): of a batch's loss; batch(step): image and masks."""
+    steps = count()
 
-    def epoch() -> list[tuple[float, float]]:
-        found = []
-
-        def noted(done: float, image: Tensor, masks: Tensor) -> Iterator[dict[str, Tensor]]:
-            began, pieces = now(device), []
-            for piece in losses(image, masks):
-                pieces.append(piece["loss"].detach())
-                yield piece
-            found.append((began, sum(pieces)))
-
-        with tempfile.TemporaryDirectory() as folder, redirect_stdout(io.StringIO()):
-            train_loop(model, noted, optimizer, batches,
-                       lambda _: Validation({"none": 0.0}, np.zeros((1, 1, 3), np.uint8)),
-                       folder=Path(folder), about={}, epochs=1, config=LoopConfig(save_model=False),
-                       seed=SEED, optimization=OptimizerConfig(lr=optimizer.param_groups[0]["lr"]),
-                       processes=Processes(device))
-        return [(began, float(loss)) for began, loss in found]
-
-    return epoch
-
-
-def plain(model: nn.Module, loss_of: Callable[[Tensor, Tensor], Tensor], batches: Loader, lr: float,
-          device: torch.device) -> Epoch:
-    """Epochs of a loop as one would first write it."""
-    optimizer = torch.optim.Adam(model.parameters(), lr=lr, foreach=False, fused=False)
-
-    def epoch() -> list[tuple[float, float]]:
-        found = []
-        for step in range(len(batches)):
-            seed_step(SEED, step)
-            image, masks = straightforward.load(batches.dataset, batches.indices(step))
-            began = now(device)
-            loss = loss_of(image.to(device), masks.to(device))
-            optimizer.zero_grad(set_to_none=True)
+    def step() -> float:
+        number, total = next(steps), torch.zeros(())
+        seed_step(SEED, number)
+        for loss in pieces(*batch(number)):
             loss.backward()
-            optimizer.step()
-            found.append((began, loss.item()))
-        return found
+            total += loss.detach()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return float(total)
+    return step
 
-    return epoch
+
+def straightforward_run(loss: Callable[[Tensor, Tensor], Tensor], model: torch.nn.Module, batches: Loader,
+                        lr: float) -> Step:
+    return run(lambda *batch: [loss(*batch)],
+               lambda step: straightforward.load(batches.dataset, batches.indices(step)),
+               torch.optim.Adam(model.parameters(), lr, foreach=False, fused=False))
 
 
-def gtr_ways(found: Experiment, batches: Callable[..., Loader], device: torch.device) -> dict[str, Epoch]:
+def gtr_ways(settings: Experiment, batches: Loader) -> dict[str, Step]:
     """Step 1: a GTR per way, each trained on a random expert per image as `train_GTR.py` does."""
-    lr, m = found.gtr.lr, found.gtr.mc_samples
+    lr, m = settings.gtr.lr, settings.gtr.mc_samples
 
     def untrained() -> GTR:
-        seed_step(SEED, -1)
-        return GTR.of(found.gtr, found.metadata.channels).to(device)
+        seed_step(SEED, INITIALIZATION)
+        return GTR.of(settings.gtr, settings.metadata.channels)
 
     def plain_loss(image: Tensor, masks: Tensor) -> Tensor:
         return straightforward.gtr_loss(first, image, one_expert(masks)[:, 0], m)
 
-    def losses(image: Tensor, masks: Tensor) -> Iterator[dict[str, Tensor]]:
-        mask = one_expert(masks)
-        yield {"loss": monte_carlo_nll(model(image).rsample(m, antithetic=True), mask)}
+    def losses(image: Tensor, masks: Tensor) -> Iterator[Tensor]:
+        mask = one_expert(masks)  # drawn first, as in `plain_loss`
+        yield monte_carlo_nll(second(image).rsample(m, antithetic=True), mask)
 
-    first, model = untrained(), untrained()
-    return {BASELINE: plain(first, plain_loss, batches("cpu"), lr, device),
-            "ours": ours(model, losses, batches(device), lr, device)}
+    first, second = untrained(), untrained()
+    return {BASELINE: straightforward_run(plain_loss, first, batches, lr),
+            "ours": run(losses, batches, torch.optim.Adam(second.parameters(), lr))}
 
 
-def flow_ways(found: Experiment, dim: int, batches: Callable[..., Loader], device: torch.device, amp: bool
-              ) -> dict[str, Epoch]:
+def flow_ways(settings: Experiment, dim: int, batches: Loader, amp: bool) -> dict[str, Step]:
     """Step 2: a flow per way, all over GTRs of the same weights."""
-    def untrained(annotators_per_pass: int | None = None, amp: bool = False) -> ATFM:
-        seed_step(SEED, -1)
-        gtr, objective = GTR.of(found.gtr, found.metadata.channels), Objective(alpha=found.flow.alpha)
-        return ATFM(gtr, STNet(dim), objective, annotators_per_pass=annotators_per_pass, amp=amp).to(device)
+    lr = settings.flow.lr
 
-    first, lr = untrained(), found.flow.lr
-    ways = {BASELINE: plain(first.net, partial(straightforward.flow_loss, first), batches("cpu"), lr, device)}
-    for bfloat16 in (False, True) if amp else (False,):
-        for name, at_once in ("an annotator per pass", 1), ("all in a pass", None):
-            atfm = untrained(at_once, bfloat16)
-            ways[f"ours, {name}" + ", bfloat16" * bfloat16] = ours(
-                atfm.net, atfm.losses, batches(device), lr, device)
-    return ways
+    def untrained(amp: bool = False) -> ATFM:
+        seed_step(SEED, INITIALIZATION)
+        gtr = GTR.of(settings.gtr, settings.metadata.channels)
+        return ATFM(gtr, STNet(dim), Objective(alpha=settings.flow.alpha), annotators_per_pass=1, amp=amp)
+
+    def ours(atfm: ATFM) -> Step:
+        return run(lambda *batch: (piece["loss"] for piece in atfm.losses(*batch)), batches,
+                   torch.optim.Adam(atfm.net.parameters(), lr))
+
+    first = untrained()
+    plain = straightforward_run(partial(straightforward.flow_loss, first), first.net, batches, lr)
+    return {BASELINE: plain, "ours": ours(untrained())} | (
+        {"ours, bfloat16": ours(untrained(amp=True))} if amp else {})
 
 
-def require_same_losses(stage: str, losses: dict[str, list[float]]) -> None:
-    """Raises SystemExit if one is 0.1 % off the straightforward one, or 5 % in bfloat16."""
-    for name, found in losses.items():
-        for loss, expected in zip(found, losses[BASELINE]):
+def rows_of(stage: str, ways: dict[str, Step], b: int, repeats: int) -> Iterator[dict]:
+    """A row per way. Raises SystemExit if a loss is 0.1 % off the straightforward one, or 5 % in bfloat16."""
+    losses = {name: [step() for _ in range(COMPARED)] for name, step in ways.items()}
+    for name, of_way in losses.items():
+        for loss, expected in zip(of_way, losses[BASELINE]):
             if not abs(loss - expected) <= (0.05 if "bfloat16" in name else 1e-3) * abs(expected):
-                raise SystemExit(f"{stage}, {name}: losses {found}, but straightforward {losses[BASELINE]}")
-
-
-def rows_of(stage: str, ways: dict[str, Epoch], batches: Loader, repeats: int, device: torch.device
-            ) -> Iterator[dict]:
-    """A row per way, after the check. The ways take turns, so that a change in load hits them all."""
-    require_same_losses(stage, {name: [loss for _, loss in epoch()] for name, epoch in ways.items()})
-    taken: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(repeats):
-        for name, epoch in ways.items():
-            taken[name] += np.diff([began for began, _ in epoch()]).tolist()
-    times = {name: statistics.median(of_steps) for name, of_steps in taken.items()}
-
-    making = statistics.median(seconds(partial(batches, step), device) for step in range(20))
+                raise SystemExit(f"{stage}, {name}: losses {of_way}, but straightforward {losses[BASELINE]}")
+    times = medians(ways, repeats, CPU, warm_up=False)
     for name, time in times.items():
-        yield {"stage": stage, "way": name, "ms per step": 1e3 * time,
-               "images per s": batches.batch_size / time, "times faster": times[BASELINE] / time,
-               "waiting": None if name == BASELINE else f"{making / time:.2%}"}
+        yield {"stage": stage, "way": name, "ms per step": 1e3 * time, "images per s": b / time,
+               "times faster": times[BASELINE] / time}
 
 
 def main(flags: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--what", default="LIDC_demo", help="a dataset of metadata_manager")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--amp", action="store_true", help="rows in bfloat16 too (the flow only)")
     parser.add_argument("--dim", type=int, default=16, help="width of ST-Net")
     parser.add_argument("--size", type=int, default=48, help="centre crop, pixels per side")
     parser.add_argument("--batch_size", type=int, default=8, help="images per step")
-    parser.add_argument("--repeats", type=int, default=3, help=f"epochs timed, of {STEPS - 1} steps each")
-    parser.add_argument("--threads", type=int, default=1, help="torch threads; more need idle cores")
-    arguments = parser.parse_args(flags)
-    torch.set_num_threads(arguments.threads)
-    device, found = torch.device(arguments.device), experiment(arguments.what)
-    train = data.load(replace(found.metadata, crop=arguments.size), "train")
-
-    def batches(where: torch.device | str) -> Loader:
-        return Loader(train.spread(STEPS * arguments.batch_size), arguments.batch_size, SEED, where)
-
-    stages = {"GTR": gtr_ways(found, batches, device),
-              "flow": flow_ways(found, arguments.dim, batches, device, arguments.amp)}
+    parser.add_argument("--repeats", type=int, default=9, help="steps timed")
+    asked = parser.parse_args(flags)
+    torch.set_num_threads(1)
+    settings = experiment(asked.what)
+    train = data.load(replace(settings.metadata, crop=asked.size), "train")
+    # As many images as make whole batches, so that all steps do the same work.
+    batches = Loader(train.spread(COMPARED * asked.batch_size), asked.batch_size, SEED)
+    stages = {"GTR": gtr_ways(settings, batches), "flow": flow_ways(settings, asked.dim, batches, asked.amp)}
     rows = [row for stage, ways in stages.items()
-            for row in rows_of(stage, ways, batches(device), arguments.repeats, device)]
-    report(rows, **(vars(arguments) | machine(device)))
+            for row in rows_of(stage, ways, asked.batch_size, asked.repeats)]
+    report(rows, **(vars(asked) | machine(CPU)))
 
 
 if __name__ == "__main__":

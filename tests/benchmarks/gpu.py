@@ -1,15 +1,15 @@
 """What a GPU gives: is each system right on it, how long do steps and samples take, and what do they hold?
 
-For the day that there is a card, in under ten minutes on one; rows that --minutes leave no time for say so.
+In under ten minutes; rows that --minutes leave no time for say so.
 
-    right     each system at small size on the CPU and on the device, from the same weights, batch and draws:
-              its loss, gradient and samples, in float32
+    right     each system at small size on the CPU and on the device, from the same weights, batch and random
+              numbers: its loss, gradient and samples, in float32
     measured  a step of GTR, a step of the flow, and 100 samples of an image at full size, by each choice of
-              norm, bfloat16, cudnn.benchmark and torch.compile: median seconds and the
+              norm, bfloat16, cudnn.benchmark, torch.compile and channels_last: median seconds and the
               allocator's peak, beside the seconds that tests/benchmarks/plan.py estimates for the default
               choice. Samples are timed over one step of the solver and multiplied by the steps.
 
-Prints JSON lines and the tables for docs/performance.md. Exits with code 1 if a system is wrong.
+Prints JSON lines and tables. Exits with code 1 if a system is wrong.
 
     python -m tests.benchmarks.gpu
 """
@@ -17,10 +17,9 @@ Prints JSON lines and the tables for docs/performance.md. Exits with code 1 if a
 import argparse
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 from unittest import mock
 
@@ -41,9 +40,9 @@ from tests.benchmarks import plan
 from tests.benchmarks.measure import machine, medians, report
 
 GIB = 2**30
-RIGHT = {"loss": 1e-3, "gradient": 1e-2, "masks": 0.02}  # largest relative difference, and share of pixels
-DRAWS = ("rand", "bernoulli", "normal", "uniform", "exponential", "multinomial")
-SIDE = 32  # of the images of the first table
+RIGHT = {"loss": 1e-3, "gradient": 1e-2, "masks": 0.02}  # largest relative difference, fraction of pixels
+RANDOM = ("rand", "bernoulli", "normal", "uniform", "exponential", "multinomial")
+SIDE = 32  # of the images of the first table, pixels
 
 
 class DrawnOnCPU(TorchDispatchMode):
@@ -51,13 +50,14 @@ class DrawnOnCPU(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs, name = kwargs or {}, func.overloadpacket.__name__
-        if torch.Tag.nondeterministic_seeded not in func.tags or not name.startswith(DRAWS):
+        if torch.Tag.nondeterministic_seeded not in func.tags or not name.startswith(RANDOM):
             return func(*args, **kwargs)
-        device = kwargs.get("device") or next(one.device for one in args if isinstance(one, Tensor))
-        on_cpu, settings = tree_map(lambda one: one.cpu() if isinstance(one, Tensor) else one, (args, kwargs))
-        settings |= {"device": torch.device("cpu")} if "device" in kwargs else {}
-        drawn = func(*on_cpu, **settings).to(device)
-        return args[0].copy_(drawn) if name.endswith("_") else drawn
+        device = kwargs.get("device") or next(value.device for value in args if isinstance(value, Tensor))
+        args_on_cpu, kwargs_on_cpu = tree_map(
+            lambda value: value.cpu() if isinstance(value, Tensor) else value, (args, kwargs))
+        kwargs_on_cpu |= {"device": torch.device("cpu")} if "device" in kwargs else {}
+        numbers = func(*args_on_cpu, **kwargs_on_cpu).to(device)
+        return args[0].copy_(numbers) if name.endswith("_") else numbers
 
 
 # Is it right?
@@ -94,32 +94,31 @@ def results(system: GTR | ATFM | Baseline, device: torch.device) -> dict[str, Te
         steps = {"steps": 2} if getattr(system, "steps", None) else {}
         at_once = {} if isinstance(system, GTR) else {"batch_size": 8}
         drawn = system.eval().sample(image, 4, **steps, **at_once) >= 0.5
-    gradients = [one.grad.flatten() for one in system.parameters() if one.grad is not None]
-    found = {"loss": sum(losses).detach(), "gradient": torch.cat(gradients), "masks": drawn}
-    return {name: value.cpu() for name, value in found.items()}
+    gradients = [weight.grad.flatten() for weight in system.parameters() if weight.grad is not None]
+    return {"loss": sum(losses).detach().cpu(), "gradient": torch.cat(gradients).cpu(), "masks": drawn.cpu()}
 
 
 def differences(make: Callable[[], GTR | ATFM | Baseline], device: torch.device) -> dict[str, float]:
-    """Between the CPU and the device: of loss and gradient relative ones, of masks the share of pixels."""
+    """Between the CPU and the device: of loss and gradient relative ones, of masks the fraction of pixels."""
     both = []
-    for where in (torch.device("cpu"), device):
+    for place in (torch.device("cpu"), device):
         torch.manual_seed(0)
-        both.append(results(make(), where))
-    ours, theirs = both
-    found = {name: float((theirs[name] - ours[name]).norm() / ours[name].norm())
-             for name in ("loss", "gradient")}
-    return found | {"masks": float((theirs["masks"] != ours["masks"]).float().mean())}
+        both.append(results(make(), place))
+    expected, found = both
+    relative = {name: float((found[name] - expected[name]).norm() / expected[name].norm())
+                for name in ("loss", "gradient")}
+    return relative | {"masks": float((found["masks"] != expected["masks"]).float().mean())}
 
 
 def correctness(device: torch.device) -> list[dict[str, Any]]:
     """A row for each system."""
-    with settings(tf32=False):
-        rows = []
-        for name, make in systems():
+    rows = []
+    for name, make in systems():
+        with backends(tf32=False):
             found = differences(make, device)
-            right = all(found[what] <= most for what, most in RIGHT.items())
-            rows.append({"system": name, **found, "right": right})
-        return rows
+        right = all(found[what] <= most for what, most in RIGHT.items())
+        rows.append({"system": name, **found, "right": right})
+    return rows
 
 
 # How long does it take, and how much does it hold?
@@ -133,28 +132,38 @@ class Way:
     split: bool | None = None
     cudnn_benchmark: bool = False
     compile: bool = False
+    channels_last: bool = False
+
+    def flow(self, settings: Experiment, device: torch.device) -> ATFM:
+        """An untrained flow."""
+        atfm = plan.flow_of(settings, self.amp).to(device)
+        if self.channels_last:
+            atfm.net.to(memory_format=torch.channels_last)
+        return atfm
 
     @contextmanager
-    def __call__(self) -> Iterator[None]:
-        patch = mock.patch.object(Norm, "splits", return_value=self.split) if self.split is not None else (
-            mock.patch.object(Norm, "splits", Norm.splits))
-        with settings(cudnn_benchmark=self.cudnn_benchmark), patch:
+    def active(self) -> Iterator[None]:
+        """torch's switches and the norm as chosen, while the block runs."""
+        splits = Norm.splits if self.split is None else lambda *_: self.split
+        with backends(cudnn_benchmark=self.cudnn_benchmark), mock.patch.object(Norm, "splits", splits):
             yield
         if self.compile:
             torch._dynamo.reset()
 
 
+DEFAULT = Way("bfloat16 (default)", True, split=True)
 WAYS = (
     Way("float32, torch's norm", False, split=False), Way("float32", False, split=True),
-    Way("bfloat16, torch's norm", True, split=False), Way("bfloat16 (default)", True, split=True),
+    Way("bfloat16, torch's norm", True, split=False), DEFAULT,
     Way("bfloat16, cudnn.benchmark", True, split=True, cudnn_benchmark=True),
+    # Last, as they take minutes.
     Way("bfloat16, compile", True, compile=True),
+    Way("bfloat16, compile, channels_last", True, compile=True, channels_last=True),
 )
-DEFAULT = "bfloat16 (default)"
 
 
 @contextmanager
-def settings(tf32: bool = True, cudnn_benchmark: bool = False) -> Iterator[None]:
+def backends(tf32: bool = True, cudnn_benchmark: bool = False) -> Iterator[None]:
     """torch's global switches, while the block runs."""
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
     before = matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark
@@ -165,50 +174,59 @@ def settings(tf32: bool = True, cudnn_benchmark: bool = False) -> Iterator[None]
         matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark = before
 
 
-def gtr_step(ours: Experiment, device: torch.device) -> Callable[[], None]:
-    """A step of GTR at a data set's sizes."""
-    gtr = GTR.of(ours.gtr, ours.metadata.channels).to(device)
-    image, masks = (one.to(device) for one in plan.batch(ours, ours.gtr.batchsize))
-    optimizer = torch.optim.AdamW(gtr.parameters(), lr=1e-4)
+@dataclass(frozen=True)
+class Job:
+    """build(): a call to time, `times` of which make what `name` says. planned(): its work and how often."""
+
+    name: str
+    build: Callable[[], Callable[[], Any]]
+    planned: Callable[[], tuple[plan.Work, float]]
+    times: int = 1
+
+
+def jobs(settings: Experiment, way: Way, n: int, device: torch.device) -> Iterator[Job]:
+    """What is timed of a data set by a way; a step of GTR, which has none of the choices, by the first."""
+    def gtr_step() -> Callable[[], None]:
+        gtr = plan.gtr_of(settings).to(device)
+
+        def losses(image: Tensor, masks: Tensor) -> list[Tensor]:
+            logits = gtr(image).rsample(settings.gtr.mc_samples, antithetic=True)
+            return [monte_carlo_nll(logits, one_expert(masks))]
+        return training_step(gtr, losses, settings, settings.gtr.batchsize, device)
+
+    def flow_step() -> Callable[[], None]:
+        atfm = way.flow(settings, device)
+        if way.compile:
+            atfm.compile_net()
+        return training_step(atfm.net, lambda *batch: (piece["loss"] for piece in atfm.losses(*batch)),
+                             settings, settings.flow.batch_size, device)
+
+    def samples() -> Callable[[], Tensor]:
+        sampler = way.flow(settings, device).for_sampling(way.amp, way.channels_last, way.compile)
+        image, _ = plan.batch(settings, 1)
+        return lambda: sampler.sample(image.to(device), n, 1, "euler")
+
+    steps = settings.flow.steps
+    if way == WAYS[0]:
+        yield Job("GTR step", gtr_step, lambda: (plan.gtr_step(settings), 1))
+    yield Job("flow step", flow_step,
+              lambda: (plan.flow_pass(settings, True), plan.passes_per_step(settings)))
+    yield Job(f"{n} samples, {steps} steps", samples,
+              lambda: (plan.evaluation(settings, True), steps * n / plan.AT_ONCE), steps)
+
+
+def training_step(model: torch.nn.Module, losses: Callable[[Tensor, Tensor], Iterable[Tensor]],
+                  settings: Experiment, b: int, device: torch.device) -> Callable[[], None]:
+    """A step of b images: losses(image, masks) yields pieces of the loss."""
+    image, masks = (values.to(device) for values in plan.batch(settings, b))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
 
     def step() -> None:
-        logits = gtr(image).rsample(ours.gtr.mc_samples, antithetic=True)
-        monte_carlo_nll(logits, one_expert(masks.round())).backward()
-        update(optimizer)
+        for loss in losses(image, masks.round()):
+            loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
     return step
-
-
-def flow_step(ours: Experiment, way: Way, device: torch.device) -> Callable[[], None]:
-    """A step of the flow."""
-    atfm = flow(ours, way, device)
-    image, masks = (one.to(device) for one in plan.batch(ours, ours.flow.batch_size))
-    optimizer = torch.optim.AdamW(atfm.net.parameters(), lr=1e-4)
-
-    def step() -> None:
-        for piece in atfm.losses(image, masks.round()):
-            piece["loss"].backward()
-        update(optimizer)
-    return step
-
-
-def samples(ours: Experiment, way: Way, n: int, device: torch.device) -> Callable[[], Tensor]:
-    """n samples of an image by one step of Euler's."""
-    atfm = flow(ours, replace(way, compile=False), device)
-    atfm = atfm.for_sampling(way.amp, way.compile)
-    image, _ = plan.batch(ours, 1)
-    return lambda: atfm.sample(image.to(device), n, 1, "euler")
-
-
-def flow(ours: Experiment, way: Way, device: torch.device) -> ATFM:
-    atfm = plan.flow_of(ours, way.amp).to(device)
-    if way.compile:
-        atfm.net.compile()
-    return atfm
-
-
-def update(optimizer: torch.optim.Optimizer) -> None:
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
 
 
 def measured(build: Callable[[], Callable[[], Any]], repeats: int, device: torch.device) -> dict[str, Any]:
@@ -241,42 +259,24 @@ def estimate(work: plan.Work, times: float, device: torch.device) -> float | Non
 
 def timings(whats: Sequence[str], n: int, repeats: int, device: torch.device, until: float
             ) -> list[dict[str, Any]]:
-    """A row for each data set, kind of work and way; what compiles comes last, as it takes minutes."""
+    """A row for each data set, way and job."""
     rows = []
-    for way in sorted(WAYS, key=lambda way: way.compile):
+    for way in WAYS:
         for what in whats:
-            ours = experiment(what)
-            steps = ours.flow.steps
-            kinds: dict[str, tuple[Callable[[], Callable[[], Any]], int]] = {
-                "flow step": (partial(flow_step, ours, way, device), 1),
-                f"{n} samples, {steps} steps": (partial(samples, ours, way, n, device), steps)}
-            if way == WAYS[0]:  # GTR has none of the choices
-                kinds = {"GTR step": (partial(gtr_step, ours, device), 1)} | kinds
-            for kind, (build, times) in kinds.items():
-                name = "-" if kind == "GTR step" else way.name
-                row: dict[str, Any] = {"what": what, "work": kind, "way": name}
+            for job in jobs(experiment(what), way, n, device):
+                of_gtr = job.name == "GTR step"
+                row = {"what": what, "work": job.name, "way": "-" if of_gtr else way.name}
                 if time.monotonic() > until:
                     rows.append(row | {"s": "not run: no time left", "peak GiB": None})
                     continue
-                with way():
-                    found = measured(build, repeats, device)
-                if isinstance(found["s"], float):
-                    found["s"] *= times
-                rows.append(row | found | {"estimated s": estimated(ours, kind, way, n, device)})
-    return sorted(rows, key=lambda row: (list(whats).index(row["what"]), row["work"]))
-
-
-def estimated(ours: Experiment, kind: str, way: Way, n: int, device: torch.device) -> float | None:
-    """The plan's seconds for GTR's step, and for the default way of the others."""
-    if device.type != "cuda":
-        return None
-    if kind == "GTR step":
-        return estimate(plan.gtr_step(ours), 1, device)
-    if way.name != DEFAULT:
-        return None
-    if kind == "flow step":
-        return estimate(plan.flow_pass(ours, True), plan.passes_per_step(ours), device)
-    return estimate(plan.evaluation(ours, True), ours.flow.steps * n / plan.AT_ONCE, device)
+                with way.active():
+                    row |= measured(job.build, repeats, device)
+                if isinstance(row["s"], float):
+                    row["s"] *= job.times
+                if device.type == "cuda" and (of_gtr or way == DEFAULT):
+                    row["estimated s"] = estimate(*job.planned(), device)
+                rows.append(row)
+    return sorted(rows, key=lambda row: (whats.index(row["what"]), row["work"]))
 
 
 def main(flags: Sequence[str] | None = None) -> None:

@@ -19,8 +19,9 @@ import train_GTR
 from data.splits import by_patient
 from data.store import Store, open_store
 from data.writer import Writer
-from metrics import two_level_interval, write_text
+from metrics import two_level_interval
 from metrics.program import one_line_errors
+from tests.benchmarks.measure import report
 
 GTR = ("--batchsize 32 --lr 1e-3 --schedule cosine --ema 0.99 --num_filters 16 32 64 --val_images 8").split()
 TEST = "--methods act-gtr --samples 16 --seeds 0 --report_images 0 --allow_overlap True".split()
@@ -50,15 +51,16 @@ def write(path: Path, store: Store, rows: dict[str, np.ndarray]) -> None:
                 writer.append(images[i], masks, patient=str(store.patient[row]), id=f"{fold}/{row}")
 
 
-def scores(folder: Path, path: Path, crop: str, epochs: str, seed: int) -> dict[str, np.ndarray]:
-    """Of GTR trained and tested on a file, per test image; with its images' patients."""
+def scores(folder: Path, path: Path, crop: str, epochs: str, seed: int) -> tuple[np.ndarray, list[str]]:
+    """SCORES of GTR trained and tested on a file, (scores, images), and the images' patients."""
     common = ["--data_path", str(path), "--split", "file", "--crop", crop, "--output_path", str(folder)]
-    if not (folder / "test" / "results.json").exists():
+    results = folder / "test" / "results.json"
+    if not results.exists():
         train_GTR.main([*common, *GTR, "--epochs", epochs, "--validate_every", epochs, "--seed", str(seed)])
         test_prior_LIDC.main([*common, *TEST])
-    found = json.loads((folder / "test" / "results.json").read_text())
-    return {"groups": np.array(found["groups"]),
-            **{score: np.array(found["systems"]["act-gtr"]["scores"][score][0]) for score in SCORES}}
+    found = json.loads(results.read_text())
+    (system,) = found["systems"].values()
+    return np.array([system["scores"][score][0] for score in SCORES]), found["groups"]
 
 
 def main(flags: Sequence[str] | None = None) -> None:
@@ -68,28 +70,27 @@ def main(flags: Sequence[str] | None = None) -> None:
     parser.add_argument("--crop", default="32", help="centre crop, pixels per side")
     parser.add_argument("--epochs", default="30", help="of training")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of training")
-    arguments = parser.parse_args(flags)
-    root, store = arguments.output_path, open_store(arguments.data_path)
+    asked = parser.parse_args(flags)
+    store = open_store(asked.data_path)
     ways, held_out = training_lists(store.patient)
-    lines = [f"| training list | runs | {' | '.join(f'{score} | minus by patient' for score in SCORES)} |",
-             "|---" * (2 + 2 * len(SCORES)) + "|"]
-    clean: dict[str, np.ndarray] = {}
-    for way, rows in ways.items():
-        path = root / f"{way.replace(' ', '_')}.h5"
+    rows, clean = [], None
+    for way, train in ways.items():
+        path = asked.output_path / f"{way.replace(' ', '_')}.h5"
         if not path.exists():
-            write(path, store, {"train": rows, **held_out})
-        runs = [scores(path.with_suffix("") / f"seed{seed}", path, arguments.crop, arguments.epochs, seed)
-                for seed in arguments.seeds]
-        found = {score: np.stack([run[score] for run in runs]) for score in SCORES}
-        clean = clean or found
-        cells = [way, str(len(runs))]
-        for score, values in found.items():
-            mean, low, high = two_level_interval(values - clean[score], runs[0]["groups"])
-            cells += [f"{values.mean():.3f}", f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]" if way != "by patient"
-                      else ""]
-        lines.append(f"| {' | '.join(cells)} |")
-    write_text(root / "table.md", "\n".join(lines) + "\n")
-    print((root / "table.md").read_text())
+            write(path, store, {"train": train, **held_out})
+        folder = path.with_suffix("")
+        runs, patients = zip(*(scores(folder / f"seed{seed}", path, asked.crop, asked.epochs, seed)
+                               for seed in asked.seeds))
+        values = np.stack(runs, axis=1)  # (scores, runs, images)
+        clean = values if clean is None else clean
+        row = {"training list": way, "runs": len(runs)}
+        for score, of_score, of_clean in zip(SCORES, values, clean):
+            row[score] = round(float(of_score.mean()), 3)
+            mean, low, high = two_level_interval(of_score - of_clean, np.array(patients[0]))
+            difference = f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]"
+            row[f"{score} minus by patient"] = None if values is clean else difference
+        rows.append(row)
+    report(rows)
 
 
 if __name__ == "__main__":

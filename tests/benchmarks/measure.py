@@ -4,6 +4,7 @@ import json
 import math
 import os
 import platform
+import re
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -11,9 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
-
-from models import STNet
 
 
 def machine(device: torch.device) -> dict[str, Any]:
@@ -28,9 +26,8 @@ def machine(device: torch.device) -> dict[str, Any]:
 def processor() -> str:
     """The CPU's name, as far as the system tells."""
     cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+    name = re.search(r"model name\s*: (.*)", cpuinfo.read_text()) if cpuinfo.exists() else None
+    return name[1] if name else platform.processor() or platform.machine()
 
 
 def clock(device: torch.device) -> str:
@@ -45,41 +42,20 @@ def now(device: torch.device) -> float:
     return time.process_time() if clock(device) == "CPU" else time.perf_counter()
 
 
-def seconds(call: Callable[[], Any], device: torch.device) -> float:
-    """Seconds of one call, until the device has done its work."""
-    start = now(device)
-    call()
-    return now(device) - start
-
-
-def medians(ways: dict[str, Callable[[], Any]], repeats: int, device: torch.device, warm_up: bool = True
+def medians(calls: dict[str, Callable[[], Any]], repeats: int, device: torch.device, warm_up: bool = True
             ) -> dict[str, float]:
-    """Median seconds of each way. The ways take turns, so that a change in load hits them all.
+    """Median seconds of each call. They take turns, so that a change in load hits them all.
 
     warm_up: call each once before, where the caller has not."""
-    for call in ways.values() if warm_up else ():
+    for call in calls.values() if warm_up else ():
         call()
-    taken: dict[str, list[float]] = {name: [] for name in ways}
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(repeats):
-        for name, call in ways.items():
-            taken[name].append(seconds(call, device))
-    return {name: statistics.median(times) for name, times in taken.items()}
-
-
-def flops(dim: int, side: int) -> int:
-    """Of one evaluation of ST-Net on a side x side image: 2 per multiply-add of products and convolutions."""
-    net = STNet(dim).to("meta")
-    image = torch.empty(1, 1, side, side, device="meta")
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        net(image, torch.empty(1, device="meta"), image)
-    return counter.get_total_flops()
-
-
-def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOP/s of the library's product of two large square matrices, the most that a network can hope for."""
-    n = 8192 if device.type == "cuda" else 1024
-    a = torch.rand(n, n, device=device).to(dtype)
-    return 2 * n**3 / min(seconds(lambda: a @ a, device) for _ in range(13))  # the first warm up
+        for name, call in calls.items():
+            before = now(device)
+            call()
+            seconds[name].append(now(device) - before)
+    return {name: statistics.median(times) for name, times in seconds.items()}
 
 
 def exponent(sizes: Sequence[float], times: Sequence[float]) -> float:
@@ -91,7 +67,7 @@ def report(rows: Sequence[dict[str, Any]], **common: Any) -> None:
     """Prints each row as a line of JSON with what they have in common, then all as a markdown table."""
     for row in rows:
         print(json.dumps(row | common))
-    names = list(rows[0])
+    names = dict.fromkeys(name for row in rows for name in row)
     print("\n| " + " | ".join(names) + " |\n" + "|---" * len(names) + "|")
     for row in rows:
         print("| " + " | ".join(_cell(row.get(name)) for name in names) + " |")

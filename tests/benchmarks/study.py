@@ -19,7 +19,7 @@ import json
 import re
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -49,6 +49,7 @@ IMAGES = {"validation": 200, "test": 240}  # evenly spaced over the split, so of
 SAMPLES = 16
 KEPT = ("GED16", "HM-IoU16", "Diversity16", "Empty", "Experts empty", "Experts' diversity", "Size")
 CPU = torch.device("cpu")
+EPOCHS = 43  # of the row `best`; the other rows have as many as take the same time
 # The same optimizer for all; sizes for a CPU.
 OPTIMIZER = "--lr 1e-3 --schedule cosine --val_images 8"
 GTR = f"{OPTIMIZER} --ema 0.99 --batchsize 8 --num_filters 16 32 64"
@@ -58,11 +59,14 @@ SYSTEM = f"{FLOW} --batch_size 8 --dim_mults 1 2 4 --weight_decay 0"
 
 @dataclass(frozen=True)
 class Stage:
-    """A training step of a row: its script, its flags, and its share of the row's time."""
+    """A training step of a row: its script, its flags, and its part of the row's time.
+
+    epochs: None: as many as take that time."""
 
     script: Any
     flags: str
     share: float = 1.0
+    epochs: int | None = None
 
     @property
     def epochs_flag(self) -> str:
@@ -85,18 +89,21 @@ class Row:
 
 
 def _gtr(flags: str, share: float = 1.0) -> Stage:
-    return Stage(train_GTR, f"{GTR} {flags}", share)
+    # Any loss and any images take this network equally long.
+    return Stage(train_GTR, f"{GTR} {flags}", share, round(EPOCHS * share))
 
 
 def _atfm(flags: str) -> Stage:
     return Stage(train_prior_LIDC, f"{FLOW} {flags}", 2 / 3)
 
 
-def _rival(method: str, flags: str = "") -> Row:
+FLIPS = "--dihedral True"
+
+
+def _rival(method: str, flags: str = FLIPS) -> Row:
     return Row(method, (Stage(train_prior_LIDC, f"--method {method} {SYSTEM} {flags}"),), method)
 
 
-FLIPS = "--dihedral True"
 ROWS = {
     "nll": Row("Act. GTR, Eq. 5", (_gtr(""),)),
     "nll-flips": Row("Act. GTR, Eq. 5, images flipped and turned", (_gtr(FLIPS),)),
@@ -108,17 +115,20 @@ ROWS = {
     "best-nll-all": Row("best without the energy score", (_gtr("--preset best --loss nll --mc_samples 20"),),
                         preset="best"),
     "best-no-nll": Row("best without Eq. 5 at first", (_gtr("--preset best --nll_first 0"),), preset="best"),
-    "best-wide": Row("best, twice as wide", (_gtr("--preset best --num_filters 32 64 128"),), preset="best"),
+    "best-nll-10": Row("best, Eq. 5 for 10 % of the steps", (_gtr("--preset best --nll_first 0.1"),),
+                       preset="best"),
+    "best-augment": Row("best, images also turned, scaled and sheared a little",
+                        (_gtr("--preset best --augment True"),), preset="best"),
+    "best-decay": Row("best with weight decay 0.01", (_gtr("--preset best --weight_decay 0.01"),),
+                      preset="best"),
+    "best-wide": Row("best, twice as wide",
+                     (replace(_gtr("--preset best --num_filters 32 64 128"), epochs=None),), preset="best"),
     "atfm": Row("ATFM, paper", (_gtr("", 1 / 3), _atfm("--batch_size 2")), "atfm", steps=25),
     "atfm-best": Row("ATFM (best), 2 NFE",
                      (_gtr("--preset best", 1 / 3), _atfm("--preset best --batch_size 8")),
                      "atfm", preset="best", steps=2),
-    "mose": _rival("mose"),
-    "mose-flips": replace(_rival("mose", FLIPS), title="mose, images flipped and turned"),
-    "ssn": _rival("ssn"),
-    "prob-unet": _rival("prob-unet"),
-    "phiseg": _rival("phiseg"),
-    "flow-ssn": _rival("flow-ssn"),
+    "mose-no-flips": replace(_rival("mose", ""), title="mose, images as they are"),
+    **{name: _rival(name) for name in ("ssn", "prob-unet", "prob-unet-energy", "phiseg", "flow-ssn", "mose")},
 }
 
 
@@ -154,22 +164,35 @@ def seconds_per_epoch(stage: Stage, common: Sequence[str], images: int, folder: 
     return (long - short) / 2 * images / 320
 
 
-def train(row: Row, seed: int, minutes: float, common: Sequence[str], folder: Path, images: int
+def equal_epochs(stage: Stage, common: Sequence[str], images: int, folder: Path, gtr: Sequence[str]) -> int:
+    """As many epochs as take the time of the stage's part of EPOCHS epochs of `best`.
+
+    The two are measured in turn, twice, since other processes slow both down."""
+    reference, = ROWS["best"].stages
+    ratios = [seconds_per_epoch(reference, common, images, folder, [])
+              / seconds_per_epoch(stage, common, images, folder, gtr) for _ in range(2)]
+    return max(1, round(EPOCHS * stage.share * float(np.mean(ratios))))
+
+
+def train(row: Row, seed: int, common: Sequence[str], folder: Path, images: int, epochs_of: Mapping[str, int]
           ) -> dict[str, Any]:
-    """Trains a row's stages on `images` images for `minutes` of CPU time together; what each took."""
+    """Trains a row's stages on `images` images; what each took.
+
+    epochs_of: a script's name -> the epochs of another seed of the row: all seeds have the same number."""
     done: dict[str, Any] = {}
     for stage in row.stages:
+        script = stage.script.__name__
         gtr = [] if stage.script is train_GTR or len(row.stages) == 1 else ["--gtr", str(folder)]
-        plan = folder / f"{stage.script.__name__}.json"
+        plan = folder / f"{script}.json"
         if not plan.exists():
-            each = seconds_per_epoch(stage, common, images, folder / "speed", gtr)
-            plan.write_text(json.dumps(max(1, round(60 * minutes * stage.share / each))))
-        epochs = str(json.loads(plan.read_text()))
-        flags = [*common, *stage.flags.split(), *gtr, "--seed", str(seed), stage.epochs_flag, epochs,
-                 "--validate_every", epochs, "--output_path", str(folder)]
+            epochs = stage.epochs or epochs_of.get(script) or equal_epochs(stage, common, images,
+                                                                           folder / "speed", gtr)
+            plan.write_text(json.dumps(epochs))
+        epochs = json.loads(plan.read_text())
+        flags = [*common, *stage.flags.split(), *gtr, "--seed", str(seed), stage.epochs_flag, str(epochs),
+                 "--validate_every", str(epochs), "--output_path", str(folder)]
         seconds = cpu_seconds(partial(stage.script.main, flags))
-        done[stage.script.__name__] = {"flags": flags[len(common):], "epochs": int(epochs),
-                                       "cpu_seconds": seconds}
+        done[script] = {"flags": flags[len(common):], "epochs": epochs, "cpu_seconds": seconds}
     return done
 
 
@@ -213,9 +236,12 @@ def run(arguments: argparse.Namespace) -> None:
             with claimed(folder) as mine:
                 if output.exists() or not mine:
                     continue
-                trained = train(ROWS[row.like] if row.like else row, seed, arguments.minutes, common, folder,
-                                len(load(metadata, "train")))
-                content = {"row": name, "seed": seed, "size": arguments.size, "minutes": arguments.minutes,
+                others = read_results(arguments.size).get(row.like or name, {})
+                epochs_of = {script: stage["epochs"] for run in others.values()
+                             for script, stage in run["stages"].items()}
+                trained = train(ROWS[row.like] if row.like else row, seed, common, folder,
+                                len(load(metadata, "train")), epochs_of)
+                content = {"row": name, "seed": seed, "size": arguments.size,
                            "commit": commit(), "machine": measure.machine(CPU), "stages": trained,
                            **score(row, metadata, folder)}
                 output.parent.mkdir(parents=True, exist_ok=True)
@@ -229,12 +255,13 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 Results = dict[int, dict[str, Any]]  # seed -> content of a run's file
-TABLES = {  # name of a table -> its size and rows, the first of which is what the others are compared with
+TABLES = {  # name of a table -> its size, its rows, and the row that is compared with the others
     "gains-32": (32, ("nll", "nll-flips", "best-nll-all", "best", "best-temperature-1", "best-m-8",
-                      "best-no-nll", "best-no-flips", "best-wide")),
-    "systems-32": (32, ("nll", "ssn", "prob-unet", "phiseg", "flow-ssn", "mose", "mose-flips", "atfm",
-                        "atfm-best", "best")),
-    "gains-48": (48, ("nll", "best", "mose", "atfm")),
+                      "best-no-nll", "best-nll-10", "best-no-flips", "best-augment", "best-decay",
+                      "best-wide"), "best"),
+    "systems-32": (32, ("nll", "ssn", "prob-unet", "prob-unet-energy", "phiseg", "flow-ssn", "mose-no-flips",
+                        "mose", "atfm", "atfm-best", "best"), "best"),
+    "systems-48": (48, ("nll-flips", "mose", "atfm", "best"), "best"),
 }
 SHOWN = ("GED16", "HM-IoU16")
 
@@ -253,15 +280,22 @@ def scores_of(results: Results, seeds: Sequence[int], split: str, score: str) ->
     return np.array([results[seed][split]["scores"][score] for seed in seeds])
 
 
-def table(size: int, rows: Sequence[str]) -> str:
-    """Markdown: means over runs and images, and the difference from the first row, over runs and patients.
-
-    Differences are of the seeds that both rows have, with 95 % intervals. A row without a file says that it
-    was not run."""
+def difference(size: int, ours: str, other: str, seeds: Sequence[int], split: str, score: str) -> str:
+    """Ours minus the other over the same training seeds and images, with its 95 % interval over both."""
     results = read_results(size)
-    against = rows[0]
-    head = ["system", "runs", "CPU min", "NFE", "GED16", "HM-IoU16", "empty",
-            *(f"{score} minus {ROWS[against].title}" for score in SHOWN), "validation GED16", "HM-IoU16"]
+    values = (scores_of(results[ours], seeds, split, score) - scores_of(results[other], seeds, split, score))
+    mean, low, high = two_level_interval(values, results[ours][seeds[0]][split]["groups"])
+    return f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]"
+
+
+def table(size: int, rows: Sequence[str], ours: str) -> str:
+    """Markdown: means over runs and images; the row `ours` minus each other, over runs and patients.
+
+    Differences are of the test images and of the seeds that both rows have, with 95 % intervals. A row
+    without a file says that it was not run."""
+    results = read_results(size)
+    head = ["system", "runs", "epochs", "NFE", "s per 100", "GED16", "HM-IoU16", "empty",
+            *(f"best minus it: {score}" for score in SHOWN), "validation GED16", "HM-IoU16"]
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for name in rows:
         if name not in results:
@@ -270,20 +304,14 @@ def table(size: int, rows: Sequence[str]) -> str:
         runs = results[name]
         seeds = sorted(runs)
         first = runs[seeds[0]]
-        seconds = [sum(stage["cpu_seconds"] for stage in run["stages"].values()) for run in runs.values()]
-        minutes = np.mean(seconds) / 60
-        cells = [ROWS[name].title, str(len(seeds)), f"{minutes:.1f}", str(first["nfe"])]
+        epochs = " + ".join(str(stage["epochs"]) for stage in first["stages"].values())
+        cells = [ROWS[name].title, str(len(seeds)), epochs, str(first["nfe"]),
+                 f"{np.mean([run['test']['seconds_per_100'] for run in runs.values()]):.2g}"]
         cells += [f"{scores_of(runs, seeds, 'test', score).mean():.3f}" for score in SHOWN]
         cells.append(f"{scores_of(runs, seeds, 'test', 'Empty').mean():.2f}")
-        both = [seed for seed in seeds if seed in results.get(against, {})]
-        for score in SHOWN:
-            if name == against or not both:
-                cells.append("")
-                continue
-            difference = (scores_of(runs, both, "test", score)
-                          - scores_of(results[against], both, "test", score))
-            mean, low, high = two_level_interval(difference, first["test"]["groups"])
-            cells.append(f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]")
+        both = [seed for seed in seeds if seed in results.get(ours, {})]
+        cells += ["" if name == ours or not both else difference(size, ours, name, both, "test", score)
+                  for score in SHOWN]
         cells += [f"{scores_of(runs, seeds, 'validation', score).mean():.3f}" for score in SHOWN]
         lines.append(f"| {' | '.join(cells)} |")
     known = next((run for runs in results.values() for run in runs.values()), None)
@@ -291,33 +319,27 @@ def table(size: int, rows: Sequence[str]) -> str:
         least = {split: floor(np.array(known[split]["scores"]["Experts' diversity"]), np.array(EXPERTS),
                               SAMPLES).mean() for split in IMAGES}
         empty = np.mean(known["test"]["scores"]["Experts empty"])
-        lines.append(f"| perfect sampler (independent readers) | | | | {least['test']:.3f} | | {empty:.2f} | "
-                     f"| | {least['validation']:.3f} | |")
+        lines.append(f"| perfect sampler (independent readers) | | | | | {least['test']:.3f} | | {empty:.2f} "
+                     f"| | | {least['validation']:.3f} | |")
     return "\n".join(lines) + "\n"
 
 
-def each_run(size: int, row: str, against: str) -> str:
+def each_run(size: int, ours: str, other: str) -> str:
     """Markdown: a row minus another in each training run, over patients; and in all, over both."""
     results = read_results(size)
-    both = sorted(results.get(row, {}).keys() & results.get(against, {}).keys())
-    lines = [f"| seed | {' | '.join(f'{score}, {split}' for split in IMAGES for score in SHOWN)} |",
-             "|---" * (1 + 2 * len(IMAGES)) + "|"]
-    for title, seeds in {**{str(seed): [seed] for seed in both}, "all": both}.items():
-        cells = [title]
-        for split, score in product(IMAGES, SHOWN):
-            if not seeds:
-                continue
-            difference = (scores_of(results[row], seeds, split, score)
-                          - scores_of(results[against], seeds, split, score))
-            mean, low, high = two_level_interval(difference, results[row][seeds[0]][split]["groups"])
-            cells.append(f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]")
+    both = sorted(results.get(ours, {}).keys() & results.get(other, {}).keys())
+    columns = list(product(IMAGES, SHOWN))
+    lines = [f"| seed | {' | '.join(f'{score}, {split}' for split, score in columns)} |",
+             "|---" * (1 + len(columns)) + "|"]
+    for title, seeds in ([*((str(seed), [seed]) for seed in both), ("all", both)] if both else []):
+        cells = [title, *(difference(size, ours, other, seeds, *column) for column in columns)]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
 def write_tables(document: Path) -> None:
     """Replaces what stands between `<!-- table: NAME -->` and `<!-- end -->` in a document."""
-    made = {name: table(size, rows) for name, (size, rows) in TABLES.items()}
+    made = {name: table(*content) for name, content in TABLES.items()}
     made |= {f"each-run-{size}": each_run(size, "best", "nll-flips") for size in (32, 48)}
 
     def replaced(match: re.Match) -> str:
@@ -337,8 +359,6 @@ def main(flags: Sequence[str] | None = None) -> None:
     train_and_test.add_argument("--data_path", required=True,
                                 help="LIDC: an .h5 file or the folder of pickles")
     train_and_test.add_argument("--size", type=int, default=32, help="centre crop, pixels per side")
-    train_and_test.add_argument("--minutes", type=float, default=6.5,
-                                help="of a core, of each row's training")
     train_and_test.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of training")
     train_and_test.add_argument("--rows", nargs="+", default=list(ROWS), choices=ROWS, metavar="ROW",
                                 help=f"which of {', '.join(ROWS)}")
