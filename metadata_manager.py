@@ -4,6 +4,7 @@ Edit PATHS first. Everything else is a default that a flag of the same name over
 models/flags.py. "Paper" is ATFM, arXiv 2511.06857; "released" is its authors' code of November 2025.
 """
 
+import importlib
 import os
 import re
 from dataclasses import dataclass, field, fields, replace
@@ -45,8 +46,7 @@ BASELINES: dict[str, tuple[str, dict[str, Any]]] = {
     "mose": ("mose:MoSE", {**_UNET, "experts": "all", "lr": 1e-3, "batch_size": 16, "weight_decay": 1e-5}),
     "ccdm": ("ccdm:CCDM", {**_DIFFUSION, "lr": 1e-4, "batch_size": 16}),
     "ab": ("analog_bits:AnalogBits", {**_DIFFUSION, "lr": 1e-4, "batch_size": 16}),
-    "cimd": ("cimd:CIMD", {"experts": "one", "dim": 128, "dim_mults": (1, 2, 4), "lr": 1e-4,
-                           "batch_size": 20}),
+    "cimd": ("cimd:CIMD", {**_UNET, "dim": 128, "dim_mults": (1, 2, 4), "lr": 1e-4, "batch_size": 20}),
     "flow-ssn": ("flow_ssn:FlowSSN", {**_UNET, "lr": 1e-4, "batch_size": 32, "ema": 0.9999, "clip": 10.0}),
     "c-ssn": ("conditioned:ConditionedSSN", {**_UNET, "lr": 1e-4, "batch_size": 6, "weight_decay": 1e-4}),
     "c-prob-unet": ("conditioned:ConditionedProbUNet", {**_UNET, "lr": 1e-4, "batch_size": 6,
@@ -389,3 +389,8 @@ def dataset(what: str) -> Metadata:
                          ".h5 file of your own cases, by data.prepare")
     path = os.environ.get(f"ATFM_{what.upper()}_PATH") or PATHS[what]
     return replace(EXPERIMENTS[what].metadata, data_path=os.path.expanduser(path))
+
+
+def experiment(what: str, preset: str = "paper", method: str | None = None) -> Experiment:
+    """The settings of a data set or file, by `models.flags`; late, as that module imports this one."""
+    return importlib.import_module("models.flags").experiment(what, preset, method)

@@ -8,6 +8,7 @@ from itertools import chain, product
 import numpy as np
 import pytest
 
+import metadata_manager
 from data import Writer
 from metadata_manager import (
     EXPERIMENTS,
@@ -42,6 +43,10 @@ def test_every_setting_is_a_flag_with_its_reason(script, capsys, monkeypatch):
     text = " ".join(capsys.readouterr().out.split())
     for setting in chain.from_iterable(map(fields, (RunConfig, Metadata, *KINDS[script]))):
         assert not setting.metadata or setting.metadata["why"] in text
+
+
+def test_experiment_is_found_in_metadata_manager_too():
+    assert metadata_manager.experiment("MMIS", "best", "cfm-mmis") == experiment("MMIS", "best", "cfm-mmis")
 
 
 @pytest.mark.parametrize("what", EXPERIMENTS)
