@@ -58,6 +58,7 @@ CONTROLS = ("act-gtr-emptied",)  # GTR's samples, simply post-processed
 AMP = ("products of ST-Net in bfloat16; auto: on a GPU that has it, not on a CPU; False: the paper's "
        "float32; GTR, losses, statistics of norms and the ODE's state are in float32 always")
 AMP_CHOICES = ("auto", "True", "False")
+LAYOUT = "ST-Net in the layout that CUDA's convolutions are fastest in; with --compile only"
 COMPILE = "torch.compile ST-Net: minutes at the start, faster from then on"
 
 
@@ -240,6 +241,7 @@ class FlowConfig(Objective, OptimizerConfig):
     images_per_pass: int | None = count(None, "images per pass, as annotators_per_pass (default: all)")
     recompute: bool = setting(False, "gradient checkpointing in ST-Net", flags=("--checkpoint",), size=True)
     amp: str = setting("auto", AMP + "; a run that goes on stays as it began", AMP_CHOICES, size=True)
+    channels_last: bool = setting(False, LAYOUT, size=True)
     compile: bool = setting(False, COMPILE, size=True)
 
     def folder(self, preset: str) -> str:
@@ -283,6 +285,7 @@ class EvaluationConfig(Config):
     batch_size: int | None = count(None, "states x_t integrated at once; bounds memory (default: 8 on a CPU, "
                                          "on a GPU 64 of 128x128 pixels, fewer if memory does not suffice)")
     amp: str = setting("auto", AMP, AMP_CHOICES)
+    channels_last: bool = setting(False, LAYOUT)
     compile: bool = setting(False, COMPILE)
     released_checkpoint: bool = setting(False, "--gtr and --prior are files of weights of the authors' code")
     part: str = setting("1/1", "i/m: test every m-th image from the i-th; when all m parts are done, the "

@@ -65,8 +65,10 @@ def train_system(run: RunConfig, metadata: Metadata, config: FlowConfig, loop: L
         system = baseline(config.method, metadata.channels, config).to(device)
     else:
         system = flow_of(config, gtr, metadata).to(device)
+        if config.channels_last:
+            system.net.to(memory_format=torch.channels_last)
         if config.compile:
-            system.net.compile()
+            system.compile_net()
     optimizer = torch.optim.AdamW(system.trainable.parameters(), lr=config.lr,
                                   weight_decay=config.weight_decay)
     batches = Loader(train, config.batch_size, run.seed, device, augmentations(metadata),

@@ -46,14 +46,26 @@ class ATFM(nn.Module):
         self.net = net
         self.annotators_per_pass, self.images_per_pass, self.amp = annotators_per_pass, images_per_pass, amp
         self.in_chunks = Chunks()
+        self.compiled = self.had_several = False  # see `compile_net`
         self.steps = choice.steps  # of the solver, per sample
         self.per_annotator_loss = choice.per_annotator_loss
 
-    def for_sampling(self, amp: bool, compiled: bool = False) -> "ATFM":
-        """A copy whose net has fixed weights, to sample in a precision; compiled: by torch.compile."""
-        copy = ATFM(self.gtr, self.net.with_fixed_weights(), self.objective, amp=amp).eval()
+    def compile_net(self) -> None:
+        """Has torch.compile make one graph of the net, for every number of states that goes through it."""
+        self.net.compile()
+        self.compiled = True
+
+    def for_sampling(self, amp: bool, channels_last: bool = False, compiled: bool = False) -> "ATFM":
+        """A copy whose net has fixed weights, in the precision and memory layout to sample in.
+
+        channels_last, compiled: faster on CUDA, the first with the second only; either changes results by
+        rounding only."""
+        net = self.net.with_fixed_weights()
+        # Also back from channels_last: validation samples by the net that is trained, uncompiled.
+        net.to(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+        copy = ATFM(self.gtr, net, self.objective, amp=amp).eval()
         if compiled:
-            copy.net.compile()
+            copy.compile_net()
         return copy
 
     def for_validation(self, net: nn.Module) -> "ATFM":
@@ -162,8 +174,25 @@ class ATFM(nn.Module):
 
     def v(self, x_t: Tensor, t: Tensor, condition: Tensor) -> Tensor:
         """The velocity by the net, in float32; the net runs under autocast if `amp`."""
+        states = self._for_one_graph(x_t, t, condition) if self.compiled else (x_t, t, condition)
         with torch.autocast(x_t.device.type, torch.bfloat16, enabled=self.amp):
-            return self.net(x_t, t, condition).float()
+            return self.net(*states).float()[:len(x_t)]
+
+    def _for_one_graph(self, *states: Tensor) -> list[Tensor]:
+        """The same states (m, ...), of which torch.compile takes any number m > 1 in one graph.
+
+        One state is another graph to it, which would cost minutes at an epoch's last batch: where there were
+        several before, it goes in twice."""
+        m = len(states[0])
+        self.had_several |= m > 1
+        if not self.had_several:
+            return list(states)
+        # Copies, for a view with its base is another graph, too.
+        copies = [torch.cat([state, state]) if m == 1 else state.clone(memory_format=torch.contiguous_format)
+                  for state in states]
+        for state in copies:
+            torch._dynamo.maybe_mark_dynamic(state, 0)
+        return copies
 
     def _drop_condition(self, condition: Tensor) -> Tensor:
         """Replaces whole images by zeros, each with probability `condition_dropout`."""

@@ -134,6 +134,9 @@ def parse(argv: Sequence[str] | None, what: str, description: str, *kinds: type[
     configs: dict[type[Config], Any] = {
         type(config): replace(config, **{setting.name: given[setting.name] for setting in _flags(config)})
         for config in defaults}
+    if given.get("channels_last") and not given["compile"]:
+        raise ValueError("--channels_last True needs --compile True: uncompiled, each GroupNorm on CUDA "
+                         "changes the layout back and each convolution forth; pass both, or neither")
     trained = configs.get(GTRConfig) or configs.get(FlowConfig)
     if trained is not None:  # a testing script trains nothing
         label = preset_of(chosen.what, chosen.preset, chosen.method, configs[Metadata], trained)

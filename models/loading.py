@@ -22,8 +22,8 @@ REMOVED = {"groups": 1, "draws": 1, "times": "uniform", "objective": "velocity",
            "path_noise": 0.0, "condition": "image", "residual": False, "nll_weight": 0.0}
 # Settings that a run may change when it goes on: none alters what a step computes, beyond rounding.
 CHANGEABLE = {"data_path", "epochs", "num_epochs", "gtr", "alphas", "solver", "steps", "temperature",
-              "annotators_per_pass", "images_per_pass", "recompute", "compile",
-              "channels_last", "checkpoint"}  # the last two: in older files, `checkpoint` for `recompute`
+              "annotators_per_pass", "images_per_pass", "recompute", "channels_last", "compile",
+              "checkpoint"}  # `recompute` in older files
 DIFFERENCES = {"gtr_weights": "over another GTR", "training_images": "on other images"}
 
 

@@ -47,11 +47,9 @@ class SplitNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-        variance, mean = torch.var_mean(x.flatten(1), dim=1, correction=0, keepdim=True)  # (b, 1)
-        rstd = (variance + eps).rsqrt()
+        y, mean, rstd = normalized(x, weight, bias, eps)
         ctx.save_for_backward(x, mean, rstd, weight)
-        factor = rstd * weight  # (b, c)
-        return scaled(x, factor, bias - factor * mean)
+        return y
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
@@ -60,6 +58,16 @@ class SplitNorm(torch.autograd.Function):
         of_inputs = torch.ops.aten.native_group_norm_backward(
             grad.contiguous(), x, mean, rstd, weight, b, c, h * w, 1, ctx.needs_input_grad[:3])
         return *of_inputs, None
+
+
+def normalized(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    """GroupNorm(1) of maps x (b, c, h, w), with their mean and 1 / standard deviation, both (b, 1).
+
+    weight, bias: (c,), or other ones for each map, (b, c)."""
+    variance, mean = torch.var_mean(x.flatten(1), dim=1, correction=0, keepdim=True)
+    rstd = (variance + eps).rsqrt()
+    factor = rstd * weight  # (b, c)
+    return scaled(x, factor, bias - factor * mean), mean, rstd
 
 
 def scaled(x: Tensor, factor: Tensor, shift: Tensor) -> Tensor:
@@ -76,17 +84,32 @@ class Norm(nn.GroupNorm):
     def __init__(self, channels: int) -> None:
         super().__init__(1, channels)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.split(x) if self.splits(x) else super().forward(x)
+    def forward(self, x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
+        """norm(x), or norm(x) * (1 + scale) + shift for scale and shift (b, c): (b, c, h, w)."""
+        if self.splits(x):
+            return self.split(x, scale, shift)
+        return modulated(super().forward(x), scale, shift)
 
     def splits(self, x: Tensor) -> bool:
         """Whether x is normalized by `split`."""
         return x.is_cuda and not torch.compiler.is_compiling()
 
-    def split(self, x: Tensor) -> Tensor:
-        """The same as torch's, by `SplitNorm`."""
+    def split(self, x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
+        """The same as `forward`, by `SplitNorm`; without a gradient, in a single pass after the moments."""
         with torch.autocast(x.device.type, enabled=False):
-            return SplitNorm.apply(x.float(), self.weight, self.bias, self.eps)
+            x = x.float()
+            if torch.is_grad_enabled():
+                return modulated(SplitNorm.apply(x, self.weight, self.bias, self.eps), scale, shift)
+            # Scale and shift change the norm's few weights instead of its large map.
+            weight, bias = self.weight, self.bias
+            if scale is not None and shift is not None:
+                weight, bias = weight * (scale + 1), bias * (scale + 1) + shift  # (b, c)
+            return normalized(x, weight, bias, self.eps)[0]
+
+
+def modulated(y: Tensor, scale: Tensor | None, shift: Tensor | None) -> Tensor:
+    """y * (1 + scale) + shift, or y itself without them."""
+    return y if scale is None or shift is None else scaled(y, scale + 1, shift)
 
 
 class Recomputable(nn.Module):
@@ -120,7 +143,7 @@ class ResidualBlock(Recomputable):
     def forward(self, time: Tensor, *joined: Tensor) -> Tensor:
         x = torch.cat(joined, dim=1) if len(joined) > 1 else joined[0]
         scale, shift = self.time(F.silu(time)).chunk(2, dim=1)  # (b, out_channels)
-        y = F.silu(scaled(self.norm1(self.conv1(x)), scale + 1, shift))
+        y = F.silu(self.norm1(self.conv1(x), scale, shift))
         y = F.silu(self.norm2(self.conv2(y)))
         return y + self.shortcut(x)
 

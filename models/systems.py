@@ -200,7 +200,7 @@ def ways_to_sample(system: ATFM | Baseline, config: EvaluationConfig, amp: bool
                 raise ValueError(f"--steps {steps}: {type(system).__name__} has {system.most_steps} at most")
             yield {"steps": steps}, partial(system.sample, steps=steps, batch_size=config.batch_size)
         return
-    fast = system.for_sampling(amp, config.compile)
+    fast = system.for_sampling(amp, config.channels_last, config.compile)
     for solver, steps in product(config.solver or (system.objective.solver,), numbers):
         way: dict[str, Any] = {"solver": solver, "steps": steps}
         yield way, partial(fast.sample, **way, batch_size=config.batch_size)
@@ -210,7 +210,7 @@ def check_flags(config: EvaluationConfig, methods: Sequence[str]) -> None:
     """Raises ValueError for a flag of a test that none of its systems has."""
     flows = [method for method in methods if method in FLOWS]
     stepwise = [method for method in methods if issubclass(CLASSES.get(method, Baseline), Stepwise)]
-    without_effect = [] if flows else ["solver", "amp", "compile", "alphas"]
+    without_effect = [] if flows else ["solver", "amp", "channels_last", "compile", "alphas"]
     without_effect += [] if flows or stepwise else ["steps"]
     for name in without_effect:
         if getattr(config, name) and getattr(config, name) not in ("auto", "False"):

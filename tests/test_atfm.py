@@ -275,23 +275,52 @@ def test_guidance_extrapolates_from_the_field_without_image(guidance):
 
 
 @pytest.mark.slow
-def test_a_compiled_net_gives_the_same_gradients_and_samples(monkeypatch):
+def test_a_compiled_net_is_one_graph_for_all_sizes_of_a_batch(monkeypatch):
+    """Of training and its last batches, of one image too; and of the parts of a sample."""
+    graphs = []
+
+    def count(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=count))
+    torch._dynamo.utils.counters.clear()
+    for recompute in (False, True):
+        atfm = system(recompute, annotators_per_pass=1)
+        atfm.compile_net()
+        plain = step(system(recompute, annotators_per_pass=1))[0]
+        torch.testing.assert_close(step(atfm)[0], plain)
+        for b in (3, 1, 5):
+            for part in atfm.losses(*batch(b)):
+                part["loss"].backward()
+        assert len(graphs) == 1
+        fast, sizes = atfm.for_sampling(amp=False, compiled=True), (4, 2, 3)
+        fast.sample(batch()[0], 5, steps=1, batch_size=4)
+        for n in sizes:
+            fast.sample(batch(b=1)[0], n, steps=1, batch_size=2)
+        assert len(graphs) == 2
+        graphs.clear()
+        torch._dynamo.reset()
+    assert not torch._dynamo.utils.counters["graph_break"]
+
+
+@pytest.mark.parametrize("options", [
+    {}, {"channels_last": True}, pytest.param({"compiled": True}, marks=pytest.mark.slow)])
+def test_ways_to_be_fast_change_samples_by_rounding_only(options, monkeypatch):
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))  # minutes less
-    atfm, compiled = system(guidance=0.5, steps=2), system(guidance=0.5, steps=2)
-    compiled.net.compile()
-    torch.testing.assert_close(step(compiled)[0], step(atfm)[0])
-    expected, *others = (of.sample(batch()[0], 3, generator=seeded()) for of in (
-        atfm, compiled.for_sampling(amp=False), atfm.for_sampling(amp=False, compiled=True)))
-    for samples in others:
-        torch.testing.assert_close(samples, expected, rtol=0, atol=1e-5)
-
-
-def test_a_copy_for_sampling_leaves_the_trained_net_alone():
-    atfm, image = system(steps=2), batch()[0]
-    fast = atfm.for_sampling(amp=False)
-    samples, expected = (of.sample(image, 3, generator=seeded()) for of in (fast, atfm))
+    atfm, (image, _) = system(guidance=0.5, solver="midpoint", steps=2), batch()
+    fast = atfm.for_sampling(amp=False, **options)
+    expected, samples = (of.sample(image, 3, generator=seeded()) for of in (atfm, fast))
     torch.testing.assert_close(samples, expected, rtol=0, atol=1e-5)
     assert fast.net is not atfm.net and all(weight.requires_grad for weight in atfm.net.parameters())
+
+
+def test_validation_is_in_the_plain_layout_as_it_is_not_compiled():
+    atfm = system()
+    atfm.net.to(memory_format=torch.channels_last)
+    assert not atfm.net.middle.block1.conv1.weight.is_contiguous()
+    assert all(weight.is_contiguous() for weight in atfm.for_validation(atfm.net).net.parameters())
+    assert not atfm.net.middle.block1.conv1.weight.is_contiguous()
 
 
 def test_bfloat16_changes_results_by_its_rounding_only():

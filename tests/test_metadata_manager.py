@@ -135,6 +135,15 @@ def test_cfm_takes_its_100_000_steps_on_lidc():
     assert 100_000 <= 663 * math.ceil(9661 / 64) < 100_000 + 151
 
 
+@pytest.mark.parametrize("script", ["flow", "test"])
+def test_channels_last_needs_compile(script):
+    with pytest.raises(ValueError, match="--channels_last True needs --compile True"):
+        read("--channels_last True", script)
+    assert all(getattr(config, "channels_last", True)
+               for config in read("--channels_last True --compile True", script).values())
+    FlowConfig(channels_last=True)  # checkpoints of older runs have it
+
+
 def test_mmis_is_seen_in_three_channels_and_cfm_has_a_recipe_for_it():
     settings = read("--method cfm-mmis", what="MMIS")
     flow, metadata = settings[FlowConfig], settings[Metadata]

@@ -12,7 +12,7 @@ import torch
 from data import Loader, augmentations, load
 from metadata_manager import BASELINES, FLOWS, FlowConfig, GTRConfig, LoopConfig, Metadata
 from metrics import evaluate
-from models import ATFM, GTR, STNet, Validation, baseline, energy_score, monte_carlo_nll, train_loop
+from models import ATFM, GTR, STNet, Validation, baseline, energy_score, monte_carlo_nll, st_net, train_loop
 from models.flags import experiment
 from models.flow import SOLVERS, one_expert
 from models.processes import Processes
@@ -120,6 +120,12 @@ def test_st_net_takes_the_norm_for_cuda(cuda, monkeypatch):
     x = torch.rand(1, 1, 8, 8, device=cuda)
     net(x, torch.rand(1, device=cuda), x).sum().backward()
     assert len(calls) == norms > 30
+    # Without a gradient scale and shift by time take no pass of their own over a map.
+    passes, scaled = [], st_net.scaled
+    monkeypatch.setattr(st_net, "scaled", lambda *inputs: passes.append(1) or scaled(*inputs))
+    with torch.no_grad():
+        net(x, torch.rand(1, device=cuda), x)
+    assert len(passes) == norms
 
 
 def test_a_step_reads_nothing_back_that_is_not_there(cuda, tmp_path):

@@ -70,16 +70,19 @@ def test_the_norm_for_cuda_is_torch_s_with_its_gradients():
     norm, random = Norm(6), torch.Generator().manual_seed(0)
     torch.nn.init.normal_(norm.weight), torch.nn.init.normal_(norm.bias)
     x, weights = 3 * torch.randn(2, 2, 6, 5, 4, generator=random) + 5
-    results = []
-    for normalize in (norm.forward, norm.split):
-        x = x.clone().requires_grad_()
-        y = normalize(x)
-        (y * weights).sum().backward()
-        results.append([y, x.grad, norm.weight.grad, norm.bias.grad])
-        norm.zero_grad()
-        x = x.detach()
-    for split, plain in zip(*results, strict=True):
-        torch.testing.assert_close(split, plain, rtol=1e-5, atol=1e-4)
+    scale, shift = torch.randn(2, 2, 6, generator=random)
+    for modulation in ((), (scale, shift)):
+        results = []
+        for normalize in (norm.forward, norm.split):
+            inputs = [tensor.clone().requires_grad_() for tensor in (x, *modulation)]
+            y = normalize(*inputs)
+            (y * weights).sum().backward()
+            results.append([y, *(tensor.grad for tensor in inputs), norm.weight.grad, norm.bias.grad])
+            norm.zero_grad()
+        with torch.no_grad():  # as in sampling, in one pass
+            torch.testing.assert_close(norm.split(x, *modulation), results[0][0], rtol=1e-5, atol=1e-4)
+        for split, plain in zip(*results, strict=True):
+            torch.testing.assert_close(split, plain, rtol=1e-5, atol=1e-4)
 
 
 def test_its_moments_are_of_float32_under_bfloat16():
