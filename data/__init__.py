@@ -24,7 +24,7 @@ paths of flags, errors, terminals           metrics.program
 
 from metrics.program import name_user
 
-name_user()  # torchvision, which is imported below, asks for the user's name
+name_user()  # torchvision and torch.compile ask for it where they are imported
 
 from data.dataset import ExpertDataset, load
 from data.loader import Loader, augment, augmentations, dihedral

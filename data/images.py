@@ -13,7 +13,6 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 from torch.nn.functional import interpolate
-from torchvision.transforms.v2.functional import resize
 
 from metadata_manager import GREY
 
@@ -83,7 +82,14 @@ def fitted(image: Tensor, channels: int, side: int) -> Tensor:
     """An image (c, h, w) as a model takes it: (1, channels, side, side), antialiased.
 
     Its proportions are not kept. Errors and channels as `of_channels`."""
-    return resize(of_channels(image, channels)[None], [side, side], antialias=True)
+    return resized(of_channels(image, channels), (side, side))[None]
+
+
+def resized(image: Tensor, size: tuple[int, int]) -> Tensor:
+    """(c, h, w) -> (c, *size), antialiased; its proportions are not kept."""
+    # Imported late: it takes two seconds, and most commands resize nothing.
+    from torchvision.transforms.v2.functional import resize
+    return resize(image, list(size), antialias=True)
 
 
 def of_channels(image: Tensor, channels: int) -> Tensor:
@@ -123,7 +129,7 @@ class Fit:
         """(c, height, width) float -> (c, side, side), antialiased."""
         square = image.new_zeros(len(image), self.side, self.side)
         if self.inner != (self.height, self.width):
-            image = resize(image, list(self.inner), antialias=True)
+            image = resized(image, self.inner)
         square[(slice(None), *self.window)] = image
         return square
 

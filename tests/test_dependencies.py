@@ -81,6 +81,14 @@ def test_a_module_started_by_its_path_says_how_to_start_it(module, tmp_path):
     assert found.stderr == f"error: start it from the project's folder, as `python -m {module} ...`\n"
 
 
+def test_help_does_not_wait_for_what_only_some_commands_need():
+    """Each of these takes a second or two to import."""
+    code = "import sys, data, fig, metrics, models; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    slow = {"matplotlib", "torch._dynamo", "torch._inductor", "torchvision"}
+    assert not slow & set(loaded.stdout.split())
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", ["module://matplotlib_inline.backend_inline", "TkAgg"])
 def test_the_backend_of_a_notebook_stops_no_picture(backend, tmp_path):
