@@ -84,9 +84,8 @@ def test_a_module_started_by_its_path_says_how_to_start_it(module, tmp_path):
 def test_help_does_not_wait_for_what_only_some_commands_need():
     """Each of these takes a second or two to import."""
     code = "import sys, data, fig, metrics, models; print(*sys.modules)"
-    loaded = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    slow = {"matplotlib", "torch._dynamo", "torch._inductor", "torchvision"}
-    assert not slow & set(loaded.stdout.split())
+    loaded = subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, text=True).split()
+    assert not {"matplotlib", "torch._dynamo", "torch._inductor", "torchvision"} & set(loaded)
 
 
 @pytest.mark.slow
