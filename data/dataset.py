@@ -193,7 +193,7 @@ class ExpertDataset(Dataset):
         return digest.hexdigest()
 
     def _blocks(self, rows: np.ndarray) -> Iterator[tuple[Tensor, Tensor]]:
-        """All pixels at once where they are in memory, else a block at a time: a file may be larger than it."""
+        """All pixels at once where they are in memory, else a block at a time, for a file may be larger."""
         if self._in_memory is not None:
             yield self._in_memory
             return

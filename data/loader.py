@@ -114,7 +114,8 @@ def dihedral(image: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
     image (b, c, s, s), masks (b, k, s, s) -> the same. Draws from torch's global CPU generator."""
     flipped, turns = torch.randint(2, (len(image),)), torch.randint(4, (len(image),))
     pixels = torch.arange(image.shape[-1] ** 2).view(image.shape[-2:])
-    positions = torch.stack([torch.rot90(way, turn) for way in (pixels, pixels.flip(-1)) for turn in range(4)])
+    positions = torch.stack([torch.rot90(side, turn) for side in (pixels, pixels.flip(-1))
+                             for turn in range(4)])
     # Pixels are gathered for the whole batch at once: on a GPU, a launch per image would cost more.
     positions, chosen = (x.to(image.device, non_blocking=True) for x in (positions, 4 * flipped + turns))
     source = positions.flatten(1)[chosen]

@@ -14,8 +14,8 @@ from data.store import normal
 def with_patients(cases: Sequence[Case], table: Path, column: str = "patient") -> list[Case]:
     """The cases with the patients of a CSV file in UTF-8, whose first column has the cases' names.
 
-    Raises ValueError, naming the file, for another encoding, for a column or a case that is not there, and for
-    a case of which two lines name different patients."""
+    Raises ValueError, naming the file, for another encoding, a column or a case that is not there, and a case
+    of which two lines name different patients."""
     try:
         text = normal(table.read_text("utf-8-sig"))  # which reads UTF-8 with and without a mark at its start
         header, *rows = [row for row in csv.reader(io.StringIO(text)) if row] or [[]]

