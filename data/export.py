@@ -37,7 +37,7 @@ def write(output: Path, lines: Sequence[tuple[str, str, str]]) -> None:
     text = io.StringIO(newline="")
     csv.writer(text, lineterminator="\n").writerows([("split", "id", "patient"), *lines])
     content = text.getvalue().encode()
-    if output.exists() and (not output.is_file() or output.read_bytes() != content):
+    if output.is_dir() or output.exists() and output.read_bytes() != content:
         raise ValueError(f"--output {output}: exists and does not hold these lists; it is not replaced: name "
                          "another file, or move it away")
     with whole_file(output) as file:

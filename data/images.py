@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
-from torch.nn.functional import interpolate
 from torchvision.transforms.v2.functional import resize
 
 from metadata_manager import GREY
@@ -136,14 +135,6 @@ class Fit:
     def put_masks(self, masks: Tensor) -> Tensor:
         """(k, height, width) bool -> (k, side, side) bool: a pixel that is half covered is marked."""
         return self.put(masks.float()) >= 0.5 - 1e-6  # whichever way the interpolation rounds
-
-    def back(self, maps: Tensor) -> Tensor:
-        """(n, side, side) -> (n, height, width), nearest."""
-        inner = maps[(slice(None), *self.window)]
-        if self.inner == (self.height, self.width):
-            return inner
-        size = [self.height, self.width]
-        return interpolate(inner[None].float(), size, mode="nearest-exact")[0].to(maps.dtype)
 
 
 def unique_names(paths: Sequence[Path]) -> list[str]:

@@ -47,18 +47,10 @@ class Store:
     annotators: int
     patient: np.ndarray  # (N,)
     ids: list[str]  # how to name each row in a message
+    style: np.ndarray | None  # (N, k), ISIC3 only
+    experts: np.ndarray | None  # how many masks each image has, (N,), where not all have k
     fields: dict[str, np.ndarray]  # the FIELDS that the file has
     digest: str  # of the original's files; "" for a file that was not converted
-
-    @property
-    def style(self) -> np.ndarray | None:
-        """(N, k), ISIC3 only."""
-        return self.fields.get("style")
-
-    @property
-    def experts(self) -> np.ndarray | None:
-        """How many masks each image has, (N,), where not all have k."""
-        return self.fields.get("experts")
 
     def areas(self) -> np.ndarray:
         """Pixels that experts marked on each image, of all masks together, (N,) int. Errors as of `read`."""
@@ -149,7 +141,8 @@ def open_store(path: Path | str) -> Store:
     if experts is not None and not (1 <= experts.min() and experts.max() <= annotators):
         raise LayoutError(f"{path}: experts from {experts.min()} to {experts.max()}, expected 1 to "
                           f"{annotators}")
-    return Store(path, shape, annotators, fields["patient"], _row_names(fields, path), fields, digest)
+    return Store(path, shape, annotators, fields["patient"], _row_names(fields, path), fields.get("style"),
+                 experts, fields, digest)
 
 
 def _sizes(images: h5py.Dataset, masks: h5py.Dataset, path: Path) -> tuple[tuple[int, int, int, int], int]:
@@ -177,11 +170,9 @@ def stored_dataset(group: h5py.Group, path: Path | str, name: str, sparse: bool 
     if link is None:
         held = ", ".join(sorted(group)[:10]) or "nothing"
         raise LayoutError(f"{path}: holds {held}, expected a dataset '{name}'")
-    if not isinstance(link, h5py.HardLink):
-        raise LayoutError(f"{path}: '{name}' is a {type(link).__name__}, expected a dataset in this file")
-    dataset = group[name]
+    dataset = group[name] if isinstance(link, h5py.HardLink) else link  # a link may lead to another file
     if not isinstance(dataset, h5py.Dataset):
-        raise LayoutError(f"{path}: '{name}' is a {type(dataset).__name__}, expected a dataset")
+        raise LayoutError(f"{path}: '{name}' is a {type(dataset).__name__}, expected a dataset in this file")
     if dataset.external or dataset.is_virtual:
         raise LayoutError(f"{path}: '{name}' keeps its data in other files; copy the data here")
     stored = dataset.id.get_storage_size()

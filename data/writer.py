@@ -79,10 +79,9 @@ class Writer:
 
     def __init__(self, path: Path | str, origin: str, digest: str = "", small: bool = False,
                  prepared: str = "", replace: bool = False):
-        """`origin` describes the data for a human; `digest` identifies the files it was made from.
-
-        small: compressed; without it a store loads fastest. prepared: axis and window of `data.prepare`, as
-        JSON. replace: whatever is there. Raises ValueError, without it, for a file of another origin."""
+        """origin: where the data come from, for a human. digest: of the files it was made from. small:
+        compressed, which loads slower. prepared: axis and window of `data.prepare`, as JSON. replace:
+        whatever is there; without it, raises ValueError for a file of another origin."""
         self.path = Path(path).expanduser()
         if not replace:
             refuse_foreign(self.path, origin)

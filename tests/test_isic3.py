@@ -115,15 +115,12 @@ def save_new(mode, side, **options):
     (MASK, save_new("L", 17), "A_1_m.png: 16 x 17 pixels, expected 16 x 16"),
     ("Images/B.png", save_new("RGB", 17), "B.png: 16 x 17 pixels, expected 16 x 16"),
     (IMAGE, lambda path: path.write_text("text"), UNREADABLE),
-    (IMAGE, lambda path: path.write_bytes(path.read_bytes()[:-200]), UNREADABLE),
     (IMAGE, save_new("L", 16), rf"{UNREADABLE} .colour mode L, 1 pages.; expected one image of mode RGB as"),
     (IMAGE, save_new("RGB", 16, format="BMP"), UNREADABLE),
     (MASK, lambda path: Image.linear_gradient("L").resize((16, 16)).save(path), "a mask with the values"),
     (MASK, save_new("RGB", 16), "A_1_m.png: .*colour mode RGB, .* mode L, 1 as"),
-    (MASK, save_new("1", 10_000), "A_1_m.png: too large to be decoded safely"),  # a file of a few kB
-    (MASK, save_new("1", 14_000), "A_1_m.png: too large to be decoded safely"),
+    (MASK, save_new("1", 14_000), "A_1_m.png: too large to be decoded safely"),  # a file of a few kB
     (MASK, lambda path: path.rename(path.with_name("A_1.png")), "A_1.png: no style"),
-    (MASK, lambda path: path.rename(path.with_name("A_1_q.png")), "A_1_q.png: no style"),
     ("Images/A.jpg", save_new("RGB", 16), "A.png: same image id as A.jpg"),
 ])
 def test_what_is_wrong_is_named_and_leaves_no_store(folder, name, spoil, message):
