@@ -44,7 +44,7 @@ UNREAD = (".nrrd", ".mha", ".mhd", ".mgz", ".mgh", ".img", ".gipl", ".npz", ".ma
 
 @dataclass(frozen=True)
 class Case:
-    """An image with its experts' masks. name: unique, and begins with its fold if all cases came split."""
+    """An image with its experts' masks. name: begins with its fold if all cases came split."""
 
     name: str
     patient: str
@@ -73,9 +73,12 @@ def find(folder: Path, image: str | None = None, masks: str | None = None) -> li
         print(f"warning: {len(unread)} files are passed over, in a form that is not read, such as "
               f"{unread[0]}; if they are masks, convert them to NIfTI or NumPy", flush=True)
     masks_of = _by_image(images, _named(others, folder, masks) if masks else others, folder)
-    if masks is None:
-        for path, its_masks in masks_of.items():
-            _refuse_several_kinds(path, its_masks)
+    for path, its_masks in masks_of.items():
+        kinds = {re.sub(r"\d+(?=\D*$)", "#", stem_of(mask)): mask.name for mask in its_masks}
+        if masks is None and len(kinds) > 1:  # names that differ in more than their last number
+            names = ", ".join(sorted(kinds.values())[:4])
+            raise ValueError(f"{path.parent}: masks of several kinds, {names}; choose with --masks, such as "
+                             "--masks '*seg*', or --masks '*' for all")
     count = Counter(path.parent for path in images)
     patients = _patients(folder, images, image or IMAGE)
     cases = []
@@ -161,15 +164,6 @@ def _called(mask: Path, images: Sequence[Path], tag: bool) -> list[Path]:
     return [image for image, length in lengths.items() if length == max(lengths.values())]
 
 
-def _refuse_several_kinds(image: Path, masks: Sequence[Path]) -> None:
-    """Raises ValueError if names of an image's masks differ in more than their last number."""
-    kinds = {re.sub(r"\d+(?=\D*$)", "#", stem_of(mask)): mask for mask in masks}
-    if len(kinds) > 1:
-        names = ", ".join(sorted(path.name for path in kinds.values())[:4])
-        raise ValueError(f"{image.parent}: masks of several kinds, {names}; choose with --masks, such as "
-                         "--masks '*seg*', or --masks '*' for all")
-
-
 def _patients(folder: Path, images: Sequence[Path], pattern: str) -> dict[Path, str]:
     """The patient of each image: the first of its folders that may name one and that not all images share.
 
@@ -224,24 +218,14 @@ def _split(folder: Path, cases: list[Case]) -> list[Case]:
             del parts[_fold_at(parts) or 0]
             name = "/".join([renamed.get(fold, fold), *(parts or [stem_of(case.image)])])
             cases[number] = replace(case, name=name)
-    images: dict[str, Path] = {}
-    for case in cases:
-        if case.name in images:
-            raise ValueError(f"{case.image}: case {case.name} is also {images[case.name]}; rename one")
-        images[case.name] = case.image
     return sorted(cases, key=lambda case: _natural(case.name))
 
 
-def shape_of(case: Case) -> tuple[int, ...]:
-    """(h, w) or (z, h, w) of a case, by its first mask. Raises ValueError as `read`."""
-    return read_scan(case.masks[0], mask=True).values.shape
-
-
 def common_axis(shapes: dict[str, tuple[int, ...]], axis: str) -> str:
-    """The name of the one axis to cut all volumes across: `axis`, or that of the fewest slices in most.
+    """The name of the axis to cut all volumes across: `axis`, or that of the fewest slices in most.
 
-    One alone, so that slices are comparable: a long scan may have more slices than rows. shapes: name of each
-    case -> (h, w) or (z, h, w). Prints the name of a case that has fewer slices along another."""
+    shapes: name of each case -> (h, w) or (z, h, w). Prints the name of a case that has fewer slices along
+    another, as a long scan may have more slices than rows."""
     volumes = {name: shape for name, shape in shapes.items() if len(shape) == 3}
     if axis != "fewest" or not volumes:
         return axis

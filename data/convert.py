@@ -97,7 +97,6 @@ def _writer(original: Path, digest: str) -> Writer:
     refusals = []
     for place in _places(original):
         try:
-            place.parent.mkdir(parents=True, exist_ok=True)
             # What is there is a store of this original: one that is out of date, or damaged.
             return Writer(place, f"converted from {original}", digest, replace=True)
         except OSError as error:

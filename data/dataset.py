@@ -197,8 +197,8 @@ class ExpertDataset(Dataset):
         if self._in_memory is not None:
             yield self._in_memory
             return
-        for start in range(0, len(rows), BLOCK):
-            yield self._read(rows[start:start + BLOCK])
+        for first in range(0, len(rows), BLOCK):
+            yield self._read(rows[first:first + BLOCK])
 
     def _pixels(self) -> tuple[Tensor, Tensor]:
         if self._in_memory is None:

@@ -57,7 +57,7 @@ def smooth_noise(rng: np.random.RandomState, sigma: float) -> np.ndarray:
 def curve(rng: np.random.RandomState, bend: float, width: tuple[float, float]) -> np.ndarray:
     """A curved stroke, (SIDE, SIDE) in [0, 1]: a Gaussian ridge, `width[1]` tapering to `width[0]` pixels.
 
-    bend: standard deviation of the change of heading per pixel walked, radians."""
+    bend: standard deviation of the change of heading per pixel, radians."""
     steps = rng.randint(20, 2 * SIDE)
     heading = rng.uniform(0, 2 * np.pi) + np.cumsum(bend * rng.standard_normal(steps))
     points = rng.uniform(0, SIDE, 2)[:, None] + np.cumsum([np.sin(heading), np.cos(heading)], axis=1)

@@ -54,9 +54,7 @@ def pixels_of(image: Image.Image) -> np.ndarray:
 
 
 def opened(path: Path) -> Image.Image:
-    """A user's PNG, JPEG, TIFF or BMP file, turned as EXIF says.
-
-    Raises FileNotFoundError, or ValueError for what is not one such image or too large to decode safely."""
+    """A user's PNG, JPEG, TIFF or BMP file, as `decoded`. Raises FileNotFoundError or ValueError."""
     if not path.exists():
         raise FileNotFoundError(f"--images {path}: no such file")
     try:
@@ -80,9 +78,7 @@ def read_image(path: Path) -> Tensor:
 
 
 def fitted(image: Tensor, channels: int, side: int) -> Tensor:
-    """An image (c, h, w) as a model takes it: (1, channels, side, side), antialiased.
-
-    Its proportions are not kept. Errors and channels as `of_channels`."""
+    """An image (c, h, w) stretched to (1, channels, side, side), antialiased; errors as of `of_channels`."""
     return resize(of_channels(image, channels)[None], [side, side], antialias=True)
 
 
@@ -138,10 +134,9 @@ class Fit:
 
 
 def unique_names(paths: Sequence[Path]) -> list[str]:
-    """A folder name for each file: its stem, with its folder's name before it where files share the stem.
+    """A folder name for each file: its stem, after its folder's name if the stem is shared, or `image`.
 
-    So it is for a stem that says nothing, such as `image`. What is still taken, letter case aside, becomes
-    name_2, name_3, ..."""
+    What is still taken, letter case aside, becomes name_2, name_3, ..."""
     stems = [unicodedata.normalize("NFC", path.stem.removesuffix(".nii")) for path in paths]
     stems = [stem if stem.strip(". ") else "image" for stem in stems]  # `..` would name another folder
     count = Counter(stem.casefold() for stem in stems)  # some file systems ignore case

@@ -32,7 +32,7 @@ from data.images import Fit
 from data.readers import reader_of
 from data.splits import FOLDS, VALIDATED
 from data.store import BLOCK, SUFFIXES, Store, open_store
-from data.volumes import AXES, axis_of, limits_of
+from data.volumes import AXES, axis_of, limits_of, read_scan
 from data.writer import Writer, refuse_foreign
 from fig.canvas import evenly_spaced
 from metrics.overlap import dice_matrix
@@ -41,7 +41,6 @@ from models.flags import came_split
 
 FACTOR = 8  # both networks halve an image's sides up to three times
 LARGEST = 256  # pixels per side, unless --size says otherwise
-SIZES = (FACTOR, 2048)  # that --size may have
 SCRIPTS = ("train_GTR.py", "train_prior_LIDC.py", "test_prior_LIDC.py")  # what comes next
 MEMORY = "smaller volumes, or fewer experts: one case is in memory at a time"
 PAPER_FILE = (15_096, 875)  # slices and CT series of the paper's LIDC
@@ -52,8 +51,8 @@ def prepare(folder: Path, output: Path, flags: argparse.Namespace) -> Store:
     """Write the cases below a folder into one file; returns the store that it is.
 
     Raises ValueError or OSError naming the file or the flag that is wrong; then nothing is written."""
-    if flags.size is not None and (flags.size % FACTOR or not SIZES[0] <= flags.size <= SIZES[1]):
-        raise ValueError(f"--size {flags.size}: expected a multiple of {FACTOR}, {SIZES[0]} to {SIZES[1]}")
+    if flags.size is not None and flags.size not in range(FACTOR, 2048 + 1, FACTOR):
+        raise ValueError(f"--size {flags.size}: expected a multiple of {FACTOR}, {FACTOR} to 2048")
     limits_of(np.zeros(1), flags.window)  # raises if it does not ascend
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder; expected one with images and masks in it")
@@ -66,7 +65,7 @@ def prepare(folder: Path, output: Path, flags: argparse.Namespace) -> Store:
     given = [f"--{name} {getattr(flags, name)}" for name in names if getattr(flags, name)]
     origin = f"prepared from {folder.resolve()} with {' '.join(given)}"
     check_output(folder, output, origin)
-    shapes = {case.name: cases.shape_of(case)
+    shapes = {case.name: read_scan(case.masks[0], mask=True).values.shape
               for case in tqdm(all_cases, desc="sizes", unit="case", disable=None)}
     axis = cases.common_axis(shapes, flags.axis)
     side = flags.size or default_size(shapes, axis)

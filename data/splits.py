@@ -18,8 +18,7 @@ VALIDATED = 0.2  # of the training patients, where data came split into training
 def by_patient(patient: np.ndarray, seed: int) -> dict[str, np.ndarray]:
     """64 / 16 / 20 % of the patients, (N,) one per row; rows shuffled, so that the first N are of many.
 
-    `train_prior`, for the flow, is `train`.
-    Raises ValueError for fewer than three patients, who cannot fill three splits."""
+    `train_prior`, for the flow, is `train`. Raises ValueError for fewer than three patients."""
     unique, number = np.unique(patient, return_inverse=True)
     count = len(unique)
     if count < 3:

@@ -56,9 +56,9 @@ class Store:
         """Pixels that experts marked on each image, of all masks together, (N,) int. Errors as of `read`."""
         areas = np.zeros(len(self), np.int64)
         with reading(self.path) as file:
-            for start in range(0, len(self), BLOCK):
-                packed = file["masks_packed"][start:start + BLOCK]
-                areas[start:start + BLOCK] = np.unpackbits(packed, axis=1).sum(1)
+            for first in range(0, len(self), BLOCK):
+                packed = file["masks_packed"][first:first + BLOCK]
+                areas[first:first + BLOCK] = np.unpackbits(packed, axis=1).sum(1)
         return areas
 
     def marked(self) -> np.ndarray:
@@ -79,8 +79,8 @@ class Store:
 
 def _read_rows(dataset: h5py.Dataset, rows: np.ndarray) -> np.ndarray:
     out = np.empty((len(rows), *dataset.shape[1:]), dataset.dtype)
-    for start in range(0, len(dataset), BLOCK):
-        low, high = np.searchsorted(rows, (start, start + BLOCK))
+    for first in range(0, len(dataset), BLOCK):
+        low, high = np.searchsorted(rows, (first, first + BLOCK))
         if low < high:
             wanted = rows[low:high]
             out[low:high] = dataset[wanted[0]:wanted[-1] + 1][wanted - wanted[0]]

@@ -25,10 +25,10 @@ def write(folder, *names, values=0):
     return folder
 
 
-def brief(folder, found):
+def brief(folder, all_cases):
     """name -> patient, image, masks, as relative paths."""
     return {case.name: (case.patient, *(path.relative_to(folder).as_posix()
-                                        for path in (case.image, *case.masks))) for case in found}
+                                        for path in (case.image, *case.masks))) for case in all_cases}
 
 
 FORMS = {  # files, patterns, and of each case the name, the patient, the image and the masks
@@ -85,8 +85,8 @@ FORMS = {  # files, patterns, and of each case the name, the patient, the image 
 def test_every_form_is_recognised(tmp_path, form):
     files, patterns, expected = FORMS[form]
     (write(tmp_path, *files) / "readme.txt").write_text("text")
-    found = find(tmp_path, **patterns)
-    assert brief(tmp_path, found) == expected and [case.name for case in found] == list(expected)
+    all_cases = find(tmp_path, **patterns)
+    assert brief(tmp_path, all_cases) == expected and [case.name for case in all_cases] == list(expected)
 
 
 PATIENTS = {  # folders -> the patient of the image in each
@@ -111,15 +111,15 @@ def test_whose_image_it_is(tmp_path, form):
     write(tmp_path, *[f"{folder}/{name}.png" for folder in folders],
           *[f"{folder}/m1.png" for folder in folders])
     patterns = {"image": f"{name}*"} if name != "image" else {}
-    found = find(tmp_path, **patterns)
-    assert {case.image.parent.relative_to(tmp_path).as_posix(): case.patient for case in found} == folders
+    all_cases = find(tmp_path, **patterns)
+    assert {case.image.parent.relative_to(tmp_path).as_posix(): case.patient for case in all_cases} == folders
 
 
 def test_images_in_a_folder_of_the_users_name_are_of_the_patient_below_it(tmp_path):
     write(tmp_path, *[f"train/{kind}/P{patient}/{kind[0]}1.png"
                       for kind in ("scans", "labels") for patient in (1, 2)])
-    found = find(tmp_path, image="scans", masks="labels")
-    assert [case.patient for case in found] == ["P1", "P2"]
+    all_cases = find(tmp_path, image="scans", masks="labels")
+    assert [case.patient for case in all_cases] == ["P1", "P2"]
 
 
 @pytest.mark.parametrize("files, patterns, message", [
@@ -185,10 +185,10 @@ def test_names_in_two_unicode_forms_are_one(tmp_path):
 
 
 def test_a_patient_in_two_folds_is_refused(tmp_path):
-    found = [Case("train/a", "p1", tmp_path / "a.png", ()), Case("test/b", "p1", tmp_path / "b.png", ())]
+    all_cases = [Case("train/a", "p1", tmp_path / "a.png", ()), Case("test/b", "p1", tmp_path / "b.png", ())]
     with pytest.raises(ValueError, match="b.png: patient p1 is in test and in train"):
-        patients.refuse_divided(found)
-    patients.refuse_divided([found[0], Case("test/b", "p2", tmp_path / "b.png", ())])
+        patients.refuse_divided(all_cases)
+    patients.refuse_divided([all_cases[0], Case("test/b", "p2", tmp_path / "b.png", ())])
 
 
 def case_of(folder, **files):

@@ -88,13 +88,6 @@ def test_what_is_no_image_is_named(tmp_path, name, make):
         read_image(tmp_path / "absent.png")
 
 
-@pytest.mark.parametrize("limit", [4, 2])  # pixels; Pillow warns above it, and refuses above twice as many
-def test_an_image_too_large_to_decode_is_refused(tmp_path, monkeypatch, limit):
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
-    with pytest.raises(ValueError, match="a.png: too large to be decoded safely .*; make it smaller"):
-        read_image(saved(tmp_path / "a.png", GREY))
-
-
 def test_an_image_is_made_square_and_gets_the_models_channels():
     rgb = torch.tensor([1.0, 0.5, 0.2])[:, None, None].expand(3, 4, 8)
     torch.testing.assert_close(fitted(rgb, 1, 2), torch.full((1, 1, 2, 2), 0.299 + 0.587 * 0.5 + 0.114 * 0.2))

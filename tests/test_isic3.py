@@ -94,15 +94,6 @@ def test_masks_of_one_and_zero_and_empty_masks_are_read(folder):
     np.testing.assert_array_equal(read[0], [masks[0], 0 * masks[1], masks[2]])
 
 
-def test_an_image_is_turned_as_its_exif_says(folder):
-    """What viewers show, and experts marked, is not what lies in the file."""
-    upright, _ = add_image(folder, "A", "fmp")
-    exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned by 90 degrees clockwise
-    Image.fromarray(np.rot90(upright)).save(folder / "Images" / "A.png", exif=exif)
-    np.testing.assert_array_equal(convert(folder).read(np.arange(1))[0][0], upright)
-
-
 MASK, IMAGE = "Segmentations/A_1_m.png", "Images/A.png"
 UNREADABLE = "A.png: not an image that can be read"
 

@@ -1,4 +1,4 @@
-"""MMIS: volumes and 2-D files, three modalities scaled together, its own folders as the split."""
+"""MMIS: volumes, three modalities scaled together, its own folders as the split."""
 
 import h5py
 import numpy as np

@@ -196,13 +196,6 @@ def test_a_file_is_replaced_by_its_command_alone(folder, undrawn):
     assert output.read_bytes() == before
 
 
-def test_a_tilde_is_the_home_folder(folder, tmp_path, monkeypatch, undrawn):
-    monkeypatch.setenv("HOME", str(tmp_path))
-    prepare.main(["~/cases", "--output=~/mine.h5"])
-    prepare.main(["--check", "~/mine.h5"])
-    assert len(open_store("~/mine.h5")) == 8
-
-
 @pytest.mark.parametrize("error, message", [
     (MemoryError("Unable to allocate 3 GiB"), "^error: out of memory. What helps: smaller volumes.* 3 GiB.$"),
     (PermissionError(13, "Permission denied", "seg.nii"), "^error: .*Permission denied: 'seg.nii'"),

