@@ -161,7 +161,7 @@ def summary(store: Store) -> str:
         lines.append("before they were fitted: " + ", ".join(f"{h} x {w} ({n})" for (h, w), n in sizes[:5])
                      + (f" and {len(sizes) - 5} other sizes" if len(sizes) > 5 else ""))
     lines.append("experts per image: " + ", ".join(f"{k} ({n:,} images)" for k, n in sorted(experts.items())))
-    lines.append(f"empty masks: {np.mean(empty):.1%}; mean pairwise Dice of experts: "
+    lines.append(f"empty masks, that mark nothing: {np.mean(empty):.1%}; mean pairwise Dice of experts: "
                  + (f"{np.mean(dice):.3f}, over {len(dice):,} images that an expert marked" if dice else "-"))
     return "\n".join([*lines, f"fingerprint: {ExpertDataset(store, np.arange(len(store))).fingerprint}"])
 

@@ -78,7 +78,7 @@ def test_what_was_found_is_said_drawn_and_kept(folder, capsys):
             for of in masks]
     assert f"mean pairwise Dice of experts: {np.mean(dice):.3f}, over 8 images" in said
     assert f"fingerprint: {images.fingerprint}" in said
-    assert f"empty masks: {np.mean([not mask.any() for of in masks for mask in of]):.1%}" in said
+    assert f"nothing: {np.mean([not mask.any() for of in masks for mask in of]):.1%}" in said
     assert (store.ids[3], store.patient[3], store.experts[3]) == ("c3", "c3", 3)
     fields = store.fields
     assert (fields["height"][3], fields["width"][3], fields["axis"][3]) == (13, 22, -1)
