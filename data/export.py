@@ -23,25 +23,22 @@ from models.flags import experiment
 PARTS = ("train", "val", "test")
 
 
-def rows(metadata: Metadata) -> list[tuple[str, str, str]]:
-    """Split, id and patient of every image, in the order in which runs see them; errors as `load`."""
-    lines = []
-    for part in PARTS:
-        images = load(metadata, part)
-        lines += [(part, name, str(patient)) for name, patient in zip(images.ids, images.patients)]
-    return lines
+def write(output: Path, metadata: Metadata) -> str:
+    """Writes the lists as CSV, in the order in which runs see them; returns how many images, in words.
 
-
-def write(output: Path, lines: Sequence[tuple[str, str, str]]) -> None:
-    """Writes the lines as CSV. Raises ValueError for a file that exists and holds anything else."""
+    Raises ValueError for a file that exists and holds anything else, and errors as of `load`."""
+    parts = {part: load(metadata, part) for part in PARTS}
     text = io.StringIO(newline="")
-    csv.writer(text, lineterminator="\n").writerows([("split", "id", "patient"), *lines])
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerow(("split", "id", "patient"))
+    rows.writerows((part, *row) for part, images in parts.items() for row in zip(images.ids, images.patients))
     content = text.getvalue().encode()
-    if output.exists() and (not output.is_file() or output.read_bytes() != content):
+    if output.is_dir() or output.exists() and output.read_bytes() != content:
         raise ValueError(f"--output {output}: exists and does not hold these lists; it is not replaced: name "
                          "another file, or move it away")
     with whole_file(output) as file:
         file.write(content)
+    return ", ".join(f"{len(images)} {part}" for part, images in parts.items()) + " images"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -54,11 +51,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     with one_line_errors("a smaller data set"):
         flags = parser.parse_args(argv)
         metadata = experiment(flags.what).metadata
-        lines = rows(replace(metadata, data_path=flags.data_path or metadata.data_path,
-                             split_seed=flags.split_seed))
-        write(flags.output, lines)
-        counts = ", ".join(f"{sum(line[0] == part for line in lines)} {part}" for part in PARTS)
-        print(f"{flags.output}: {counts} images")
+        metadata = replace(metadata, data_path=flags.data_path or metadata.data_path,
+                           split_seed=flags.split_seed)
+        print(f"{flags.output}: {write(flags.output, metadata)}")
 
 
 if __name__ == "__main__":

@@ -12,17 +12,17 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
-from torch.nn.functional import interpolate
 
 from metadata_manager import GREY
 
-DEPTHS = (8, 10, 12, 14, 16)
+DEPTHS = (8, 10, 12, 14, 16)  # bits that scanners use of 16
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
 GREY_8, GREY_16 = ("1", "L", "LA"), ("I;16", "I;16L", "I;16B")  # Pillow's modes
 COLOUR = ("P", "RGB", "RGBA", "CMYK")
 
 
-def decoded(path: Path, formats: tuple[str, ...], modes: tuple[str, ...]) -> Image.Image:
+def decoded(path: Path, formats: tuple[str, ...] = FORMATS,
+            modes: tuple[str, ...] = GREY_8 + GREY_16 + COLOUR) -> Image.Image:
     """The one image of a file, turned as its EXIF says, in one of Pillow's `modes`.
 
     Raises ValueError, naming the file, for anything else, and for what is too large to decode safely."""
@@ -45,14 +45,19 @@ def decoded(path: Path, formats: tuple[str, ...], modes: tuple[str, ...]) -> Ima
                          f"{', '.join(modes)} as {', '.join(formats)}; convert or restore it") from error
 
 
-def opened(path: Path) -> Image.Image:
-    """A user's PNG, JPEG, TIFF or BMP file, turned as EXIF says.
+def pixels_of(image: Image.Image) -> np.ndarray:
+    """(h, w) uint8 or uint16, or (h, w, 3) uint8 of colours and of a palette; transparency is left out."""
+    if image.mode in GREY_16:
+        return np.asarray(image).astype(np.uint16)  # of either byte order
+    return np.asarray(image.convert("L" if image.mode in GREY_8 else "RGB"))
 
-    Raises FileNotFoundError, or ValueError for what is not one such image or too large to decode safely."""
+
+def opened(path: Path) -> Image.Image:
+    """A user's PNG, JPEG, TIFF or BMP file, as `decoded`. Raises FileNotFoundError or ValueError."""
     if not path.exists():
         raise FileNotFoundError(f"--images {path}: no such file")
     try:
-        return decoded(path, FORMATS, GREY_8 + GREY_16 + COLOUR)
+        return decoded(path)
     except ValueError as error:
         raise ValueError(f"--images {error}") from error
 
@@ -60,28 +65,19 @@ def opened(path: Path) -> Image.Image:
 def read_image(path: Path) -> Tensor:
     """A user's image file as (c, h, w) in [0, 1], c = 1 if it is grey, 3 otherwise; errors as `opened`.
 
-    8 bits per channel are divided by 255; transparency is left out. Of 16, as many count as the largest
-    value needs, see `bits_of`, since scanners store 12 in 16; a line says so."""
-    image = opened(path)
-    if image.mode in GREY_16:
-        values = np.asarray(image)
-        bits = bits_of(values)
+    8 bits per channel are divided by 255. Of 16, as many count as the largest value needs, since scanners
+    store 12 in 16; a line says so."""
+    pixels = pixels_of(opened(path))
+    bits = 8
+    if pixels.dtype == np.uint16:
+        bits = next(depth for depth in DEPTHS if pixels.max() < 2 ** depth)
         if bits < 16:
-            print(f"{path}: 16 bits per pixel, values up to {values.max()}: taken as {bits} bits")
-        return torch.from_numpy(values.astype(np.float32) / (2 ** bits - 1))[None]
-    pixels = np.asarray(image.convert("L" if image.mode in GREY_8 else "RGB"), np.float32) / 255
-    return torch.from_numpy(np.atleast_3d(pixels)).permute(2, 0, 1)
-
-
-def bits_of(values: np.ndarray) -> int:
-    """How many bits per pixel a grey image of 16 uses, in practice: the fewest of DEPTHS that hold them."""
-    return next(bits for bits in DEPTHS if values.max() < 2 ** bits)
+            print(f"{path}: 16 bits per pixel, values up to {pixels.max()}: taken as {bits} bits")
+    return torch.from_numpy(np.atleast_3d(pixels.astype(np.float32) / (2 ** bits - 1))).permute(2, 0, 1)
 
 
 def fitted(image: Tensor, channels: int, side: int) -> Tensor:
-    """An image (c, h, w) as a model takes it: (1, channels, side, side), antialiased.
-
-    Its proportions are not kept. Errors and channels as `of_channels`."""
+    """An image (c, h, w) stretched to (1, channels, side, side), antialiased; errors as of `of_channels`."""
     return resized(of_channels(image, channels), (side, side))[None]
 
 
@@ -121,7 +117,7 @@ class Fit:
 
     @property
     def window(self) -> tuple[slice, slice]:
-        """Where it lies."""
+        """Its rows and columns in the square."""
         top, left = ((self.side - length) // 2 for length in self.inner)
         return slice(top, top + self.inner[0]), slice(left, left + self.inner[1])
 
@@ -142,30 +138,20 @@ class Fit:
         """(k, height, width) bool -> (k, side, side) bool: a pixel that is half covered is marked."""
         return self.put(masks.float()) >= 0.5 - 1e-6  # whichever way the interpolation rounds
 
-    def back(self, maps: Tensor) -> Tensor:
-        """(n, side, side) -> (n, height, width), nearest."""
-        inner = maps[(slice(None), *self.window)]
-        if self.inner == (self.height, self.width):
-            return inner
-        size = [self.height, self.width]
-        return interpolate(inner[None].float(), size, mode="nearest-exact")[0].to(maps.dtype)
-
 
 def unique_names(paths: Sequence[Path]) -> list[str]:
-    """A folder name for each file: its stem, with its folder's name before it where files share the stem.
+    """A folder name for each file: its stem, after its folder's name if the stem is shared, or `image`.
 
-    So it is for a stem that says nothing, `image`, as which one of dots alone counts too: it would name
-    another folder. What is still taken, letter case aside, becomes name_2, name_3, ..."""
+    What is still taken, letter case aside, becomes name_2, name_3, ..."""
     stems = [unicodedata.normalize("NFC", path.stem.removesuffix(".nii")) for path in paths]
-    stems = [stem if stem.strip(". ") else "image" for stem in stems]
+    stems = [stem if stem.strip(". ") else "image" for stem in stems]  # `..` would name another folder
     count = Counter(stem.casefold() for stem in stems)  # some file systems ignore case
     names: list[str] = []
     for path, stem in zip(paths, stems):
-        whose = count[stem.casefold()] > 1 or stem.casefold() == "image"
-        place = unicodedata.normalize("NFC", path.parent.name) if whose else ""
-        first = name = f"{place}_{stem}" if place else stem
-        number = 2
+        if path.parent.name and (count[stem.casefold()] > 1 or stem.casefold() == "image"):
+            stem = f"{unicodedata.normalize('NFC', path.parent.name)}_{stem}"
+        name, number = stem, 2
         while name.casefold() in map(str.casefold, names):
-            name, number = f"{first}_{number}", number + 1
+            name, number = f"{stem}_{number}", number + 1
         names.append(name)
     return names

@@ -32,13 +32,12 @@ def files_of(original: Path) -> list[Path]:
     for name in FOLDERS:
         if not (original / name).is_dir():
             raise ValueError(f"{original}: no folder {name}; expected Images and Segmentations in it")
-    images = files_in(original / "Images")
+    images, others = (files_in(original / name) for name in FOLDERS)
     if not images:
         raise ValueError(f"{original / 'Images'}: no files; expected RGB images named <image id>.png or .jpg")
-    masks = files_in(original / "Segmentations", ".png")
-    others = sorted(set(files_in(original / "Segmentations")) - set(masks))
-    if others:
-        print(f"warning: {len(others)} files are passed over, as masks are .png, such as {others[0]}; if "
+    masks = [path for path in others if path.suffix.lower() == ".png"]
+    if unread := sorted(set(others) - set(masks)):
+        print(f"warning: {len(unread)} files are passed over, as masks are .png, such as {unread[0]}; if "
               "they are masks, convert them", flush=True)
     return images + masks
 
@@ -60,8 +59,8 @@ def convert(files: Sequence[Path], writer: Writer) -> None:
         image = _pixels(path, ("RGB",), size)
         size = image.shape[:2]
         masks = np.stack([_mask(mask, size) for mask in mask_paths])
-        style = [_style(mask) for mask in mask_paths]
-        writer.append(image, masks, patient=_stem(path), id=_stem(path), style=style)
+        name = normal(path.stem)
+        writer.append(image, masks, patient=name, id=name, style=[_style(mask) for mask in mask_paths])
 
 
 def _masks_by_image(files: Sequence[Path]) -> dict[Path, list[Path]]:
@@ -70,29 +69,22 @@ def _masks_by_image(files: Sequence[Path]) -> dict[Path, list[Path]]:
     masks_of: dict[Path, list[Path]] = {}
     without_image = []
     for path in files:  # images come first
+        name = normal(path.stem)
         if path.parent.name == "Images":
-            if _stem(path) in images:
-                raise ValueError(f"{path}: same image id as {images[_stem(path)].name}; expected one per id")
-            images[_stem(path)], masks_of[path] = path, []
-        else:
-            _style(path)
-            parts = _stem(path).split("_")
-            # Both the id and what follows it may contain "_": the longest id that is an image's.
-            ids = ("_".join(parts[:end]) for end in range(len(parts) - 2, 0, -1))
-            owner = next((images[name] for name in ids if name in images), None)
-            if owner is None:
-                without_image.append(path)
-            else:
-                masks_of[owner].append(path)
+            if name in images:
+                raise ValueError(f"{path}: same image id as {images[name].name}; expected one per id")
+            images[name], masks_of[path] = path, []
+            continue
+        _style(path)
+        parts = name.split("_")
+        # Both the id and what follows it may contain "_": the longest id that is an image's.
+        ids = ("_".join(parts[:end]) for end in range(len(parts) - 2, 0, -1))
+        owner = next((images[name] for name in ids if name in images), None)
+        (without_image if owner is None else masks_of[owner]).append(path)
     if without_image:
         print(f"warning: {len(without_image)} masks are left out, whose image is not there, such as "
               f"{without_image[0]}", flush=True)
     return masks_of
-
-
-def _stem(path: Path) -> str:
-    """A file's name without its suffix, in one Unicode form."""
-    return normal(path.stem)
 
 
 def _style(path: Path) -> int:

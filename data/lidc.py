@@ -49,18 +49,18 @@ def convert(files: Sequence[Path], writer: Writer) -> None:
         for key, entry in tqdm(slices.items(), desc=file.name, unit="slice", disable=None):
             where = f"{file}, key {key[:80]!r}"
             _check_name(key, "key", where)
-            if normal(key) in file_of_key:
+            if file_of_key.setdefault(normal(key), file) != file:
                 raise ValueError(f"{where}: also in {file_of_key[normal(key)]}; expected every key once")
-            file_of_key[normal(key)] = file
             image, masks, series = _checked(entry, where)
             if image.shape != (shape := shape or image.shape):
                 raise ValueError(f"{where}: image of shape {image.shape}, expected {shape} like the first")
             bytes_left -= image.nbytes
             if bytes_left < 0:  # else a small file could fill the disk by naming one image again and again
                 raise ValueError(f"{where}: more image data than bytes in the file; is it forged?")
-            fields = _fields_of(key)
             # A patient may have two series: the patient is the group if keys name it. No series is divided.
-            patient = fields.pop("patient", series)
+            named = re.fullmatch(r"(LIDC-IDRI-\d{4})_nodule(\d{1,9})_slice(\d{1,9})", key, re.ASCII)
+            fields = {"nodule": int(named[2]), "slice": int(named[3])} if named else {}
+            patient = named[1] if named else series
             if patient_of_series.setdefault(series, patient) != patient:
                 raise ValueError(f"{where}: series {series} is of patient {patient_of_series[series]} by "
                                  "another key; expected one patient for each series")
@@ -73,12 +73,6 @@ def _check_name(text: Any, name: str, where: str) -> None:
     if not (isinstance(text, str) and 1 <= len(text) <= NAME_LENGTH and text.isprintable()):
         raise ValueError(f"{where}: {name} is {describe(text)}, expected 1 to {NAME_LENGTH} printable "
                          "characters")
-
-
-def _fields_of(key: str) -> dict[str, Any]:
-    """Patient, nodule and slice of a key like 'LIDC-IDRI-0643_nodule00_slice000'; nothing of any other."""
-    match = re.fullmatch(r"(LIDC-IDRI-\d{4})_nodule(\d{1,9})_slice(\d{1,9})", key, re.ASCII)
-    return {"patient": match[1], "nodule": int(match[2]), "slice": int(match[3])} if match else {}
 
 
 def _checked(entry: Any, where: str) -> tuple[np.ndarray, np.ndarray, str]:
@@ -94,8 +88,7 @@ def _checked(entry: Any, where: str) -> tuple[np.ndarray, np.ndarray, str]:
     if not (pixels.min() >= 0 and pixels.max() <= 1):  # NaN fails both comparisons
         raise ValueError(f"{where}: image from {pixels.min():.4g} to {pixels.max():.4g}, expected in [0, 1]")
     if not isinstance(masks, (list, tuple)) or len(masks) != ANNOTATORS:
-        many = f" of {len(masks)}" if isinstance(masks, (list, tuple)) else ""
-        raise ValueError(f"{where}: masks is {describe(masks)}{many}, expected a list of {ANNOTATORS}")
+        raise ValueError(f"{where}: masks is {describe(masks)}, expected a list of {ANNOTATORS}")
     for number, mask in enumerate(masks):
         if not isinstance(mask, PickledArray) or mask.values.shape != pixels.shape:
             raise ValueError(f"{where}: mask {number} is {describe(mask)}, expected an array {pixels.shape}")

@@ -28,20 +28,19 @@ class Loader:
                  per_annotator_loss: bool = True, with_style: bool = False):
         """Of several processes, number `rank` of `ranks` gets a part of each batch, see `_part`.
 
-        per_annotator_loss: an annotator's loss does not depend on the other annotators' masks, so that these
-        can be divided. augment: changes (image, masks) -> (image, masks), one after the other, drawn from
-        torch's global generator, which the training loop seeds by step and rank. with_style: batches also
-        have the styles (b, k) int in which the experts drew.
+        augment: changes of (image, masks), one after the other, drawn from torch's global generator, which
+        the training loop seeds by step and rank. per_annotator_loss: an annotator's loss does not depend on
+        the other annotators' masks. with_style: batches also have the styles (b, k) int of the experts.
         Raises ValueError for a batch size below 1, and for styles that the data lacks."""
         if batch_size < 1:
             raise ValueError(f"batch size {batch_size}: expected at least 1")
+        if with_style and dataset.store.style is None:
+            raise ValueError(f"{dataset.store.path}: has no style of the experts' masks, as ISIC3 has; train "
+                             "a --method that needs none")
         self.dataset = dataset.to(device)
         self.batch_size, self.seed, self.augment = batch_size, seed, augment
         self.rank, self.ranks, self.per_annotator_loss = rank, ranks, per_annotator_loss
         self.with_style = with_style
-        if with_style and dataset.store.style is None:
-            raise ValueError(f"{dataset.store.path}: has no style of the experts' masks, as ISIC3 has; train "
-                             "a --method that needs none")
         self._epoch, self._order = -1, np.empty(0, np.int64)
 
     def __len__(self) -> int:
@@ -74,16 +73,12 @@ class Loader:
     def _part(self, step: int) -> tuple[np.ndarray, slice, float]:
         """This process's images of the batch, which of their annotators, and the weight of their mean loss.
 
-        Every ranks-th image. Where there are fewer images than processes, an image's n processes have every
-        n-th of its annotators; those that would have none, and all without a per-annotator loss, repeat what
-        others have, with other random numbers, and divide its weight. Three processes, one image, k = 2:
-        annotators 0, 1, 0 with weights 1/4, 1/2, 1/4.
+        A process has every ranks-th image. Where there are fewer images than processes, an image's n
+        processes have every n-th of its annotators. Three processes, one image, k = 2: annotators 0, 1, 0
+        with weights 1/4, 1/2, 1/4.
 
-        Why this is an unbiased estimate: the batch's loss is the mean of l_ij over its b k pairs of image and
-        annotator. In expectation over all that is drawn, a process's mean over its pairs times its weight is
-        its part of that mean, also if it takes one of its annotators at random; and expectations add up
-        however each process draws. It needs l_ij to be the same in every process: not so where it depends on
-        masks that a process lacks, as when samples of x_0 are assigned to all experts."""
+        The weighted means add up to the batch's loss, the mean of l_ij over its b k pairs of image and
+        annotator, in expectation over all that is drawn."""
         whole = self.indices(step)
         b = len(whole)
         if b >= self.ranks:
@@ -91,8 +86,10 @@ class Loader:
             return images, slice(None), len(images) / b
         part, image = divmod(self.rank, b)
         parts = len(range(image, self.ranks, b))  # processes of this image
-        k = self.dataset.store.annotators if self.per_annotator_loss else 1  # what can be divided
+        # A loss that needs all masks, as when samples of x_0 are assigned to experts, is not divided.
+        k = self.dataset.store.annotators if self.per_annotator_loss else 1
         first = part % k
+        # Processes beyond k repeat what others have, with other random numbers, and divide its weight.
         pairs, repeats = len(range(first, k, parts)), len(range(first, parts, k))
         annotators = slice(first, None, parts) if self.per_annotator_loss else slice(None)
         return whole[image:image + 1], annotators, pairs / (b * k * repeats)
@@ -108,26 +105,23 @@ class Loader:
 
 def augmentations(metadata: Metadata) -> list[Augment]:
     """What the settings ask for, in the order in which it is applied to a batch."""
-    return [change for change, asked in ((augment, metadata.augment), (dihedral, metadata.dihedral)) if asked]
+    return [augment] * metadata.augment + [dihedral] * metadata.dihedral
 
 
 def dihedral(image: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
     """Each square image of a batch, with its masks, in one of its 8 positions: flipped or not, 0 to 3 turns.
 
     image (b, c, s, s), masks (b, k, s, s) -> the same. Draws from torch's global CPU generator."""
-    b = len(image)
-    flipped, turns = torch.randint(2, (b,)) == 1, torch.randint(4, (b,))
-    # The same as a flip and turns: along the diagonal, then left-right and up-down.
-    diagonal = turns % 2 == 1
-    sideways = (turns >= 2) ^ (flipped & ~diagonal)
-    upside_down = (turns == 1) ^ (turns == 2) ^ (flipped & diagonal)
-    steps = torch.stack((diagonal, sideways, upside_down)).to(image.device, non_blocking=True)
-    along, across, down = steps[:, :, None, None, None]
+    flipped, turns = torch.randint(2, (len(image),)), torch.randint(4, (len(image),))
+    pixels = torch.arange(image.shape[-1] ** 2).view(image.shape[-2:])
+    positions = torch.stack([torch.rot90(side, turn) for side in (pixels, pixels.flip(-1))
+                             for turn in range(4)])
+    # Pixels are gathered for the whole batch at once: on a GPU, a launch per image would cost more.
+    positions, chosen = (x.to(image.device, non_blocking=True) for x in (positions, 4 * flipped + turns))
+    source = positions.flatten(1)[chosen]
 
     def moved(x: Tensor) -> Tensor:
-        x = torch.where(along, x.mT, x)
-        x = torch.where(across, x.flip(-1), x)
-        return torch.where(down, x.flip(-2), x)
+        return x.flatten(2).gather(2, source[:, None].expand(-1, x.shape[1], -1)).view_as(x)
 
     return moved(image), moved(masks)
 
@@ -138,7 +132,13 @@ def augment(image: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
     image (b, c, h, w) in [0, 1], masks (b, k, h, w) of 0/1 -> the same shapes and ranges; outside is 0.
     Draws from torch's global CPU generator, whatever the device."""
     numbers = torch.stack([torch.rand(5) for _ in image])
-    grid = _grid(_inverse(*numbers.double().unbind(1)), *image.shape[2:], image.device)
+    h, w = image.shape[2:]
+    inverse = _inverse(*numbers.double().unbind(1))
+    # From pixels to the coordinates of grid_sample, which are -1 and 1 at the image's borders.
+    inverse = inverse * torch.tensor([w, h]) / torch.tensor([[w], [h]])
+    theta = F.pad(inverse, (0, 1)).to(image.device, non_blocking=True)
+    # In float64, for TF32 would round this product of matrices to a fraction of a pixel.
+    grid = F.affine_grid(theta, list(image.shape), align_corners=False).float()
     moved = F.grid_sample(image, grid, mode="bilinear", align_corners=False).clamp(0, 1)
     return moved, F.grid_sample(masks, grid, mode="nearest", align_corners=False)
 
@@ -154,12 +154,3 @@ def _inverse(side: Tensor, end: Tensor, turn: Tensor, grow: Tensor, slant: Tenso
     y = torch.stack([-angle.sin(), angle.cos()], dim=1)
     flips = torch.where(torch.stack([side, end], dim=1) < 0.5, -1.0, 1.0)
     return torch.stack([x, y], dim=1) * flips[:, :, None] / scale[:, None, None]
-
-
-def _grid(inverse: Tensor, h: int, w: int, device: torch.device) -> Tensor:
-    """The grid (b, h, w, 2) of `grid_sample` for maps (b, 2, 2) of pixels from the middle.
-
-    Not by a product of matrices, which TF32 would round to a fraction of a pixel."""
-    a = (inverse * torch.tensor([[2 / w], [2 / h]])).float().to(device, non_blocking=True)[:, None, None]
-    x, y = (torch.arange(side, device=device) - (side - 1) / 2 for side in (w, h))
-    return a[..., 0] * x[:, None] + a[..., 1] * y[:, None, None]

@@ -10,15 +10,17 @@ from data.cases import Case
 from data.splits import FOLDS
 from data.store import normal
 
-ENCODINGS = ("utf-8-sig", "cp1252")  # of a table, tried in this order
-
 
 def with_patients(cases: Sequence[Case], table: Path, column: str = "patient") -> list[Case]:
-    """The cases with the patients of a CSV file, whose first column has the cases' names.
+    """The cases with the patients of a CSV file in UTF-8, whose first column has the cases' names.
 
-    Raises ValueError, naming the file, for a column or a case that is not there, and for a case of which two
-    lines name different patients."""
-    header, *rows = _rows(table) or [[]]
+    Raises ValueError, naming the file, for another encoding, a column or a case that is not there, and a case
+    of which two lines name different patients."""
+    try:
+        text = normal(table.read_text("utf-8-sig"))  # with and without a mark at its start
+        header, *rows = [row for row in csv.reader(io.StringIO(text)) if row] or [[]]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"--patients {table}: not a table ({error}); save it as CSV in UTF-8") from error
     if header[1:].count(column) != 1:
         raise ValueError(f"--patients {table}: columns {', '.join(header)}; expected the case in the first "
                          f"and another '{column}', once, see --column")
@@ -34,27 +36,6 @@ def with_patients(cases: Sequence[Case], table: Path, column: str = "patient") -
         raise ValueError(f"--patients {table}: no patient of {len(missing)} of {len(cases)} cases, such as "
                          f"{missing[0]}")
     return [replace(case, patient=patients[case.name]) for case in cases]
-
-
-def _rows(table: Path) -> list[list[str]]:
-    """The lines of a CSV file that are not empty, in UTF-8, UTF-16 or Windows-1252, in one Unicode form.
-
-    Raises ValueError, naming the file, for another encoding or what is no table."""
-    content = table.read_bytes()
-    encodings = ("utf-16",) if content[:2] in (b"\xff\xfe", b"\xfe\xff") else ENCODINGS
-    for encoding in encodings:
-        try:
-            text = normal(content.decode(encoding))
-        except UnicodeDecodeError:
-            continue
-        if "\0" in text:  # UTF-16 that does not say so
-            break
-        try:
-            return [row for row in csv.reader(io.StringIO(text, newline="")) if row]
-        except csv.Error as error:
-            raise ValueError(f"--patients {table}: not a table ({error}); save it as CSV in UTF-8") from error
-    raise ValueError(f"--patients {table}: text in another encoding than UTF-8, UTF-16 and Windows-1252; "
-                     "save it as CSV in UTF-8")
 
 
 def refuse_divided(cases: Sequence[Case]) -> None:

@@ -35,23 +35,26 @@ def convert(files: Sequence[Path], writer: Writer) -> None:
     Images are quantised to 16 bits. Raises ValueError naming the file and group of a bad array."""
     (path,) = files
     with reading(path) as file:
-        shift = 0.5 if min(_minimum(file[fold], f"{path}, {fold}") for fold in FOLDS) < 0 else 0.0
-        for fold in FOLDS:
-            _append_fold(writer, file[fold], fold, shift, f"{path}, {fold}")
+        folds = {fold: _arrays(file[fold], f"{path}, {fold}") for fold in FOLDS}
+        lowest = min(float(images[first:first + BLOCK].min()) for images, _, _ in folds.values()
+                     for first in range(0, len(images), BLOCK))
+        shift = 0.5 if lowest < 0 else 0.0
+        for fold, (images, labels, series) in folds.items():
+            for first in tqdm(range(0, len(images), BLOCK), desc=fold, unit="block", disable=None):
+                block = slice(first, first + BLOCK)
+                for row, (image, label) in enumerate(zip(images[block] + shift, labels[block]), first):
+                    _check(image, label, f"{path}, {fold}, row {row}")
+                    pixels = np.rint(np.clip(image, 0, 1) * 65535).astype(np.uint16)
+                    writer.append(pixels, np.moveaxis(label, -1, 0), patient=str(series[row]),
+                                  id=f"{fold}/{row}")
 
 
-def _append_fold(writer: Writer, group: h5py.Group, fold: str, shift: float, where: str) -> None:
-    images, labels, series = _arrays(group, where)
-    for start in tqdm(range(0, len(images), BLOCK), desc=fold, unit="block", disable=None):
-        block = slice(start, start + BLOCK)
-        for row, (image, label) in enumerate(zip(images[block] + shift, labels[block]), start):
-            if not (image.min() >= -1e-6 and image.max() <= 1 + 1e-6):  # NaN fails both comparisons
-                raise LayoutError(f"{where}, row {row}: image ranges from {image.min():.4g} to "
-                                  f"{image.max():.4g}, expected [0, 1], or [-0.5, 0.5] in the whole file")
-            if not np.isin(label, (0, 1)).all():
-                raise LayoutError(f"{where}, row {row}: labels have values other than 0 and 1")
-            pixels = np.rint(np.clip(image, 0, 1) * 65535).astype(np.uint16)
-            writer.append(pixels, np.moveaxis(label, -1, 0), patient=str(series[row]), id=f"{fold}/{row}")
+def _check(image: np.ndarray, label: np.ndarray, where: str) -> None:
+    if not (image.min() >= -1e-6 and image.max() <= 1 + 1e-6):  # NaN fails both comparisons
+        raise LayoutError(f"{where}: image ranges from {image.min():.4g} to {image.max():.4g}, expected "
+                          "[0, 1], or [-0.5, 0.5] in the whole file")
+    if not np.isin(label, (0, 1)).all():
+        raise LayoutError(f"{where}: labels have values other than 0 and 1")
 
 
 def _arrays(group: h5py.Group, where: str) -> tuple[h5py.Dataset, h5py.Dataset, np.ndarray]:
@@ -64,13 +67,6 @@ def _arrays(group: h5py.Group, where: str) -> tuple[h5py.Dataset, h5py.Dataset, 
                           f"expected (N, h, w), (N, h, w, k) and (N,), k up to {EXPERTS}")
     is_text = h5py.check_string_dtype(uids.dtype) is not None
     return images, labels, uids.asstr()[...] if is_text else uids[...]
-
-
-def _minimum(group: h5py.Group, where: str) -> float:
-    """The lowest pixel of a group, read block by block."""
-    images = _arrays(group, where)[0]
-    starts = range(0, len(images), BLOCK)
-    return min((float(images[start:start + BLOCK].min()) for start in starts), default=0.0)
 
 
 READER = Reader("file of PHiSeg", is_phiseg, convert=convert)

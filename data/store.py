@@ -15,6 +15,7 @@
 
 import fcntl
 import unicodedata
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,7 +31,6 @@ NAMES = ("patient", "id", "series")  # equal if they differ by Unicode form alon
 SUFFIXES = (".h5", ".hdf5")
 CHANNELS = 16  # at most; more is taken for (N, c, h, w)
 BLOCK = 256  # rows read at once: bounds memory, and one request per block is fast
-BITS = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).sum(1)  # that are set in each byte
 DEFLATE_LIMIT = 1032  # gzip cannot shrink data further than this; more is a forged size
 
 
@@ -47,25 +47,18 @@ class Store:
     annotators: int
     patient: np.ndarray  # (N,)
     ids: list[str]  # how to name each row in a message
+    style: np.ndarray | None  # (N, k), ISIC3 only
+    experts: np.ndarray | None  # how many masks each image has, (N,), where not all have k
     fields: dict[str, np.ndarray]  # the FIELDS that the file has
     digest: str  # of the original's files; "" for a file that was not converted
-
-    @property
-    def style(self) -> np.ndarray | None:
-        """(N, k), ISIC3 only."""
-        return self.fields.get("style")
-
-    @property
-    def experts(self) -> np.ndarray | None:
-        """How many masks each image has, (N,), where not all have k."""
-        return self.fields.get("experts")
 
     def areas(self) -> np.ndarray:
         """Pixels that experts marked on each image, of all masks together, (N,) int. Errors as of `read`."""
         areas = np.zeros(len(self), np.int64)
         with reading(self.path) as file:
-            for start in range(0, len(self), BLOCK):
-                areas[start:start + BLOCK] = BITS[file["masks_packed"][start:start + BLOCK]].sum(1)
+            for first in range(0, len(self), BLOCK):
+                packed = file["masks_packed"][first:first + BLOCK]
+                areas[first:first + BLOCK] = np.unpackbits(packed, axis=1).sum(1)
         return areas
 
     def marked(self) -> np.ndarray:
@@ -86,8 +79,8 @@ class Store:
 
 def _read_rows(dataset: h5py.Dataset, rows: np.ndarray) -> np.ndarray:
     out = np.empty((len(rows), *dataset.shape[1:]), dataset.dtype)
-    for start in range(0, len(dataset), BLOCK):
-        low, high = np.searchsorted(rows, (start, start + BLOCK))
+    for first in range(0, len(dataset), BLOCK):
+        low, high = np.searchsorted(rows, (first, first + BLOCK))
         if low < high:
             wanted = rows[low:high]
             out[low:high] = dataset[wanted[0]:wanted[-1] + 1][wanted - wanted[0]]
@@ -123,10 +116,8 @@ def _has_writer(path: Path) -> bool:
     try:
         with open(path, "rb") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:  # it cannot be opened, or the file system knows no locks
-        return False
+    except OSError as error:  # BlockingIOError; or it cannot be opened, or its file system knows no locks
+        return isinstance(error, BlockingIOError)
     return False
 
 
@@ -150,7 +141,8 @@ def open_store(path: Path | str) -> Store:
     if experts is not None and not (1 <= experts.min() and experts.max() <= annotators):
         raise LayoutError(f"{path}: experts from {experts.min()} to {experts.max()}, expected 1 to "
                           f"{annotators}")
-    return Store(path, shape, annotators, fields["patient"], _row_names(fields, path), fields, digest)
+    return Store(path, shape, annotators, fields["patient"], _row_names(fields, path), fields.get("style"),
+                 experts, fields, digest)
 
 
 def _sizes(images: h5py.Dataset, masks: h5py.Dataset, path: Path) -> tuple[tuple[int, int, int, int], int]:
@@ -178,11 +170,9 @@ def stored_dataset(group: h5py.Group, path: Path | str, name: str, sparse: bool 
     if link is None:
         held = ", ".join(sorted(group)[:10]) or "nothing"
         raise LayoutError(f"{path}: holds {held}, expected a dataset '{name}'")
-    if not isinstance(link, h5py.HardLink):
-        raise LayoutError(f"{path}: '{name}' is a {type(link).__name__}, expected a dataset in this file")
-    dataset = group[name]
+    dataset = group[name] if isinstance(link, h5py.HardLink) else link  # a link may lead to another file
     if not isinstance(dataset, h5py.Dataset):
-        raise LayoutError(f"{path}: '{name}' is a {type(dataset).__name__}, expected a dataset")
+        raise LayoutError(f"{path}: '{name}' is a {type(dataset).__name__}, expected a dataset in this file")
     if dataset.external or dataset.is_virtual:
         raise LayoutError(f"{path}: '{name}' keeps its data in other files; copy the data here")
     stored = dataset.id.get_storage_size()
@@ -193,8 +183,7 @@ def stored_dataset(group: h5py.Group, path: Path | str, name: str, sparse: bool 
 
 
 def _field(file: h5py.File, path: Path, name: str, count: int, annotators: int) -> np.ndarray:
-    """A small per-row array: ints as they are, strings as an object array of str, NAMES in one Unicode form.
-    """
+    """A per-row array: ints as they are, strings as an object array of str, NAMES in one Unicode form."""
     dataset = stored_dataset(file, path, name)
     is_text = h5py.check_string_dtype(dataset.dtype) is not None
     if not (is_text and name in ("patient", *TEXT) or dataset.dtype.kind in "iu" and name not in TEXT):
@@ -220,11 +209,11 @@ def _row_names(fields: dict[str, np.ndarray], path: Path) -> list[str]:
     Scores are kept by these names. Raises LayoutError for an id that two rows have."""
     if "id" in fields:
         names = [str(name) for name in fields["id"]]
-        first_row: dict[str, int] = {}
-        for row, name in enumerate(names):
-            if first_row.setdefault(name, row) != row:
-                raise LayoutError(f"{path}: rows {first_row[name]} and {row} have the same id {name!r}; "
-                                  "expected one of its own for each, such as '<patient>/<slice>'")
+        name, count = Counter(names).most_common(1)[0]
+        if count > 1:
+            first, second = np.flatnonzero(np.array(names) == name)[:2]
+            raise LayoutError(f"{path}: rows {first} and {second} have the same id {name!r}; expected one of "
+                              "its own for each, such as '<patient>/<slice>'")
         return names
     known = {str(name): fields[name] for name in ("patient", "nodule", "slice") if name in fields}
     if len(known) == 1 or len(set(zip(*known.values()))) < len(fields["patient"]):

@@ -15,7 +15,7 @@ import numpy as np
 import pydicom
 from nibabel import orientations
 
-from data.images import COLOUR, FORMATS, GREY_8, GREY_16, decoded
+from data.images import GREY_16, decoded, pixels_of
 from data.store import CHANNELS, normal
 from metrics.files import whole_file
 
@@ -39,8 +39,7 @@ class Scan:
 
 def suffix_of(path: Path) -> str:
     """One of SUFFIXES, or "" for a file that is none of these."""
-    name = path.name.lower()
-    return next((suffix for suffix in sorted(SUFFIXES, key=len, reverse=True) if name.endswith(suffix)), "")
+    return next((suffix for suffix in SUFFIXES if path.name.lower().endswith(suffix)), "")
 
 
 def stem_of(path: Path) -> str:
@@ -49,17 +48,15 @@ def stem_of(path: Path) -> str:
 
 
 def read_scan(path: Path, mask: bool = False) -> Scan:
-    """An image file, or a mask's. Raises FileNotFoundError, or ValueError naming what cannot be read.
-
-    In an image, a palette becomes RGB and transparency is left out. Of a mask see `_mask_of_picture`."""
+    """An image file, or a mask's. Raises FileNotFoundError, or ValueError naming what cannot be read."""
     suffix = suffix_of(path)
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file")
     if not suffix:
         raise ValueError(f"{path}: not one of {', '.join(SUFFIXES)}; convert it")
+    if suffix in PICTURES:
+        return Scan(path, _mask_of_picture(path) if mask else pixels_of(decoded(path)))
     try:
-        if suffix in PICTURES:
-            return Scan(path, _mask_of_picture(path) if mask else _picture(path))
         if suffix == ".npy":
             scan = Scan(path, np.load(path, allow_pickle=False))
         else:
@@ -70,22 +67,14 @@ def read_scan(path: Path, mask: bool = False) -> Scan:
         reason = " ".join(str(error).split())
         raise ValueError(reason if reason.startswith(f"{path}: ") else f"{path}: cannot be read ({reason})"
                          ) from error
-    if scan.values.dtype.kind not in "buif" or scan.values.size == 0 or not 2 <= scan.values.ndim <= 4:
-        raise ValueError(f"{path}: {scan.values.dtype} {scan.values.shape}, expected numbers (h, w) or "
-                         "(z, h, w), or an image's with channels")
-    if scan.values.dtype.kind == "f":
-        bad = scan.values.size - np.count_nonzero(np.isfinite(scan.values))
-        if bad:
-            raise ValueError(f"{path}: {bad} values are NaN or infinite; replace them")
+    values = scan.values
+    if values.dtype.kind not in "buif" or values.size == 0 or not 2 <= values.ndim <= 4:
+        raise ValueError(f"{path}: {values.dtype} {values.shape}, expected numbers (h, w) or (z, h, w), or "
+                         "an image's with channels")
+    bad = values.size - np.count_nonzero(np.isfinite(values)) if values.dtype.kind == "f" else 0
+    if bad:
+        raise ValueError(f"{path}: {bad} values are NaN or infinite; replace them")
     return scan
-
-
-def _picture(path: Path) -> np.ndarray:
-    """An image's pixels: (h, w), or (h, w, 3) of colours and of a palette."""
-    image = decoded(path, FORMATS, GREY_8 + GREY_16 + COLOUR)
-    if image.mode in GREY_16:
-        return np.asarray(image)
-    return np.asarray(image.convert("L" if image.mode in GREY_8 else "RGB"))
 
 
 def _mask_of_picture(path: Path) -> np.ndarray:
@@ -93,7 +82,7 @@ def _mask_of_picture(path: Path) -> np.ndarray:
 
     A palette of greys is applied, for it may show its number 0 in white. Of a palette in colours the numbers
     are the labels, if 0 is black and no other that occurs is. Raises ValueError for all other colours."""
-    image = decoded(path, FORMATS, GREY_8 + GREY_16 + COLOUR)
+    image = decoded(path)
     if image.mode in (*GREY_16, "1"):
         return np.asarray(image)
     colours = np.asarray(image.convert("RGBA"))
@@ -126,11 +115,9 @@ def _dicom(path: Path) -> Scan:
 def _nifti(path: Path) -> Scan:
     file: Any = nibabel.load(path)  # of several types, without a common one that has values
     values = np.asanyarray(file.dataobj)
-    if values.ndim == 4 and values.shape[3] > CHANNELS:
-        raise ValueError(f"{path}: 4-D, {values.shape}, expected a volume or at most {CHANNELS} channels; "
-                         "take a time point of a series")
-    if not 2 <= values.ndim <= 4:
-        raise ValueError(f"{path}: {values.ndim}-D, {values.shape}, expected (x, y), (x, y, z), (x, y, z, c)")
+    if not 2 <= values.ndim <= 4 or values.ndim == 4 and values.shape[3] > CHANNELS:
+        raise ValueError(f"{path}: {values.ndim}-D, {values.shape}, expected (x, y), (x, y, z), or "
+                         f"(x, y, z, c), c up to {CHANNELS}; take a time point of a series")
     values = values[..., None] if values.ndim == 2 else values
     if values.ndim == 4 and values.shape[3] == 1:
         values = values[..., 0]
@@ -147,8 +134,7 @@ def labels_of(scan: Scan) -> np.ndarray:
 
     A JPEG's are 0 and 1: what compression left is rounded. So is what is within ROUNDING of an integer; where
     a header scales integers, also what is as near to one as the file could hold it, and a line says so.
-    Raises ValueError for other values between integers, and for a JPEG with more than UNCLEAR of its pixels
-    between dark and bright."""
+    Raises ValueError for other values, and for a JPEG with more than UNCLEAR of its pixels in between."""
     values = scan.values
     if suffix_of(scan.path) in (".jpg", ".jpeg"):
         unclear = float(((values > 63) & (values < 192)).mean())
@@ -219,10 +205,10 @@ def alone(scan: Scan, channels: int) -> np.ndarray:
 
 
 def limits_of(values: np.ndarray, window: Sequence[float] = ()) -> tuple[float, float]:
-    """The intensities that become 0 and 1, of all channels and slices together.
+    """The intensities that become 0 and 1, of all channels and slices together: a window, if there is one.
 
     8 bits are divided by 255 and what lies in [0, 1] already is kept; all else goes from its minimum to its
-    maximum. window: these two instead. Raises ValueError unless they ascend."""
+    maximum. Raises ValueError unless a window ascends."""
     if window:
         low, high = window
         if not (np.isfinite([low, high]).all() and low < high):

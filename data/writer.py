@@ -13,9 +13,9 @@ from metrics.files import whole_file
 
 
 def refuse_foreign(path: Path, origin: str) -> None:
-    """Raises ValueError if `path` exists and is not a store of this `origin`, by which a command is known.
+    """Raises ValueError, naming --output, if `path` exists and is not a store of this `origin`.
 
-    So nothing that this program did not make is replaced, nor what another of its commands made."""
+    So a command replaces neither what another program made, nor what it made with other flags."""
     if not path.exists():
         return
     made_from = ""
@@ -25,8 +25,8 @@ def refuse_foreign(path: Path, origin: str) -> None:
                 made_from = np.bytes_(file.attrs.get("source", b"")).decode()
     if made_from != origin:
         maker = f"is of another origin, '{made_from[:120]}'" if made_from else "was not made by this program"
-        raise ValueError(f"{path}: exists and {maker}; it is not replaced: name another file, or move this "
-                         "one away")
+        raise ValueError(f"--output {path}: exists and {maker}; it is not replaced: name another file, or "
+                         "move this one away")
 
 
 class DiskFile:
@@ -41,7 +41,6 @@ class DiskFile:
         self.seek, self.tell = self._file.seek, self._file.tell
 
     def write(self, data: bytes | memoryview) -> int:
-        """Writes all of the data, or nothing more once a write has failed."""
         left = memoryview(data)
         try:
             while len(left) and self.error is None:
@@ -51,7 +50,6 @@ class DiskFile:
         return len(data)
 
     def truncate(self, size: int) -> int:
-        """Sets the file's length, unless a write has failed."""
         try:
             if self.error is None:
                 self._file.truncate(size)
@@ -81,10 +79,9 @@ class Writer:
 
     def __init__(self, path: Path | str, origin: str, digest: str = "", small: bool = False,
                  prepared: str = "", replace: bool = False):
-        """`origin` describes the data for a human; `digest` identifies the files it was made from.
-
-        small: compressed; without it a store loads fastest. prepared: axis and window of `data.prepare`, as
-        JSON. replace: whatever is there. Raises ValueError, without it, for a file of another origin."""
+        """origin: where the data come from, for a human. digest: of the files it was made from. small:
+        compressed, which loads slower. prepared: axis and window of `data.prepare`, as JSON. replace:
+        whatever is there; without it, raises ValueError for a file of another origin."""
         self.path = Path(path).expanduser()
         if not replace:
             refuse_foreign(self.path, origin)
@@ -121,21 +118,18 @@ class Writer:
                              f"first row had, {self._first}")
         fields |= {name: normal(fields[name]) for name in NAMES if isinstance(fields.get(name), str)}
         if "id" in fields:
-            self._check_id(fields["id"], fields.get("file", ""))
+            file, first = fields.get("file", ""), self._file_of_id.get(fields["id"])
+            if first is not None:
+                raise ValueError(f"{self.path}: two rows with the id {fields['id']!r}"
+                                 + (f" ({first} and {file})" if file else "")
+                                 + "; expected one of its own for each, such as '<patient>/<slice>'")
+            self._file_of_id[fields["id"]] = file
         for name, value in fields.items():
             self._fields.setdefault(name, []).append(value)
         self._pixels["images"].append(image)
         self._pixels["masks_packed"].append(np.packbits(masks.astype(bool)))
         if len(self._pixels["images"]) == BLOCK:
             self._flush()
-
-    def _check_id(self, name: str, file: str) -> None:
-        """Raises ValueError for an id, of a row from `file`, that an earlier row has."""
-        if name in self._file_of_id:
-            files = f" ({self._file_of_id[name]} and {file})" if file else ""
-            raise ValueError(f"{self.path}: two rows with the id {name!r}{files}; expected one of its own "
-                             "for each, such as '<patient>/<slice>'")
-        self._file_of_id[name] = file
 
     def _flush(self) -> None:
         for name, rows in self._pixels.items():

@@ -25,75 +25,68 @@ def write(folder, *names, values=0):
     return folder
 
 
-def brief(folder, found):
+def brief(folder, all_cases):
     """name -> patient, image, masks, as relative paths."""
-    return {case.name: (case.patient, case.image.relative_to(folder).as_posix(),
-                        [path.relative_to(folder).as_posix() for path in case.masks]) for case in found}
+    return {case.name: (case.patient, *(path.relative_to(folder).as_posix()
+                                        for path in (case.image, *case.masks))) for case in all_cases}
 
 
-FORMS = {
-    "QUBIQ": (["case1/image.nii.gz", "case1/task01_seg02.nii.gz", "case1/task01_seg10.nii.gz",
-               "case2/image.nii.gz", "case2/task01_seg01.nii.gz", "case2/notes.txt.gz"], {}, {
-        "case1": ("case1", "case1/image.nii.gz",
-                  ["case1/task01_seg02.nii.gz", "case1/task01_seg10.nii.gz"]),
-        "case2": ("case2", "case2/image.nii.gz", ["case2/task01_seg01.nii.gz"])}),
-    "CURVAS": (["a/image.nii.gz", "a/annotation_1.nii.gz", "a/annotation_2.nii.gz"], {}, {
-        "a": ("a", "a/image.nii.gz", ["a/annotation_1.nii.gz", "a/annotation_2.nii.gz"])}),
+FORMS = {  # files, patterns, and of each case the name, the patient, the image and the masks
+    "QUBIQ": (["c1/image.nii.gz", "c1/task01_seg02.nii.gz", "c1/task01_seg10.nii.gz", "c2/image.nii.gz",
+               "c2/task01_seg01.nii.gz"], {}, {
+        "c1": ("c1", "c1/image.nii.gz", "c1/task01_seg02.nii.gz", "c1/task01_seg10.nii.gz"),
+        "c2": ("c2", "c2/image.nii.gz", "c2/task01_seg01.nii.gz")}),
     "REFUGE": (["g01/g01.jpg", "g01/g01_seg_cup_1.png", "g01/g01_seg_cup_2.png", "g01/g01_seg_disc_1.png"],
-               {"masks": "*cup*"}, {
-        "g01": ("g01", "g01/g01.jpg", ["g01/g01_seg_cup_1.png", "g01/g01_seg_cup_2.png"])}),
-    "CIMD": (["s/0/image_0.jpg", "s/0/label0_.jpg", "s/0/label1_.jpg"], {}, {
-        "s/0": ("0", "s/0/image_0.jpg", ["s/0/label0_.jpg", "s/0/label1_.jpg"])}),
+               {"masks": "*cup*"},
+               {"g01": ("g01", "g01/g01.jpg", "g01/g01_seg_cup_1.png", "g01/g01_seg_cup_2.png")}),
+    "CIMD": (["s/0/image_0.jpg", "s/0/label0_.jpg", "s/0/label1_.jpg"], {},
+             {"s/0": ("0", "s/0/image_0.jpg", "s/0/label0_.jpg", "s/0/label1_.jpg")}),
     "HPU": (["images/p1/z-1.0_c0.png", "images/p1/z-10.0_c0.png", "images/p2/z-1.0_c0.png",
              "gt/p1/z-1.0_l0.png", "gt/p1/z-10.0_l0.png", "gt/p1/z-1.0_l1.png", "gt/p2/z-1.0_l0.png"], {}, {
-        "images/p1/z-1.0_c0": ("p1", "images/p1/z-1.0_c0.png", ["gt/p1/z-1.0_l0.png", "gt/p1/z-1.0_l1.png"]),
-        "images/p1/z-10.0_c0": ("p1", "images/p1/z-10.0_c0.png", ["gt/p1/z-10.0_l0.png"]),
-        "images/p2": ("p2", "images/p2/z-1.0_c0.png", ["gt/p2/z-1.0_l0.png"])}),
+        "images/p1/z-1.0_c0": ("p1", "images/p1/z-1.0_c0.png", "gt/p1/z-1.0_l0.png", "gt/p1/z-1.0_l1.png"),
+        "images/p1/z-10.0_c0": ("p1", "images/p1/z-10.0_c0.png", "gt/p1/z-10.0_l0.png"),
+        "images/p2": ("p2", "images/p2/z-1.0_c0.png", "gt/p2/z-1.0_l0.png")}),
     "HPU, crops numbered in both": (
         ["images/p/z_c0.png", "images/p/z_c1.png", "gt/p/z_c0_l0.png", "gt/p/z_c1_l0.png"], {}, {
-            "images/p/z_c0": ("z_c0", "images/p/z_c0.png", ["gt/p/z_c0_l0.png"]),
-            "images/p/z_c1": ("z_c1", "images/p/z_c1.png", ["gt/p/z_c1_l0.png"])}),
+            "images/p/z_c0": ("z_c0", "images/p/z_c0.png", "gt/p/z_c0_l0.png"),
+            "images/p/z_c1": ("z_c1", "images/p/z_c1.png", "gt/p/z_c1_l0.png")}),
     "all in one folder": (["a1_scan.png", "a1_m1.png", "a10_scan.png", "a10_m1.png"], {"image": "*_scan.*"}, {
-        "a1_scan": ("a1_scan", "a1_scan.png", ["a1_m1.png"]),
-        "a10_scan": ("a10_scan", "a10_scan.png", ["a10_m1.png"])}),
-    "masks in a folder below": (["c/image.png", "c/masks/1.png", "c/masks/2.png"], {}, {
-        "c": ("c", "c/image.png", ["c/masks/1.png", "c/masks/2.png"])}),
+        "a1_scan": ("a1_scan", "a1_scan.png", "a1_m1.png"),
+        "a10_scan": ("a10_scan", "a10_scan.png", "a10_m1.png")}),
+    "masks in a folder below": (["c/image.png", "c/masks/1.png", "c/masks/2.png"], {},
+                                {"c": ("c", "c/image.png", "c/masks/1.png", "c/masks/2.png")}),
     "split": (["Training/1/image.png", "Training/1/m1.png", "validation/2/image.png", "validation/2/m1.png",
                "test/3/image.png", "test/3/m1.png"], {}, {
-        "test/3": ("test/3", "test/3/image.png", ["test/3/m1.png"]),
-        "train/1": ("train/1", "Training/1/image.png", ["Training/1/m1.png"]),
-        "val/2": ("val/2", "validation/2/image.png", ["validation/2/m1.png"])}),
+        "test/3": ("test/3", "test/3/image.png", "test/3/m1.png"),
+        "train/1": ("train/1", "Training/1/image.png", "Training/1/m1.png"),
+        "val/2": ("val/2", "validation/2/image.png", "validation/2/m1.png")}),
     "split below, without test": (
         ["task/Training/1/image.png", "task/Training/1/m1.png", "task/Validation/2/image.png",
          "task/Validation/2/m1.png"], {}, {
-            "test/task/2": ("val/2", "task/Validation/2/image.png", ["task/Validation/2/m1.png"]),
-            "train/task/1": ("train/1", "task/Training/1/image.png", ["task/Training/1/m1.png"])}),
-    "several scans of a patient": (
-        ["P0/scan1/image.png", "P0/scan1/m1.png", "P0/scan2/image.png", "P0/scan2/m1.png",
-         "P1/scan1/image.png", "P1/scan1/m1.png"], {}, {
-            "P0/scan1": ("P0", "P0/scan1/image.png", ["P0/scan1/m1.png"]),
-            "P0/scan2": ("P0", "P0/scan2/image.png", ["P0/scan2/m1.png"]),
-            "P1/scan1": ("P1", "P1/scan1/image.png", ["P1/scan1/m1.png"])}),
+            "test/task/2": ("val/2", "task/Validation/2/image.png", "task/Validation/2/m1.png"),
+            "train/task/1": ("train/1", "task/Training/1/image.png", "task/Training/1/m1.png")}),
     "images and masks of a patient": (
         ["P0/images/z1.png", "P0/images/z2.png", "P0/gt/z1_1.png", "P0/gt/z2_1.png",
          "P1/images/z1.png", "P1/gt/z1_1.png"], {}, {
-            "P0/images/z1": ("P0", "P0/images/z1.png", ["P0/gt/z1_1.png"]),
-            "P0/images/z2": ("P0", "P0/images/z2.png", ["P0/gt/z2_1.png"]),
-            "P1/images": ("P1", "P1/images/z1.png", ["P1/gt/z1_1.png"])}),
-    "names of experts": (["1/image.png", "1/anna.png", "1/bob.png"], {"masks": "*"}, {
-        "1": ("1", "1/image.png", ["1/anna.png", "1/bob.png"])}),
-    "a path": (["1/ct.png", "1/a/ct.png", "1/b/ct.png"], {"image": "?/ct.png", "masks": "*/[ab]/*"}, {
-        "1": ("1", "1/ct.png", ["1/a/ct.png", "1/b/ct.png"])}),
+            "P0/images/z1": ("P0", "P0/images/z1.png", "P0/gt/z1_1.png"),
+            "P0/images/z2": ("P0", "P0/images/z2.png", "P0/gt/z2_1.png"),
+            "P1/images": ("P1", "P1/images/z1.png", "P1/gt/z1_1.png")}),
+    "a path": (["1/ct.png", "1/a/ct.png", "1/b/ct.png"], {"image": "?/ct.png", "masks": "*/[ab]/*"},
+               {"1": ("1", "1/ct.png", "1/a/ct.png", "1/b/ct.png")}),
+    "names that contain one another": (
+        ["images/1.2.3.png", "images/1.2.3.4.png", "gt/1.2.3_1.png", "gt/1.2.3_4.png", "gt/1.2.3.4_1.png"],
+        {"image": "images/*"}, {
+            "images/1.2.3": ("1.2.3", "images/1.2.3.png", "gt/1.2.3_1.png", "gt/1.2.3_4.png"),
+            "images/1.2.3.4": ("1.2.3.4", "images/1.2.3.4.png", "gt/1.2.3.4_1.png")}),
 }
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_every_form_is_recognised(tmp_path, form):
     files, patterns, expected = FORMS[form]
-    write(tmp_path, *[name for name in files if ".txt" not in name])
-    (tmp_path / "readme.txt").write_text("text")
-    found = find(tmp_path, **patterns)
-    assert brief(tmp_path, found) == expected and [case.name for case in found] == list(expected)
+    (write(tmp_path, *files) / "readme.txt").write_text("text")
+    all_cases = find(tmp_path, **patterns)
+    assert brief(tmp_path, all_cases) == expected and [case.name for case in all_cases] == list(expected)
 
 
 PATIENTS = {  # folders -> the patient of the image in each
@@ -108,8 +101,7 @@ PATIENTS = {  # folders -> the patient of the image in each
     "images under another name": ({"train/scans/P1": "P1", "train/scans/P2": "P2"}, "a"),
     "two images of each": ({"image_001": "image_001", "image_002/a": "image_002",
                             "image_002/b": "image_002"}, "image"),
-    "patients called like the pattern": ({"p1": "p1", "p2": "p2"}, "p"),
-    "sites": ({"A/c1": "A", "A/c2": "A", "B/c1": "B"}, "image"),
+    "several scans of a patient": ({"A/c1": "A", "A/c2": "A", "B/c1": "B"}, "image"),
 }
 
 
@@ -119,15 +111,15 @@ def test_whose_image_it_is(tmp_path, form):
     write(tmp_path, *[f"{folder}/{name}.png" for folder in folders],
           *[f"{folder}/m1.png" for folder in folders])
     patterns = {"image": f"{name}*"} if name != "image" else {}
-    found = find(tmp_path, **patterns)
-    assert {case.image.parent.relative_to(tmp_path).as_posix(): case.patient for case in found} == folders
+    all_cases = find(tmp_path, **patterns)
+    assert {case.image.parent.relative_to(tmp_path).as_posix(): case.patient for case in all_cases} == folders
 
 
 def test_images_in_a_folder_of_the_users_name_are_of_the_patient_below_it(tmp_path):
     write(tmp_path, *[f"train/{kind}/P{patient}/{kind[0]}1.png"
                       for kind in ("scans", "labels") for patient in (1, 2)])
-    found = find(tmp_path, image="scans", masks="labels")
-    assert [case.patient for case in found] == ["P1", "P2"]
+    all_cases = find(tmp_path, image="scans", masks="labels")
+    assert [case.patient for case in all_cases] == ["P1", "P2"]
 
 
 @pytest.mark.parametrize("files, patterns, message", [
@@ -146,59 +138,36 @@ def test_what_does_not_belong_together_is_named(tmp_path, files, patterns, messa
         find(write(tmp_path, *files), **patterns)
 
 
-def test_patients_of_a_table(tmp_path):
-    found = [Case(name, "folder", tmp_path, ()) for name in ("a/1", "a/2")]
-    table = tmp_path / "p.csv"
-    table.write_text("\ufeffcase,who,patient\na/1,x,p7\na/2,y,p8\nb,z,p9\n", encoding="utf-8")
-    assert [case.patient for case in patients.with_patients(found, table)] == ["p7", "p8"]
-    assert [case.patient for case in patients.with_patients(found, table, "who")] == ["x", "y"]
-    with pytest.raises(ValueError, match="p.csv: columns case, who, patient; .* another 'id', once, see"):
-        patients.with_patients(found, table, "id")
-    with pytest.raises(ValueError, match="p.csv: no patient of 1 of 3 cases, such as c"):
-        patients.with_patients([*found, Case("c", "", tmp_path, ())], table)
-
-
 def table_of(folder, text, encoding="utf-8"):
     path = folder / "p.csv"
     path.write_bytes(text.encode(encoding))
     return path
 
 
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "cp1252", "utf-16"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
 @pytest.mark.parametrize("name", ["F\u00e4lle", "Fa\u0308lle"])
-def test_a_table_is_read_as_programs_save_it(tmp_path, encoding, name):
-    if encoding == "cp1252":
-        name = "F\u00e4lle"  # which has no other form of it
-    table = table_of(tmp_path, f"case,patient\r\n{name},M\u00fcller\r\n", encoding)
-    (case,) = patients.with_patients([Case("F\u00e4lle", "", tmp_path, ())], table)
-    assert case.patient == "M\u00fcller"
+def test_patients_of_a_table(tmp_path, encoding, name):
+    """Two lines may say the same, other lines and columns do not count."""
+    table = table_of(tmp_path, f"case,who,patient\r\n{name},x,M\u00fcller\r\n{name},x,M\u00fcller\r\n"
+                               "b,z,p9\r\n", encoding)
+    case = Case("F\u00e4lle", "folder", tmp_path, ())
+    assert patients.with_patients([case], table)[0].patient == "M\u00fcller"
+    assert patients.with_patients([case], table, "who")[0].patient == "x"
 
 
 @pytest.mark.parametrize("text, encoding, message", [
-    ("case,patient\na\x81,b\n", "latin-1", "another encoding than UTF-8, UTF-16 and Windows-1252"),
-    ("case,patient\na,b\n", "utf-16-le", "another encoding than UTF-8"),
+    ("case,patient\n\u00e4,b\n", "cp1252", "not a table .'utf-8'.*; save it as CSV in UTF-8"),
+    ("case,patient\na,b\n", "utf-16", "not a table .'utf-8'"),
     ("case,patient\na," + "x" * 200_000, "utf-8", "not a table .field larger"),
     ("", "utf-8", "columns ; expected the case"),
+    ("case,who\na,b\n", "utf-8", "columns case, who; .* another 'patient', once, see --column"),
     ("case,patient,patient\na,b,c\n", "utf-8", "expected the case in the first and another 'patient', once"),
     ("case,patient\na,b\na,c\n", "utf-8", "case a is of patient b in a line and of c in another"),
     ("case,patient\na,\n", "utf-8", "no patient of 1 of 1 cases, such as a"),
 ])
-def test_a_table_that_says_no_one_patient_is_named(tmp_path, text, encoding, message):
+def test_a_table_that_does_not_name_the_patient_is_refused(tmp_path, text, encoding, message):
     with pytest.raises(ValueError, match=f"--patients .*p.csv: .*{message}"):
         patients.with_patients([Case("a", "", tmp_path, ())], table_of(tmp_path, text, encoding))
-    same = table_of(tmp_path, "case,patient\na,b\na,b\n")
-    assert patients.with_patients([Case("a", "", tmp_path, ())], same)[0].patient == "b"
-
-
-def test_names_that_contain_one_another_are_two(tmp_path):
-    write(tmp_path, "images/1.2.3.png", "images/1.2.3.4.png", "gt/1.2.3_1.png", "gt/1.2.3_4.png",
-          "gt/1.2.3.4_1.png")
-    assert brief(tmp_path, find(tmp_path, image="images/*")) == {
-        "images/1.2.3": ("1.2.3", "images/1.2.3.png", ["gt/1.2.3_1.png", "gt/1.2.3_4.png"]),
-        "images/1.2.3.4": ("1.2.3.4", "images/1.2.3.4.png", ["gt/1.2.3.4_1.png"])}
-    write(tmp_path / "folders", *[f"{name}/{file}.png" for name in ("1.2.3", "1.2.3.4")
-                                  for file in ("image", "m1")])
-    assert [case.patient for case in find(tmp_path / "folders")] == ["1.2.3", "1.2.3.4"]
 
 
 def test_names_in_two_unicode_forms_are_one(tmp_path):
@@ -216,10 +185,10 @@ def test_names_in_two_unicode_forms_are_one(tmp_path):
 
 
 def test_a_patient_in_two_folds_is_refused(tmp_path):
-    found = [Case("train/a", "p1", tmp_path / "a.png", ()), Case("test/b", "p1", tmp_path / "b.png", ())]
+    all_cases = [Case("train/a", "p1", tmp_path / "a.png", ()), Case("test/b", "p1", tmp_path / "b.png", ())]
     with pytest.raises(ValueError, match="b.png: patient p1 is in test and in train"):
-        patients.refuse_divided(found)
-    patients.refuse_divided([found[0], Case("test/b", "p2", tmp_path / "b.png", ())])
+        patients.refuse_divided(all_cases)
+    patients.refuse_divided([all_cases[0], Case("test/b", "p2", tmp_path / "b.png", ())])
 
 
 def case_of(folder, **files):
@@ -264,10 +233,9 @@ def test_files_that_do_not_fit_each_other_are_named(tmp_path, change, message):
 def test_labels_choose_and_slices_are_cut_across_an_axis(tmp_path):
     labels = np.arange(60).reshape(4, 5, 3).astype(np.uint8) % 4
     case = case_of(tmp_path, image=np.random.RandomState(0).rand(4, 5, 3), m1=labels)
-    _, _, found = cases.read(case)
-    assert found == {1, 2, 3}
-    image, masks, found = cases.read(case, (2, 3))
-    assert found == {2, 3} and masks.mean() == 0.5
+    assert cases.read(case)[2] == {1, 2, 3}
+    image, masks, chosen = cases.read(case, (2, 3))
+    assert chosen == {2, 3} and masks.mean() == 0.5
     for axis, shapes in (("fewest", (3, 5, 4)), ("z", (3, 5, 4)), ("y", (5, 3, 4)), ("x", (4, 3, 5))):
         slices = list(cases.slices(image, masks, axis))
         assert (len(slices), *slices[0][1].shape[1:]) == shapes == (len(slices), *slices[0][0].shape[:2])
@@ -288,8 +256,6 @@ def test_a_slice_is_scaled_by_the_limits_of_its_volume():
     ({"a": (12, 24, 24), "b": (40, 24, 24)}, "fewest", "z", "1 have fewer"),
     ({"a": (12, 24, 24), "b": (30, 9, 24), "c": (30, 24, 9), "d": (30, 9, 25)}, "fewest", "y",
      "2 have fewer across another, such as a (12, 24, 24)"),
-    ({"a": (12, 24, 24), "b": (40, 24, 24), "c": (12, 24, 24)}, "fewest", "z",
-     "1 have fewer across another, such as b (40, 24, 24)"),
     ({"a": (12, 24, 24), "b": (13, 24, 24)}, "fewest", "z", ""),
     ({"a": (24, 24)}, "fewest", "fewest", ""), ({"a": (12, 24, 24), "b": (40, 24, 24)}, "z", "z", ""),
 ])
@@ -301,12 +267,10 @@ def test_all_volumes_are_cut_across_one_axis(capsys, shapes, axis, chosen, warni
 
 def test_files_in_a_form_that_is_not_read_are_named(tmp_path, capsys):
     write(tmp_path, "c/image.png", "c/seg1.png", "c/seg2.png")
-    for name in ("c/seg1.json", "c/notes.txt", "c/seg1.txt"):  # descriptions
+    for name in ("c/seg1.json", "c/notes.txt"):  # descriptions
         (tmp_path / name).write_text("text")
     find(tmp_path)
     assert capsys.readouterr().out == ""
-    for number, name in enumerate(("c/seg3.nrrd", "c/seg4.xyz", "d/label.mha"), 1):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text("text")
-        assert len(find(tmp_path)[0].masks) == 2
-        assert f"{number} files are passed over, in a form that is not read" in capsys.readouterr().out
+    (tmp_path / "c" / "seg3.nrrd").write_text("text")
+    assert len(find(tmp_path)[0].masks) == 2
+    assert "1 files are passed over, in a form that is not read, such as" in capsys.readouterr().out

@@ -73,14 +73,12 @@ def test_where_a_folder_is_read_only_the_store_lies_in_the_home(original, tmp_pa
         brightness(original, convert, sorted(original.iterdir())[:1])
 
 
-def test_a_damaged_store_is_made_again(original, capsys):
+def test_a_damaged_store_is_made_again_and_a_failed_conversion_leaves_nothing(original, capsys):
     brightness(original)
     place_of(original).write_bytes(place_of(original).read_bytes()[:2000])
     assert brightness(original) == [0, 1, 2]
     assert "unusable" in capsys.readouterr().out
-
-
-def test_a_failed_conversion_leaves_nothing(original):
+    place_of(original).unlink()
     (original / "3.txt").write_text("not a number")
     with pytest.raises(ValueError):
         brightness(original)

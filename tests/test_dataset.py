@@ -19,9 +19,7 @@ from data.readers import READERS
 from data.store import open_store
 from metadata_manager import Metadata, Objective
 from models import ATFM, STNet
-from models.flags import experiment
 
-SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 RANDOM = np.random.RandomState(0)
 IMAGES = RANDOM.randint(0, 65536, (10, 6, 4)).astype(np.uint16)
 MASKS = RANDOM.randint(0, 2, (10, 3, 6, 4)).astype(np.uint8)
@@ -92,9 +90,9 @@ def test_pixels_are_scaled_to_the_unit_range(tmp_path, dtype, channels):
     image = RANDOM.randint(0, np.iinfo(dtype).max + 1, (6, 4, channels)).astype(dtype)
     with Writer(tmp_path / "set.h5", "a test") as writer:
         writer.append(image if channels == 3 else image[..., 0], MASKS[0], patient=0)
-    found, masks = ExpertDataset(open_store(tmp_path / "set.h5"), np.arange(1))[0]
-    assert found.dtype == masks.dtype == torch.float32
-    np.testing.assert_allclose(found, image.transpose(2, 0, 1) / np.iinfo(dtype).max, atol=1e-7)
+    pixels, masks = ExpertDataset(open_store(tmp_path / "set.h5"), np.arange(1))[0]
+    assert pixels.dtype == masks.dtype == torch.float32
+    np.testing.assert_allclose(pixels, image.transpose(2, 0, 1) / np.iinfo(dtype).max, atol=1e-7)
     np.testing.assert_array_equal(masks, MASKS[0])
 
 
@@ -161,10 +159,10 @@ def test_images_with_fewer_masks_show_theirs_alone_and_repeat_them_at_random_in_
     torch.manual_seed(0)
     batches = torch.stack([items.batch([0, 1, 2])[1] for _ in range(400)])
     for b, row in enumerate((2, 0, 1)):
-        own = torch.from_numpy(MASKS[row, :experts[row]]).float()
-        assert torch.equal(batches[:, b, :experts[row]], own.expand(400, *own.shape))
+        masks = torch.from_numpy(MASKS[row, :experts[row]]).float()
+        assert torch.equal(batches[:, b, :experts[row]], masks.expand(400, *masks.shape))
         repeats = batches[:, b, experts[row]:].flatten(0, 1)
-        which = (repeats[:, None] == own).all((2, 3))
+        which = (repeats[:, None] == masks).all((2, 3))
         assert (which.sum(1) == 1).all()
         assert experts[row] == 3 or (which.float().mean(0) - 1 / experts[row]).abs().max() < 0.07
     torch.manual_seed(3)
@@ -183,7 +181,7 @@ def test_images_without_marks_are_left_out_if_asked_and_counted(tmp_path, capsys
     metadata = Metadata(data_path=str(tmp_path / "set.h5"), annotators=3, size=4)
     whole = data.load(metadata, "train")
     marked = data.load(replace(metadata, marked=True), "train")
-    assert marked.patients.tolist() == [one for one in whole.patients if one % 2]
+    assert marked.patients.tolist() == [patient for patient in whole.patients if patient % 2]
     left_out = len(whole) - len(marked)
     said = capsys.readouterr().out
     assert f"train: {left_out} of {len(whole)} images that no expert marked are left out" in said
@@ -223,20 +221,6 @@ def test_a_test_on_validation_images_says_so(square, capsys):
     assert not capsys.readouterr().out
 
 
-@pytest.mark.skipif(not SHARED.exists(), reason="needs ../shared/data")
-def test_real_slices():
-    metadata = replace(experiment("LIDC").metadata, data_path=str(SHARED / "lidc_dev.h5"))
-    parts = [data.load(metadata, split) for split in ("train", "val", "test")]
-    assert sum(map(len, parts)) == 4150
-    patients = [set(part.patients) for part in parts]
-    assert sum(map(len, patients)) == len(set.union(*patients)) == 235
-    with h5py.File(SHARED / "lidc_dev.h5") as file:
-        packed, pixels = (file[name][parts[2].rows[5]] for name in ("masks_packed", "images"))
-    image, masks = parts[2][5]
-    np.testing.assert_array_equal(masks, np.unpackbits(packed).reshape(4, 128, 128))
-    np.testing.assert_allclose(image[0], pixels / 255, atol=1e-7)
-
-
 def test_an_epoch_shows_every_image_once(dataset):
     loader = Loader(dataset, 4, seed=0)
     assert len(loader) == 3 and [loader.size(step) for step in range(4)] == [4, 4, 2, 4]
@@ -261,22 +245,9 @@ def test_images_masks_and_names_of_a_batch_belong_together(dataset):
         row = int(name.removeprefix("image "))
         assert (np.rint(image[b, 0].numpy() * 65535) == IMAGES[row]).all()
         assert (masks[b].numpy() == MASKS[row]).all()
-
-
-def test_processes_share_a_batch(dataset):
-    """The last batch has two images: the first and third process have annotators 0 and 2, and 1, of one."""
-    whole = Loader(dataset, 4, seed=0)
-    loaders = [Loader(dataset, 4, seed=0, rank=rank, ranks=3) for rank in range(3)]
-    for step, shares in ((0, [1 / 2, 1 / 4, 1 / 4]), (2, [1 / 3, 1 / 2, 1 / 6])):
-        assert [loader.weight(step) for loader in loaders] == shares and whole.weight(step) == 1
-        image, masks = whole(step)
-        for rank, loader in enumerate(loaders):
-            assert loader.size(step) == whole.size(step) and loader.ids(step) == whole.ids(step)
-            images = slice(rank, None, 3) if step == 0 else slice(rank % 2, rank % 2 + 1)
-            annotators = slice(None) if step == 0 or rank == 1 else slice(rank // 2, None, 2)
-            assert torch.equal(loader(step)[0], image[images])
-            assert torch.equal(loader(step)[1], masks[images, annotators])
     assert [tuple(part.shape) for part in dataset.batch([])] == [(0, 1, 6, 4), (0, 3, 6, 4)]
+    with pytest.raises(ValueError, match="batch size 0"):
+        Loader(dataset, 0, seed=0)
 
 
 @pytest.mark.parametrize("ranks, divided, weights, annotators", [
@@ -284,112 +255,92 @@ def test_processes_share_a_batch(dataset):
     (3, True, [1 / 3] * 3, [[0], [1], [2]]),
     (5, True, [1 / 6, 1 / 6, 1 / 3, 1 / 6, 1 / 6], [[0], [1], [2], [0], [1]]),
     (2, False, [1 / 2] * 2, [[0, 1, 2]] * 2)])
-def test_processes_share_one_image(dataset, ranks, divided, weights, annotators):
+def test_processes_divide_the_annotators_of_one_image(dataset, ranks, divided, weights, annotators):
     """Two or more who have the same annotators split their weight."""
     _, masks = Loader(dataset, 1, seed=0)(0)
     loaders = [Loader(dataset, 1, seed=0, rank=rank, ranks=ranks, per_annotator_loss=divided)
                for rank in range(ranks)]
     assert [loader.weight(0) for loader in loaders] == pytest.approx(weights)
-    for loader, own in zip(loaders, annotators):
-        assert torch.equal(loader(0)[1], masks[:, own])
+    for loader, indices in zip(loaders, annotators):
+        assert torch.equal(loader(0)[1], masks[:, indices])
+        assert loader.size(0) == 1 and loader.ids(0) == loaders[0].ids(0)
 
 
 @pytest.mark.parametrize("choices", [
     {}, {"semantic_target": "all"}, {"experts": "one"},
     {"experts": "one", "semantic_target": "all"}])
-@pytest.mark.parametrize("ranks", [2, 3])
-def test_the_gradients_of_processes_add_up_to_those_of_one(square, choices, ranks, monkeypatch):
+@pytest.mark.parametrize("ranks, step", [(2, 0), (2, 1), (3, 1)])
+def test_the_gradients_of_processes_add_up_to_those_of_one(square, choices, ranks, step, monkeypatch):
     """A flow without chance, or for one expert the mean over the possible ones; the last batch: one image."""
     torch.manual_seed(0)
     objective, train = Objective(source="normal", alpha=1.0, **choices), data.load(square, "train")
-    atfm, draws = ATFM(None, STNet(4, (1,)), objective), torch.rand(1, 3, 4, 4)
+    atfm, noise = ATFM(None, STNet(4, (1,)), objective), torch.rand(1, 3, 4, 4)
     monkeypatch.setattr("models.atfm.draw_time", lambda b, *_: torch.full((b,), 0.5))
-    monkeypatch.setattr(atfm, "sample_source", lambda image, n: draws[:, :n] + image)
+    monkeypatch.setattr(atfm, "sample_source", lambda image, n: noise[:, :n] + image)
     expert = []
     monkeypatch.setattr("models.atfm.one_expert", lambda masks: masks[:, expert])
 
-    def gradient(*share):
-        loader = Loader(train, 2, 0, "cpu", (), *share, objective.per_annotator_loss)
-        image, masks = loader(1)
+    def gradient(*place):
+        loader = Loader(train, 2, 0, "cpu", (), *place, objective.per_annotator_loss)
+        image, masks = loader(step)
         atfm.zero_grad()
         chosen = range(masks.shape[1]) if "experts" in choices else [0]
         for expert[:] in ([j] for j in chosen):
             for piece in atfm.losses(image, masks):
-                (loader.weight(1) / len(chosen) * piece["loss"]).backward()
+                (loader.weight(step) / len(chosen) * piece["loss"]).backward()
         return torch.cat([weight.grad.flatten() for weight in atfm.net.parameters()])
 
-    shares = sum(gradient(rank, ranks) for rank in range(ranks))
-    torch.testing.assert_close(shares, gradient(0, 1), rtol=1e-4, atol=1e-6)
+    summed = sum(gradient(rank, ranks) for rank in range(ranks))
+    torch.testing.assert_close(summed, gradient(0, 1), rtol=1e-4, atol=1e-6)
 
 
-def test_an_empty_batch_is_refused(dataset):
-    with pytest.raises(ValueError, match="batch size 0"):
-        Loader(dataset, 0, seed=0)
-
-
-def test_augmentation_is_applied_to_batches_and_follows_the_global_seed(dataset):
+def test_augmentations_follow_each_other_and_the_global_seed(dataset):
+    plain = Loader(dataset, 4, seed=0)(1)
+    twice = Loader(dataset, 4, seed=0, augment=[lambda image, masks: (image + 1, masks),
+                                                lambda image, masks: (2 * image, masks)])(1)
+    assert torch.equal(twice[0], 2 * (plain[0] + 1)) and torch.equal(twice[1], plain[1])
     loader = Loader(dataset, 4, seed=0, augment=[augment])
     torch.manual_seed(5)
     first = loader(1)
     torch.manual_seed(5)
     assert all(torch.equal(a, b) for a, b in zip(first, loader(1)))
     assert not torch.equal(first[1], loader(1)[1])
-
-
-def test_image_and_masks_move_together_each_its_own_way_and_by_little():
-    """An image that equals its masks must still do so, but for interpolation at their edges."""
-    y, x = torch.meshgrid(torch.linspace(-1, 1, 64), torch.linspace(-1, 1, 64), indexing="ij")
-    hill = torch.exp(-((x - 0.2) ** 2 / 0.1 + (y + 0.1) ** 2 / 0.05))  # a smooth shape off the centre
-    masks = torch.stack([(hill > level).float() for level in (0.3, 0.5, 0.7)]).expand(4, 3, 64, 64)
-    torch.manual_seed(0)
-    image, moved = augment(masks.clone(), masks)
-    assert image.shape == moved.shape == masks.shape
-    assert set(moved.unique().tolist()) == {0.0, 1.0} and image.min() >= 0 and image.max() <= 1
-    assert ((image > 0.5).float() - moved).abs().mean() < 0.01
-    assert (masks - moved).abs().mean() > 0.03 and not torch.equal(moved[0], moved[1])
-    area = moved.sum((2, 3)) / masks.sum((2, 3))
-    assert (area > 0.75).all() and (area < 1.25).all()  # scale 0.9 to 1.1, squared
-
-
-def test_dihedral_gives_all_eight_positions_equally_often_and_moves_image_and_masks_together():
-    torch.manual_seed(0)
-    masks = torch.arange(32.0).view(1, 2, 4, 4).expand(800, 2, 4, 4)  # which tells every position apart
-    image, moved = dihedral(masks[:, :1], masks)
-    assert torch.equal(image, moved[:, :1])
-    positions, counts = moved.unique(dim=0, return_counts=True)
-    ways = masks[0], masks[0].flip(-1)
-    turned = [torch.rot90(way, turns, (-2, -1)) for way in ways for turns in range(4)]
-    assert sorted(one.tolist() for one in positions) == sorted(one.tolist() for one in turned)
-    assert counts.min() > 60
+    assert augmentations(Metadata()) == []
+    assert augmentations(Metadata(augment=True, dihedral=True)) == [augment, dihedral]
 
 
 def test_positions_are_a_flip_then_turns_of_the_numbers_drawn():
     masks = torch.rand(40, 2, 5, 5)
     torch.manual_seed(3)
-    _, moved = dihedral(masks[:, :1], masks)
+    image, moved = dihedral(masks[:, :1], masks)
     torch.manual_seed(3)
     sides, quarters = torch.randint(2, (40,)).tolist(), torch.randint(4, (40,)).tolist()
-    expected = [torch.rot90(one.flip(-1) if side else one, turns, (-2, -1))
-                for one, side, turns in zip(masks, sides, quarters)]
-    assert torch.equal(moved, torch.stack(expected))
+    assert len(set(zip(sides, quarters))) == 8
+    expected = [torch.rot90(mask.flip(-1) if side else mask, turns, (-2, -1))
+                for mask, side, turns in zip(masks, sides, quarters)]
+    assert torch.equal(moved, torch.stack(expected)) and torch.equal(image, moved[:, :1])
 
 
 @pytest.mark.parametrize("shape", [(33, 33), (24, 40)])
 def test_a_batch_is_moved_as_torchvision_moves_each_image(shape):
-    image, masks = torch.rand(6, 3, *shape), (torch.rand(6, 2, *shape) < 0.5).float()
+    image, masks = torch.rand(16, 3, *shape), (torch.rand(16, 2, *shape) < 0.5).float()
     torch.manual_seed(7)
-    found = augment(image, masks)
+    moved, its_masks = augment(image, masks)
+    assert moved.min() >= 0 and moved.max() <= 1 and its_masks.unique().tolist() == [0, 1]
     torch.manual_seed(7)
-    for i in range(6):
+    flips = set()
+    for i in range(16):
         side, end, turn, grow, slant = torch.rand(5).tolist()
+        flips.add((side < 0.5, end < 0.5))
         affine = {"angle": 15 * (2 * turn - 1), "translate": [0, 0], "scale": 0.9 + 0.2 * grow,
                   "shear": [5 * (2 * slant - 1), 0.0]}
-        one, its_masks = (functional.vertical_flip(x) if end < 0.5 else x for x in (
+        pixels, marked = (functional.vertical_flip(x) if end < 0.5 else x for x in (
             functional.horizontal_flip(x) if side < 0.5 else x for x in (image[i], masks[i])))
-        one = functional.affine(one, interpolation=InterpolationMode.BILINEAR, **affine)
-        its_masks = functional.affine(its_masks, interpolation=InterpolationMode.NEAREST, **affine)
-        torch.testing.assert_close(found[0][i], one, rtol=0, atol=1e-4)
-        assert (found[1][i] != its_masks).float().mean() < 0.002  # ties of the nearest pixel
+        pixels = functional.affine(pixels, interpolation=InterpolationMode.BILINEAR, **affine)
+        marked = functional.affine(marked, interpolation=InterpolationMode.NEAREST, **affine)
+        torch.testing.assert_close(moved[i], pixels, rtol=0, atol=1e-4)
+        assert (its_masks[i] != marked).float().mean() < 0.002  # ties of the nearest pixel
+    assert len(flips) == 4
 
 
 @pytest.mark.parametrize("change", [augment, dihedral])
@@ -408,25 +359,3 @@ def test_operations_on_the_images_do_not_grow_with_the_batch(change):
         with Counted():
             change(torch.rand(b, 3, 8, 8), torch.rand(b, 2, 8, 8))
     assert 0 < counts[0] == counts[1] < 30
-
-
-def test_settings_name_the_augmentations():
-    assert augmentations(Metadata()) == []
-    assert augmentations(Metadata(augment=True)) == [augment]
-    assert augmentations(Metadata(augment=True, dihedral=True)) == [augment, dihedral]
-
-
-def test_augmentations_follow_each_other(dataset):
-    plain = Loader(dataset, 4, seed=0)(1)
-    twice = Loader(dataset, 4, seed=0, augment=[lambda image, masks: (image + 1, masks),
-                                                lambda image, masks: (2 * image, masks)])(1)
-    assert torch.equal(twice[0], 2 * (plain[0] + 1)) and torch.equal(twice[1], plain[1])
-
-
-def test_all_flips_occur():
-    corner = torch.zeros(64, 1, 16, 16)
-    corner[:, :, 3:7, 3:7] = 1
-    torch.manual_seed(0)
-    _, moved = augment(corner.clone(), corner)
-    quarters = moved.reshape(64, 2, 8, 2, 8).sum((2, 4)).flatten(1).argmax(1)
-    assert set(quarters.tolist()) == {0, 1, 2, 3}

@@ -24,11 +24,12 @@ def test_the_lists_are_those_of_the_runs_and_share_no_patient(tmp_path, capsys):
     assert f"{tmp_path / 'splits.csv'}: 469 train, 107 val, 144 test images" in capsys.readouterr().out
 
 
-def test_data_that_is_not_there_is_named(tmp_path):
-    with pytest.raises(SystemExit, match="^error: LIDC: data_path .*none' does not exist"):
-        main(["--what", "LIDC", "--data_path", str(tmp_path / "none"), "--output", str(tmp_path / "a.csv")])
-    with pytest.raises(SystemExit, match="^error: --split_seed -1: expected a number in"):
-        main(["--what", "LIDC_demo", "--split_seed", "-1", "--output", str(tmp_path / "a.csv")])
+@pytest.mark.parametrize("flags, message", [
+    (["--what", "LIDC", "--data_path", "none"], "LIDC: data_path .*none' does not exist"),
+    (["--what", "LIDC_demo", "--split_seed", "-1"], "--split_seed -1: expected a number in")])
+def test_what_cannot_be_exported_is_named(tmp_path, flags, message):
+    with pytest.raises(SystemExit, match=f"^error: {message}"):
+        main([*flags, "--output", str(tmp_path / "a.csv")])
 
 
 def test_only_the_same_lists_are_written_again(tmp_path, monkeypatch):

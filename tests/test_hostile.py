@@ -87,10 +87,10 @@ def write_checkpoint(folder: Path) -> None:
 
 
 def read_checkpoint(path: Path) -> None:
-    found = checkpoint.load(path, "GTR")
-    checkpoint.fill(nn.Linear(3, 2), found, path)
-    assert found["config"] == {"num_filters": (4, 8), "lr": 1e-3}
-    assert found["state"] == {"step": 3, "best": 0.5}
+    content = checkpoint.load(path, "GTR")
+    checkpoint.fill(nn.Linear(3, 2), content, path)
+    assert content["config"] == {"num_filters": (4, 8), "lr": 1e-3}
+    assert content["state"] == {"step": 3, "best": 0.5}
 
 
 def write_images(folder: Path) -> None:

@@ -35,32 +35,27 @@ def test_pixels_are_scaled_to_the_unit_range(tmp_path, name, pixels, expected):
     torch.testing.assert_close(read_image(saved(tmp_path / name, pixels)), expected)
 
 
-@pytest.mark.parametrize("bits", [8, 10, 12, 14, 16])
-@pytest.mark.parametrize("name", ["a.png", "a.tif"])
+@pytest.mark.parametrize("bits, name", [(8, "a.png"), (12, "a.png"), (14, "a.tif"), (16, "a.tif")])
 def test_the_bits_that_a_scanner_used_of_16_are_its_range(tmp_path, name, bits, capsys):
     values = np.array([[0, 2 ** bits - 1, 2 ** (bits - 1)]], np.uint16)
-    found = read_image(saved(tmp_path / name, values))
-    torch.testing.assert_close(found, torch.tensor([[[0, 1, 0.5]]]), rtol=0, atol=0.002)
+    image = read_image(saved(tmp_path / name, values))
+    torch.testing.assert_close(image, torch.tensor([[[0, 1, 0.5]]]), rtol=0, atol=0.002)
     assert (f"{name}: 16 bits per pixel, values up to {values.max()}: taken as {bits} bits"
             in capsys.readouterr().out) == (bits < 16)
-
-
-def test_a_black_image_of_16_bits_stays_black(tmp_path):
-    assert read_image(saved(tmp_path / "a.png", np.zeros((2, 2), np.uint16))).tolist() == [[[0, 0], [0, 0]]]
 
 
 def test_a_palette_is_looked_up(tmp_path):
     image = Image.fromarray(np.array([[0, 1]], np.uint8), "P")
     image.putpalette([255, 0, 51, 0, 102, 204])
-    found = read_image(saved(tmp_path / "a.png", image))
-    torch.testing.assert_close(found, torch.tensor([[[1, 0.0]], [[0, 0.4]], [[0.2, 0.8]]]))
+    pixels = read_image(saved(tmp_path / "a.png", image))
+    torch.testing.assert_close(pixels, torch.tensor([[[1, 0.0]], [[0, 0.4]], [[0.2, 0.8]]]))
 
 
 @pytest.mark.parametrize("pixels", [GREY, DEEP, np.dstack([GREY] * 3)], ids=["grey", "16 bits", "rgb"])
 def test_a_picture_is_turned_as_exif_says(tmp_path, pixels):
-    found = read_image(saved(tmp_path / "a.png", pixels, exif=ROTATED))
+    image = read_image(saved(tmp_path / "a.png", pixels, exif=ROTATED))
     expected = torch.tensor([[0.4, 0], [0.6, 0.2], [0.8, 1]])  # GREY's lower row becomes the left column
-    torch.testing.assert_close(found, expected.expand(len(found), 3, 2))
+    torch.testing.assert_close(image, expected.expand(len(image), 3, 2))
 
 
 def test_a_photo_with_a_second_picture_inside_is_its_first(tmp_path):
@@ -89,18 +84,8 @@ def test_what_is_no_image_is_named(tmp_path, name, make):
         read_image(tmp_path / name)
     assert str(error.value).startswith(f"--images {tmp_path / name}: not an image that can be read (")
     assert "as PNG, JPEG, TIFF, BMP; " in str(error.value)
-
-
-def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"--images .*absent.png: no such file"):
+    with pytest.raises(FileNotFoundError, match="--images .*absent.png: no such file"):
         read_image(tmp_path / "absent.png")
-
-
-@pytest.mark.parametrize("limit", [4, 2])  # pixels; Pillow warns above it, and refuses above twice as many
-def test_an_image_too_large_to_decode_is_refused(tmp_path, monkeypatch, limit):
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
-    with pytest.raises(ValueError, match="a.png: too large to be decoded safely .*; make it smaller"):
-        read_image(saved(tmp_path / "a.png", GREY))
 
 
 def test_an_image_is_made_square_and_gets_the_models_channels():
@@ -109,14 +94,8 @@ def test_an_image_is_made_square_and_gets_the_models_channels():
     assert fitted(rgb, 3, 2).shape == (1, 3, 2, 2)
     grey = torch.tensor([[[0.1, 0.1, 0.9, 0.9]] * 4])
     torch.testing.assert_close(fitted(grey, 3, 4), grey[None].expand(1, 3, 4, 4))
-    halves = fitted(grey, 1, 2)[0, 0]
-    assert (halves[:, 0] < 0.3).all() and (halves[:, 1] > 0.7).all()
-
-
-def test_fine_stripes_are_averaged_not_picked():
-    stripes = torch.tensor([0.0, 1.0]).repeat(32)[None, None].expand(1, 64, 64)
-    inner = fitted(stripes, 1, 8)[0, 0, :, 1:-1]
-    assert (inner - 0.5).abs().max() < 0.1
+    stripes = torch.tensor([0.0, 1.0]).repeat(32)[None, None].expand(1, 64, 64)  # averaged, not picked
+    assert (fitted(stripes, 1, 8)[0, 0, :, 1:-1] - 0.5).abs().max() < 0.1
 
 
 def test_names_are_unique_on_every_file_system():
@@ -124,9 +103,7 @@ def test_names_are_unique_on_every_file_system():
     assert unique_names(paths) == ["x_a", "y_a", "A", "x_a_2", "b"]
     assert unique_names([Path("1/x/a.png"), Path("2/x/A.png"), Path("a_2.png")]) == ["x_a", "x_A_2", "a_2"]
     assert unique_names([Path("case1/image.nii.gz")]) == ["case1_image"]
-
-
-def test_no_name_leads_out_of_the_folder_and_no_two_are_the_same_letters():
+    # No name leads out of the folder, and no two are of the same letters.
     names = ["...png", "..png", "caf\u00e9.png", "cafe\u0301.png", ".hidden.png"]
-    found = unique_names([Path(name) for name in names])
-    assert found == ["image", "image_2", "caf\u00e9", "caf\u00e9_2", ".hidden"]
+    assert unique_names([Path(name) for name in names]) == [
+        "image", "image_2", "caf\u00e9", "caf\u00e9_2", ".hidden"]

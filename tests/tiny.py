@@ -132,11 +132,12 @@ def write_lidc_folder(folder: Path) -> Path:
 
 
 def write_dicom(path: Path, pixels: np.ndarray, **tags: Any) -> Path:
-    """A DICOM image of 8 bits, (h, w)."""
-    header = pydicom.Dataset()
+    """A DICOM image of uint8 or int16, (h, w)."""
+    header, bits = pydicom.Dataset(), 8 * pixels.itemsize
     header.SOPClassUID, header.SOPInstanceUID = pydicom.uid.CTImageStorage, pydicom.uid.generate_uid()
-    header.PhotometricInterpretation, header.SamplesPerPixel, header.PixelRepresentation = "MONOCHROME2", 1, 0
-    header.BitsAllocated, header.BitsStored, header.HighBit = 8, 8, 7
+    header.PhotometricInterpretation, header.SamplesPerPixel = "MONOCHROME2", 1
+    header.PixelRepresentation = int(pixels.dtype.kind == "i")
+    header.BitsAllocated, header.BitsStored, header.HighBit = bits, bits, bits - 1
     (header.Rows, header.Columns), header.PixelData = pixels.shape, pixels.tobytes()
     for name, value in tags.items():
         setattr(header, name, value)
