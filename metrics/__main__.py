@@ -36,12 +36,14 @@ def cases_of(folder: Path) -> dict[str, list[Path]]:
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such folder; expected one with a sub-folder or .npy file per case")
     cases: dict[str, list[Path]] = {}
+    # Hidden files, such as macOS's .DS_Store, are no cases.
     for entry in sorted(entry for entry in folder.iterdir() if not entry.name.startswith(".")):
         if entry.is_dir():
             files = sorted(file for file in entry.iterdir()
                            if suffix_of(file) and not file.name.startswith("."))
         else:
             files = [entry] if entry.suffix.lower() == ".npy" else []
+        # Samples may come from another system than the masks, which writes accented letters otherwise.
         case = unicodedata.normalize("NFC", entry.name if entry.is_dir() else entry.stem)
         if files and case in cases:
             raise ValueError(f"{entry}: case {case} is also in {cases[case][0]}; expected it once")
@@ -64,6 +66,7 @@ def masks_of(files: Sequence[Path], folder: Path, most: int | None = None) -> li
         if scan.values.ndim not in (2, 3):
             raise ValueError(f"{file}: {scan.values.shape}, expected a mask (h, w) or (z, h, w), of "
                              "<case>.npy (n, h, w)")
+        # A 3-D array is a volume in a case's sub-folder, but n masks where it is <case>.npy of the folder.
         several = file.parent == folder and scan.values.ndim == 3
         for values in scan.values[:most] if several else [scan.values]:
             masks.append(replace(scan, values=foreground(replace(scan, values=values))))
@@ -75,6 +78,7 @@ def number_of_samples(files: Sequence[Path], folder: Path) -> int:
     if files[0].parent != folder:
         return len(files)
     try:
+        # Mapped, not read: the header is enough to count.
         shape = np.load(files[0], mmap_mode="r", allow_pickle=False).shape
     except (ValueError, OSError, EOFError, AttributeError):
         return 1  # what is wrong with the file is said where its masks are read
@@ -106,7 +110,9 @@ def score_case(samples: Sequence[Scan], masks: Sequence[Scan], counts: Sequence[
             raise ValueError(f"{scan.path}: {scan.values.shape} pixels, expected {first.values.shape} as in "
                              f"{first.path}")
         check_same_place([first, scan])
+    # The more masks a case has, the fewer pixels a block has: a block bounds the memory.
     step = max(1, BLOCK // (len(samples) + len(masks)))
+    # No score depends on where pixels lie, so volumes become single rows, (1, n, 1, pixels).
     blocks = list(zip(*(torch.from_numpy(np.stack([scan.values.ravel() for scan in scans]))[None, :, None]
                         .split(step, dim=3) for scans in (samples, masks))))
     return {name: value.item() for name, value in score_blocks(blocks, counts).items()}
@@ -117,6 +123,7 @@ def checked_counts(counts: Sequence[int], numbers: dict[str, int]) -> list[int]:
 
     numbers: of samples, by case. A line says which samples are not scored. Raises ValueError for --samples
     that are out of range or not there."""
+    # GED falls with n: all cases are scored with the n of the one that has the fewest.
     fewest, most = min(numbers, key=lambda case: numbers[case]), max(numbers, key=lambda case: numbers[case])
     if counts and (min(counts) < 1 or len(set(counts)) < len(counts)):
         raise ValueError(f"--samples {' '.join(map(str, counts))}: expected different numbers from 1")

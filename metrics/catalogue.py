@@ -77,16 +77,19 @@ def score_names(counts: Sequence[int]) -> list[str]:
 
 def better(name: str) -> str:
     """Which is better of a score by this name, such as GED16: "lower", "higher", or "" for neither."""
+    # The n of GED16 is not part of the score's name.
     return SCORES[name.rstrip("0123456789")].better
 
 
 def matching_n(counts: Sequence[int]) -> int:
     """The n of HM-IoU, MDM and diversity to show: 32, as in the paper, or else the largest."""
+    # Tables 1 and 2 of the paper give HM-IoU and MDM for n = 32 alone.
     return 32 if 32 in counts else max(counts)
 
 
 def columns(counts: Sequence[int], compared: bool = False) -> list[str]:
     """The names of the scores that tables show; compared: those of the table of differences."""
+    # A score of all samples has a single column: `_names` looks at no count then.
     shown_n = {"each": counts, "matching": [matching_n(counts)], "once": counts, "": ()}
     return [name for entry, about in SCORES.items() if about.columns and (about.compared or not compared)
             for name in _names(entry, shown_n[about.columns])]

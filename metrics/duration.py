@@ -26,6 +26,7 @@ def duration_text(records: Sequence[SystemRecord], images: Collection[str], conf
     records: of each system, with an image or two tested. images: names of those that each process tests."""
     seconds = 0.0
     for record in records:
+        # Sets of samples that an earlier run recorded are not drawn again.
         missing = sum(not record.has(image, seed) for image in images for seed in config.seeds)
         # The lower median: of two images the second, as the first one prepared the device.
         seconds += missing * median_low(record.seconds()) if missing else 0.0

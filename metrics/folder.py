@@ -22,6 +22,7 @@ def free_folder(folder: Path, **settings: Any) -> Path:
     one test, also if others start at the same moment. Those in WITHOUT_EFFECT may differ, and the test goes
     on in the same folder. A line says which folder is left as it is, and what differs.
     Raises OSError, naming the path, where no folder can be made."""
+    # Through JSON and back, as the file has it: a tuple would never equal the list read from it.
     ours = json.loads(json.dumps({name: _plain(value) for name, value in settings.items()}))
     for number in count(1):
         place = folder if number == 1 else folder.with_name(f"{folder.name}_{number}")
@@ -43,6 +44,7 @@ def _claimed(place: Path, ours: dict[str, Any]) -> Any:
         others = any(path.name != SETTINGS for path in place.iterdir())
         if others and not (place / SETTINGS).exists():  # the user's files
             return None
+        # a+ creates the file if it is missing and never empties it, whichever process comes first.
         with open(place / SETTINGS, "a+") as file:
             with suppress(OSError):  # a file system without locks
                 fcntl.flock(file, fcntl.LOCK_EX)  # of several that start at once, one comes first
@@ -71,6 +73,7 @@ def _differing(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> Iterator[s
     """The names of the settings that differ."""
     for name in sorted(ours.keys() | theirs.keys()):
         a, b = ours.get(name), theirs.get(name)
+        # The innermost names say most: "steps", not the whole configuration it is in.
         if isinstance(a, dict) and isinstance(b, dict):
             yield from _differing(a, b)
         elif a != b:

@@ -53,6 +53,7 @@ class Overlaps:
         for samples, masks in blocks:
             s, y = flattened(samples, masks, boxed=True)
             counts = [_intersection(s, s), _intersection(s, y), _intersection(y, y), _size(s), _size(y)]
+            # Counts of blocks can be added, ratios could not.
             totals = [total + count for total, count in zip(totals, counts)] if totals else counts
         ss, sy, yy, size_s, size_y = totals
         return cls(_iou(ss, size_s, size_s), _iou(sy, size_s, size_y), _iou(yy, size_y, size_y),
@@ -122,6 +123,7 @@ def flattened(a: Tensor, c: Tensor, a_name: str = "samples", c_name: str = "mask
 
 def _extent(marked: Tensor) -> slice:
     """From the first to the last non-zero entry of a vector, or nothing."""
+    # Where no mask has a pixel, an empty box serves: all counts are 0.
     positions = marked.nonzero()
     return slice(int(positions[0]), int(positions[-1]) + 1) if len(positions) else slice(0)
 

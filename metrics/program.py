@@ -41,6 +41,7 @@ def one_line_errors(saves_memory: str = "") -> Iterator[None]:
     saves_memory: the flags that help when memory does not suffice. Output that only takes ASCII gets other
     characters as escapes."""
     for stream in (sys.stdout, sys.stderr):
+        # Names of files and patients may have letters that the terminal's encoding lacks.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
@@ -50,6 +51,7 @@ def one_line_errors(saves_memory: str = "") -> Iterator[None]:
         sys.exit(shortened(f"error: {error}"))
     except RuntimeError as error:
         reason = CANNOT_COMPILE.search(str(error))
+        # Any other RuntimeError is a fault of the program: its traceback is needed.
         if reason is None:
             raise
         line = next(line for line in str(error).splitlines() if reason[0] in line)
@@ -68,6 +70,7 @@ def memory_advice(saves_memory: str) -> Iterator[None]:
         if out_of_gpu_memory(error):
             reason = str(error).splitlines()[0][:90]
             sys.exit(f"error: out of GPU memory. What helps: {saves_memory}. ({reason})")
+        # On a CPU, torch says so by a RuntimeError with these words.
         if not isinstance(error, MemoryError) and "can't allocate memory" not in str(error):
             raise
         reason = " ".join(str(error).split()) or "none was left"
@@ -101,6 +104,7 @@ def shortened(message: str) -> str:
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A table of markdown, its lines ended."""
+    # Only the first line, the head, is followed by a line of dashes.
     return "".join(f"| {' | '.join(cells)} |\n" for cells in [head, *rows]).replace(
         "\n", f"\n{'|---' * len(head)}|\n", 1)
 
@@ -112,6 +116,7 @@ def counted(number: int, noun: str) -> str:
 
 def time_text(seconds: float) -> str:
     """Seconds as a person says them: 45 s, 12 min, 3.4 h, 250 h."""
+    # Up to 90 of a unit, since 75 s says more than 1 min.
     if seconds < 90:
         return f"{seconds:.0f} s"
     if seconds < 90 * 60:

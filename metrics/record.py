@@ -42,6 +42,7 @@ class SystemRecord:
         if self._file is not None:
             line = {"of": self._digest, "id": image, "seed": seed, "seconds": seconds, "scores": scores}
             self._file.write(json.dumps(line).encode() + b"\n")
+            # After each image, so that a killed process loses none that is done.
             self._file.flush()
 
     def seconds(self, images: Collection[str] | None = None) -> list[float]:
@@ -70,8 +71,10 @@ class Record:
                              "--output_path")
         if lock is None:
             print(f"warning: {self.path} cannot be locked on this file system: start no second test there")
+        # Only with the lock held: an unfinished line might be one that another process is writing.
         content = self.path.read_bytes()
         self._file.truncate(content.rfind(b"\n") + 1)  # what a killed process has not finished
+        # The files of all processes, whose number may have changed since the last run.
         for path in sorted(folder.glob("scores.*.jsonl")):
             self._read(path)
 
@@ -101,6 +104,7 @@ class Record:
         """The scores of one system; what: its label, and all that they depend on, such as its weights.
 
         Not settings of sampling, such as steps: a test with others has another folder, see `free_folder`."""
+        # Scores of other weights have another digest, and are never taken for these.
         digest = hashlib.blake2b("\n".join(map(str, what)).encode(), digest_size=8).hexdigest()
         return SystemRecord(self._file, digest, self._systems.setdefault(digest, {}))
 
