@@ -71,6 +71,7 @@ def load_run(flags: argparse.Namespace, n: int) -> "tuple[ATFM, Tensor, Tensor, 
 
     folder, device = stage_folder(flags.method, flags.preset), device_of(flags.device)
     path = flags.run / folder / "best.pt"
+    # The checkpoint says what it was trained on, so that no flag has to repeat it.
     trained = checkpoint.load(path, flags.method)["config"]
     metadata = Metadata(**{field.name: trained[field.name] for field in fields(Metadata)
                            if field.name in trained})
@@ -87,6 +88,7 @@ def load_run(flags: argparse.Namespace, n: int) -> "tuple[ATFM, Tensor, Tensor, 
     print("test images " + ", ".join(f"{index} ({test.ids[index]})" for index in chosen))
     images, masks = to_draw(test, chosen, device)
     generator = torch.Generator(device).manual_seed(0)
+    # With a fixed seed, the same command draws the same picture.
     return atfm, images, masks, partial(atfm.sample, images, SAMPLES, atfm.objective.steps,
                                         generator=generator)
 
@@ -103,9 +105,11 @@ def most_disputed(test: "ExpertDataset", n: int) -> list[int]:
     for index in range(len(test)):
         _, masks = test[index]
         if (masks.mean((1, 2)) >= MIN_AREA).all():
+            # Negative: the most disputed comes first and, of equals, the image with the smallest index.
             disputes.append((-float(diversity(masks[None].bool())), index))
     chosen: dict[Any, int] = {}
     for _, index in sorted(disputes):
+        # The first of each patient: slices of the same nodule look alike.
         chosen.setdefault(test.patients[index], index)
     if len(chosen) < n:
         raise ValueError(f"{len(chosen)} patients have a test image of which each expert marked "
@@ -159,9 +163,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     """Draw the picture that the command line names."""
     flags = parse(argv)
+    # Imported late, as it brings torch: a misspelt flag is answered before.
     from metrics.program import one_line_errors
 
     with one_line_errors("fewer --image"):
+        # Asked before sampling, which takes minutes.
         if flags.output.exists():
             raise ValueError(f"--output {flags.output}: exists and is kept; remove it, or name another file")
         fig.save(PICTURES[flags.picture].draw(flags), flags.output)

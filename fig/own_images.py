@@ -46,6 +46,7 @@ def draw_own_images(systems: Sequence[Any], files: Sequence[str], n: int, seed: 
     for path in paths:
         check(path, system, metadata)
     for path, name in zip(paths, unique_names(paths)):
+        # All that samples depend on: other settings get another folder.
         settings = {"image": str(path.absolute()), "samples": n, "seed": seed,
                     "image_digest": hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest(),
                     "system": {field: getattr(system, field) for field in
@@ -53,6 +54,7 @@ def draw_own_images(systems: Sequence[Any], files: Sequence[str], n: int, seed: 
                     "fitted_as": [way, metadata.size, metadata.axis, metadata.window],
                     "device": torch.device(device).type}
         sampler = partial(draw_masks, system, n, seed, path, device)
+        # Called once the samples are there: a failure leaves no empty folder behind.
         claim = partial(claimed_folder, folder / name, settings)
         print(f"{path}: {draw(path, system, sampler, metadata, claim)}", flush=True)
 
@@ -70,6 +72,7 @@ def draw_masks(system: Any, n: int, seed: int, path: Path, device: torch.device 
     """n masks (n, side, side), bool, of an image (1, c, side, side).
 
     Their random numbers follow from the seed, and from the names of the file and the two folders about it."""
+    # Not the whole path, so that a copy of the folders on another machine gives the same samples.
     name = "/".join(path.absolute().parts[-NAMES:])
     generator = torch.Generator(device).manual_seed(image_seed(seed, name))
     samples = system.sample(image.to(device), n, generator=generator)[0].cpu()
@@ -108,6 +111,7 @@ def check_scan(path: Path, system: Any, metadata: Metadata) -> None:
                          "--images are not cropped; train without --crop")
     values = alone(read_scan(path), channels)
     try:
+        # A single pixel is enough to see whether the channels fit.
         of_channels(torch.zeros(values.shape[-1], 1, 1), channels)
     except ValueError as error:
         raise ValueError(f"--images {path}: {error}") from error
@@ -129,6 +133,7 @@ def draw_padded(grow: bool, path: Path, system: Any, sampler: Sampler, metadata:
     for pixels in progress(slices, path.name if len(slices) > 1 else None):
         image = torch.from_numpy(between(pixels, *limits)).float().movedim(-1, 0)
         square = fit.put(of_channels(image, system.trained_on.channels))[None]
+        # What is marked on the padding is cut off.
         masks = sampler(square)[(slice(None), *fit.window)]
         packed.append(np.packbits(masks.flatten(1).numpy(), axis=1))  # (n, bytes)
     del values, volume, slices  # what is written needs their room
@@ -155,12 +160,15 @@ def write_volumes(folder: Path, packed: np.ndarray, size: tuple[int, int], shape
         return torch.from_numpy(pixels).view(len(bits), *size)
 
     def write(name: str, maps: Tensor) -> None:
+        # A file that is there may have been corrected by hand.
         if not (folder / name).exists():
+            # Nearest, so that masks stay 0 and 1.
             volume = interpolate(maps[:, None], sides, mode="nearest-exact")[:, 0].numpy()
             write_volume(folder / name, np.moveaxis(volume, 0, axis), like)
 
     for i in range(n):
         write(f"sample_{i:0{max(2, len(str(n - 1)))}}.nii.gz", masks_of(packed[:, i]))
+    # Slice by slice: all samples of a volume as floats would not fit into memory.
     mean = torch.stack([masks_of(of_slice).float().mean(0) for of_slice in packed])
     write("mean.nii.gz", mean)
     write("variance.nii.gz", variance_of(mean))
