@@ -61,6 +61,7 @@ def find(folder: Path, image: str | None = None, masks: str | None = None) -> li
     everything = files_in(folder, deep=True)
     files = [path for path in everything if suffix_of(path)]
     images = _named(files, folder, image or IMAGE)
+    # As REFUGE has it: <case>/<case>.jpg.
     if image is None and not images:
         images = [path for path in files if stem_of(path) == normal(path.parent.name)]
     if not images:
@@ -74,6 +75,7 @@ def find(folder: Path, image: str | None = None, masks: str | None = None) -> li
               f"{unread[0]}; if they are masks, convert them to NIfTI or NumPy", flush=True)
     masks_of = _by_image(images, _named(others, folder, masks) if masks else others, folder)
     for path, its_masks in masks_of.items():
+        # The last number counts experts. What else differs is another task or structure.
         kinds = {re.sub(r"\d+(?=\D*$)", "#", stem_of(mask)): mask.name for mask in its_masks}
         if masks is None and len(kinds) > 1:  # names that differ in more than their last number
             names = ", ".join(sorted(kinds.values())[:4])
@@ -84,7 +86,9 @@ def find(folder: Path, image: str | None = None, masks: str | None = None) -> li
     cases = []
     for path, its_masks in masks_of.items():
         place = path.parent.relative_to(folder)
+        # A folder with one image names the case; otherwise the image's name is needed.
         name = place / stem_of(path) if count[path.parent] > 1 or place == Path() else place
+        # By number, so that mask i is of the same expert in each case.
         its_masks = sorted(its_masks, key=lambda mask: _natural(mask.name))
         cases.append(Case(normal(name.as_posix()), patients[path], path, tuple(its_masks)))
     return _split(folder, cases)
@@ -96,6 +100,7 @@ def _named(files: Sequence[Path], folder: Path, pattern: str) -> list[Path]:
     if "/" in pattern:
         return [path for path in files
                 if fnmatch(normal(path.relative_to(folder).as_posix()).lower(), pattern)]
+    # Folders count only where no file is called so: a pattern such as images* may mean either.
     return ([path for path in files if fnmatch(normal(path.name).lower(), pattern)]
             or [path for path in files
                 if any(fnmatch(part.lower(), pattern) for part in _folders(path, folder))])
@@ -129,6 +134,7 @@ def _by_image(images: Sequence[Path], masks: Sequence[Path], folder: Path) -> di
     for mask in masks:
         keys = _keys(_folders(mask, folder), together)
         near = list(dict.fromkeys(image for key in keys for image in in_place[key]))
+        # Where only one image is near, its masks may have any names, such as seg1.png.
         inside = len(near) == 1 and near[0].parent in (mask.parent, mask.parent.parent)
         owners = near if inside else _called(mask, near, tag)
         if len(owners) != 1:
@@ -147,6 +153,7 @@ def _keys(parts: tuple[str, ...], together: bool) -> list[tuple]:
     """What two folders have in common that belong together: all their names, or all but one and its place."""
     if together:
         return [parts]
+    # One name may differ, as images and gt do, if it is at the same depth and all others are equal.
     return [(number, *parts[:number], *parts[number + 1:]) for number in range(len(parts) + 1)]
 
 
@@ -157,6 +164,7 @@ def _called(mask: Path, images: Sequence[Path], tag: bool) -> list[Path]:
     stem, words = stem_of(mask), _words(mask)
     lengths = {image: len(stem_of(image)) for image in images
                if re.match(rf"{re.escape(stem_of(image))}([\W_]|$)", stem)}
+    # Whole names first. Only if none fits, the word in which all images end is left out.
     for end in (None, -1) if tag else (None,):
         if not lengths:
             names = {image: _words(image)[:end] for image in images}
@@ -229,6 +237,7 @@ def common_axis(shapes: dict[str, tuple[int, ...]], axis: str) -> str:
     volumes = {name: shape for name, shape in shapes.items() if len(shape) == 3}
     if axis != "fewest" or not volumes:
         return axis
+    # The same axis for all: slices across different axes look like different data.
     chosen = int(np.bincount([axis_of(shape, axis) for shape in volumes.values()]).argmax())
     name_of = {number: letter for letter, number in AXES.items()}
     others = [name for name, shape in volumes.items() if shape[chosen] > min(shape)]
@@ -250,6 +259,7 @@ def read(case: Case, labels: Sequence[int] = ()) -> tuple[np.ndarray, np.ndarray
     marked: set[int] = set()
     for number, path in enumerate(case.masks):
         scan = read_scan(path, mask=True)
+        # The image comes second, as only its shape may include channels.
         if number == 0:
             shape = scan.values.shape
             values, masks = with_channels(image, shape), np.zeros((len(case.masks), *shape), bool)
@@ -257,6 +267,7 @@ def read(case: Case, labels: Sequence[int] = ()) -> tuple[np.ndarray, np.ndarray
             raise ValueError(f"{path}: a mask of {scan.values.shape}, expected {shape} as "
                              f"{case.masks[0]}, and 2 or 3 dimensions")
         check_same_place([placed, scan])
+        # A PNG or NumPy file does not say where it lies: the first file that does is the reference.
         if placed.affine is None:
             placed = replace(scan, values=np.empty(0))
         its_labels = labels_of(scan)
@@ -272,6 +283,7 @@ def slices(values: np.ndarray, masks: np.ndarray, axis: str, window: Sequence[fl
     values, masks: as of `read`. Intensities are scaled by `limits_of` the whole volume, a slice at a time."""
     limits = limits_of(values, window)
     if values.ndim == 3:
+        # A 2-D image is a volume of one slice.
         values, masks, number = values[None], masks[:, None], 0
     else:
         number = axis_of(values.shape, axis)

@@ -113,6 +113,7 @@ class Fit:
         """Height and width of the image in the square."""
         longest = max(self.height, self.width)
         scale = self.side / longest if self.grow or longest > self.side else 1.0
+        # A very long image keeps at least a pixel.
         return max(1, round(self.height * scale)), max(1, round(self.width * scale))
 
     @property
@@ -131,6 +132,7 @@ class Fit:
 
     def put_pixels(self, image: Tensor) -> np.ndarray:
         """(c, height, width) float in [0, 1] -> (side, side, c) uint16, for a store."""
+        # Rounding in the interpolation may leave [0, 1].
         square = self.put(image).clamp(0, 1).movedim(0, -1)
         return (square * 65535).round().numpy().astype(np.uint16)
 

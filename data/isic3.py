@@ -75,6 +75,7 @@ def _masks_by_image(files: Sequence[Path]) -> dict[Path, list[Path]]:
                 raise ValueError(f"{path}: same image id as {images[name].name}; expected one per id")
             images[name], masks_of[path] = path, []
             continue
+        # Raises for a misnamed mask, even of an image that is not there.
         _style(path)
         parts = name.split("_")
         # Both the id and what follows it may contain "_": the longest id that is an image's.
@@ -107,6 +108,7 @@ def _mask(path: Path, size: tuple[int, ...]) -> np.ndarray:
 
 def _pixels(path: Path, modes: tuple[str, ...], size: tuple[int, ...] | None) -> np.ndarray:
     """(h, w) or (h, w, 3) uint8 of a PNG or JPEG of the size (h, w), if that is known."""
+    # Mode 1 gives bool, which becomes 0 and 1.
     pixels = np.asarray(decoded(path, ("PNG", "JPEG"), modes)).astype(np.uint8)
     if size is not None and pixels.shape[:2] != size:
         raise ValueError(f"{path}: {pixels.shape[0]} x {pixels.shape[1]} pixels, "

@@ -48,7 +48,9 @@ def convert(files: Sequence[Path], writer: Writer) -> None:
             raise ValueError(f"{file}: holds {describe(slices)}, expected a dict of slices that is not empty")
         for key, entry in tqdm(slices.items(), desc=file.name, unit="slice", disable=None):
             where = f"{file}, key {key[:80]!r}"
+            # Keys go into messages and the store: no control characters, no endless text.
             _check_name(key, "key", where)
+            # A slice that is in two files could be in training and in testing.
             if file_of_key.setdefault(normal(key), file) != file:
                 raise ValueError(f"{where}: also in {file_of_key[normal(key)]}; expected every key once")
             image, masks, series = _checked(entry, where)
@@ -61,6 +63,7 @@ def convert(files: Sequence[Path], writer: Writer) -> None:
             named = re.fullmatch(r"(LIDC-IDRI-\d{4})_nodule(\d{1,9})_slice(\d{1,9})", key, re.ASCII)
             fields = {"nodule": int(named[2]), "slice": int(named[3])} if named else {}
             patient = named[1] if named else series
+            # Otherwise a split by patient would divide the series.
             if patient_of_series.setdefault(series, patient) != patient:
                 raise ValueError(f"{where}: series {series} is of patient {patient_of_series[series]} by "
                                  "another key; expected one patient for each series")

@@ -26,6 +26,7 @@ def with_patients(cases: Sequence[Case], table: Path, column: str = "patient") -
                          f"and another '{column}', once, see --column")
     patients: dict[str, str] = {}
     for row in rows:
+        # Lines without a patient are passed over: it is said below if a case needs one.
         if len(row) == len(header) and row[header.index(column)]:
             name, patient = row[0], row[header.index(column)]
             if patients.setdefault(name, patient) != patient:

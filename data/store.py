@@ -58,6 +58,7 @@ class Store:
         with reading(self.path) as file:
             for first in range(0, len(self), BLOCK):
                 packed = file["masks_packed"][first:first + BLOCK]
+                # Bits that only fill the last byte are 0 and add nothing.
                 areas[first:first + BLOCK] = np.unpackbits(packed, axis=1).sum(1)
         return areas
 
@@ -80,9 +81,11 @@ class Store:
 def _read_rows(dataset: h5py.Dataset, rows: np.ndarray) -> np.ndarray:
     out = np.empty((len(rows), *dataset.shape[1:]), dataset.dtype)
     for first in range(0, len(dataset), BLOCK):
+        # Rows ascend, so those in a block of the file are neighbours.
         low, high = np.searchsorted(rows, (first, first + BLOCK))
         if low < high:
             wanted = rows[low:high]
+            # A range is read and then thinned out, since HDF5 is slow at selecting single rows.
             out[low:high] = dataset[wanted[0]:wanted[-1] + 1][wanted - wanted[0]]
     return out
 
@@ -129,6 +132,7 @@ def open_store(path: Path | str) -> Store:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; expected an HDF5 file with images and masks_packed")
     with reading(path) as file:
+        # A file that another program wrote has no number: its arrays decide.
         version = file.attrs.get("atfm_format", FORMAT)
         if version != FORMAT:
             raise LayoutError(f"{path}: format {version}, expected {FORMAT}; make it again")
@@ -152,6 +156,7 @@ def _sizes(images: h5py.Dataset, masks: h5py.Dataset, path: Path) -> tuple[tuple
         raise LayoutError(f"{path}: images is {images.dtype} {images.shape}, expected uint8 or uint16 "
                           f"(N, h, w) or (N, h, w, c), c up to {CHANNELS}, at least one image")
     count, height, width, _ = shape
+    # k is not stored, but follows from the bytes of an image.
     annotators = 8 * masks.shape[-1] // (height * width) if masks.ndim == 2 else 0
     per_image = -(-annotators * height * width // 8)
     if masks.dtype != np.uint8 or annotators == 0 or masks.shape != (count, per_image):
@@ -176,6 +181,7 @@ def stored_dataset(group: h5py.Group, path: Path | str, name: str, sparse: bool 
     if dataset.external or dataset.is_virtual:
         raise LayoutError(f"{path}: '{name}' keeps its data in other files; copy the data here")
     stored = dataset.id.get_storage_size()
+    # A file of a few bytes could otherwise claim an array that fills the memory.
     if dataset.nbytes > DEFLATE_LIMIT * stored and not sparse:
         raise LayoutError(f"{path}: '{name}' claims {dataset.nbytes} bytes and stores {stored}; "
                           "incomplete or forged")
@@ -216,6 +222,7 @@ def _row_names(fields: dict[str, np.ndarray], path: Path) -> list[str]:
                               "its own for each, such as '<patient>/<slice>'")
         return names
     known = {str(name): fields[name] for name in ("patient", "nodule", "slice") if name in fields}
+    # The row's number where nothing else distinguishes two images.
     if len(known) == 1 or len(set(zip(*known.values()))) < len(fields["patient"]):
         known["row"] = np.arange(len(fields["patient"]))
     return [", ".join(f"{name} {value}" for name, value in zip(known, values))

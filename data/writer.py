@@ -44,6 +44,7 @@ class DiskFile:
         left = memoryview(data)
         try:
             while len(left) and self.error is None:
+                # A write without buffer may take only a part.
                 left = left[self._file.write(left):]
         except OSError as error:
             self.error = error
@@ -127,7 +128,9 @@ class Writer:
         for name, value in fields.items():
             self._fields.setdefault(name, []).append(value)
         self._pixels["images"].append(image)
+        # A bit per pixel instead of a byte.
         self._pixels["masks_packed"].append(np.packbits(masks.astype(bool)))
+        # Written by blocks: a data set need not fit into memory.
         if len(self._pixels["images"]) == BLOCK:
             self._flush()
 
@@ -136,6 +139,7 @@ class Writer:
             block = np.stack(rows)
             shape = block.shape[1:]
             if name not in self._file:
+                # Chunks of 16 images: a batch reads few bytes too many, a block reads few chunks.
                 self._file.create_dataset(name, (0, *shape), block.dtype, maxshape=(None, *shape),
                                           chunks=(16, *shape), **self._packing)
             dataset = self._file[name]
@@ -153,6 +157,7 @@ class Writer:
         for name, values in self._fields.items():
             data = _fixed(values) if isinstance(values[0], str) else values
             self._file.create_dataset(name, data=data, **self._packing)
+        # HDF5 writes its last bytes when it closes: only then is it known whether all had room.
         self._file.close()
         self._disk.check()
 
