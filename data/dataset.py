@@ -30,7 +30,7 @@ def load(what: str | Metadata, split: str) -> "ExpertDataset":
     except ValueError as error:
         raise ValueError(f"{store.path}: {error}") from error
     if split == "test":
-        _say_what_scores_mean(metadata, rows)
+        _print_what_scores_mean(metadata, rows)
     chosen = rows[split]
     if metadata.marked:
         kept = chosen[store.marked()[chosen]]
@@ -77,7 +77,7 @@ def _split_rows(metadata: Metadata, store: Store) -> dict[str, np.ndarray]:
     return rows | {"test": rows["val"]} if tested == "val" else rows
 
 
-def _say_what_scores_mean(metadata: Metadata, rows: dict[str, np.ndarray]) -> None:
+def _print_what_scores_mean(metadata: Metadata, rows: dict[str, np.ndarray]) -> None:
     """Prints a line if scores on the test images are too good, as these were trained or chosen on."""
     if metadata.split == "released":
         both, total = splits.overlap(rows["train_prior"], rows["test"])
@@ -92,7 +92,7 @@ def _say_what_scores_mean(metadata: Metadata, rows: dict[str, np.ndarray]) -> No
 class ExpertDataset(Dataset):
     """Images and their k expert masks x_1: (image (c, h, w) in [0, 1], masks (k, h, w) of 0/1), float32.
 
-    Where images differ in their number of masks, an item has its own k_i of at most k.
+    Where images differ in their number of masks, item i has k_i <= k masks.
     Pixels are read on first use and kept as integers (8 or 16 bits per pixel, 1 bit per mask pixel)."""
 
     def __init__(self, store: Store, rows: np.ndarray, crop: int | None = None):
@@ -220,7 +220,7 @@ class ExpertDataset(Dataset):
 
 
 def _unit_range(images: Tensor) -> Tensor:
-    """uint8, or uint16 seen as int16, to float32 in [0, 1]."""
+    """uint8, or the bits of uint16 as int16, to float32 in [0, 1]."""
     if images.dtype == torch.int16:
         # Values above 32767 are negative as int16: the mask undoes that.
         return (images.int() & 0xFFFF).float() / 65535

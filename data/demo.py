@@ -9,7 +9,7 @@ experts disagree about is real, what they looked at is not. `isic3_demo` is rend
 outlined by three annotators in styles that differ in smoothness and extent. Neither can reproduce a published
 number.
 
-An image depends on its masks and (SEED, row) alone, drawn with NumPy's legacy generator, whose stream is
+An image depends only on its masks and (SEED, row), drawn with NumPy's legacy generator, whose stream is
 frozen: building again gives the same content.
 """
 
@@ -84,8 +84,8 @@ def render_ct(masks: np.ndarray, rng: np.random.RandomState) -> np.ndarray:
     vessels = [rng.uniform(0.2, 0.6) * curve(rng, 0.08, (0.5, rng.uniform(0.8, 2.2)))
                for _ in range(rng.randint(2, 7))]
     displaced = np.indices((SIDE, SIDE)) + 1.2 * np.stack([smooth_noise(rng, 5.0), smooth_noise(rng, 5.0)])
-    agreement = map_coordinates(masks.mean(0), displaced, order=1)
-    nodule = gaussian_filter(agreement ** rng.uniform(0.5, 1.2), rng.uniform(0.8, 1.8))
+    marked_fraction = map_coordinates(masks.mean(0), displaced, order=1)
+    nodule = gaussian_filter(marked_fraction ** rng.uniform(0.5, 1.2), rng.uniform(0.8, 1.8))
     nodule *= rng.uniform(0.45, 0.75) * (1 + 0.12 * smooth_noise(rng, 2.0))
     # The larger of nodule and vessels, not their sum: neither shines through the other.
     image = 0.2 + lung + np.maximum.reduce([nodule, *vessels])
@@ -165,7 +165,7 @@ def render_lesion(rng: np.random.RandomState) -> tuple[np.ndarray, np.ndarray, n
     extents = [STYLES[s][1] * np.exp(EXTENT_SPREAD * rng.standard_normal()) for s in style]
     masks = np.stack([distance < extent * outline(coefficients, STYLES[s][0], angle)
                       for s, extent in zip(style, extents)])
-    # 0 outside and 1 inside, over a border as wide as the styles' disagreement about its place.
+    # 0 outside and 1 inside, over a border as wide as the styles' dismarked_fraction about its place.
     edge = (outline(coefficients, 24, angle) - distance) / (rng.uniform(0.06, 0.16) * coefficients[0].real)
     inside = 1 / (1 + np.exp(-2 * edge))
     pigment = inside * (1 + 0.15 * smooth_noise(rng, 3.0) + 0.1 * smooth_noise(rng, 1.2))
@@ -180,7 +180,7 @@ def render_lesion(rng: np.random.RandomState) -> tuple[np.ndarray, np.ndarray, n
 
 
 def write_isic(writer: Writer, rows: int = ISIC_ROWS) -> None:
-    """Append the first `rows` rows of isic3_demo; every image is its own patient."""
+    """Append the first `rows` rows of isic3_demo; every image is another patient."""
     for row in range(rows):
         image, masks, style = render_lesion(np.random.RandomState((SEED, row)))
         writer.append(image, masks, patient=row, style=style)

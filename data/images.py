@@ -1,4 +1,4 @@
-"""Image files: one decoder for those of ISIC3 and for a user's own, of which samples are to be drawn."""
+"""Image files, of ISIC3 and of users: decoding, channels, and how they are fitted into a square."""
 
 import io
 import unicodedata
@@ -118,7 +118,7 @@ class Fit:
 
     @property
     def window(self) -> tuple[slice, slice]:
-        """Its rows and columns in the square."""
+        """The image's rows and columns in the square."""
         top, left = ((self.side - length) // 2 for length in self.inner)
         return slice(top, top + self.inner[0]), slice(left, left + self.inner[1])
 
@@ -142,7 +142,7 @@ class Fit:
 
 
 def unique_names(paths: Sequence[Path]) -> list[str]:
-    """A folder name for each file: its stem, after its folder's name if the stem is shared, or `image`.
+    """A folder name for each file: its stem, after its folder's name if another has it or it is `image`.
 
     What is still taken, letter case aside, becomes name_2, name_3, ..."""
     stems = [unicodedata.normalize("NFC", path.stem.removesuffix(".nii")) for path in paths]

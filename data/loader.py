@@ -21,7 +21,7 @@ class Loader:
     """Batches by step number, so that a resumed run sees the images the uninterrupted one would have.
 
     loader(step) -> (image (b, c, h, w), masks (b, k, h, w)); `len(loader)` steps make an epoch, which visits
-    every image once, in an order that depends on (seed, epoch) alone; its last batch may be smaller."""
+    every image once, in an order that depends only on (seed, epoch); its last batch may be smaller."""
 
     def __init__(self, dataset: ExpertDataset, batch_size: int, seed: int, device: torch.device | str = "cpu",
                  augment: Sequence[Augment] = (), rank: int = 0, ranks: int = 1,
@@ -129,7 +129,7 @@ def dihedral(image: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def augment(image: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
-    """Flip, rotate, scale and shear every image of a batch at random, each its own way, with its masks.
+    """Flip, rotate, scale and shear each image of a batch at random, and its masks with it.
 
     image (b, c, h, w) in [0, 1], masks (b, k, h, w) of 0/1 -> the same shapes and ranges; outside is 0.
     Draws from torch's global CPU generator, whatever the device."""

@@ -20,7 +20,7 @@ EXPERTS = 64  # at most: labels that were never written take no space, so that a
 
 
 def is_phiseg(path: Path) -> bool:
-    """Whether an HDF5 file has this layout; if not, or if it is damaged, it is for `data.store` to judge."""
+    """Whether an HDF5 file has this layout; of others, and damaged ones, `data.store` says what is wrong."""
     try:
         with reading(path) as file:  # a link may lead to a file that nobody named
             return all(isinstance(file.get(fold, getlink=True), h5py.HardLink)

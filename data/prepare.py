@@ -61,7 +61,7 @@ def prepare(folder: Path, output: Path, flags: argparse.Namespace) -> Store:
         all_cases = patients.with_patients(all_cases, flags.patients, flags.column)
     # A patient in two folds would be trained and tested on.
     patients.refuse_divided(all_cases)
-    # A file is replaced by the command that made it alone, which is known by its words.
+    # Only the command that made a file replaces it: it is known by these words.
     names = ("image", "masks", "label", "patients", "column", "axis", "size", "window")
     given = [f"--{name} {getattr(flags, name)}" for name in names if getattr(flags, name)]
     origin = f"prepared from {folder.resolve()} with {' '.join(given)}"
@@ -78,9 +78,9 @@ def prepare(folder: Path, output: Path, flags: argparse.Namespace) -> Store:
 
 
 def check_output(folder: Path, output: Path, origin: str) -> None:
-    """Raises ValueError for an output that is no .h5, lies among the inputs, or is another's file.
+    """Raises ValueError for an output that is no .h5, lies among the inputs, or is a file not made by this.
 
-    Likewise for its picture, which is known to be ours by the .h5 file beside it."""
+    A picture of the same name may be replaced only if the .h5 file is beside it."""
     if output.suffix.lower() not in SUFFIXES:
         raise ValueError(f"--output {output}: expected a name that ends in .h5")
     if folder.resolve() in output.resolve().parents:  # its picture would be an input of the next time
@@ -195,7 +195,7 @@ def split_of(store: Store) -> str:
 
 
 def draw(store: Store, file: Path) -> None:
-    """Draws a PNG file: of four patients the image that experts marked most of, and with their outlines."""
+    """Draws a PNG file: of each of four patients the most marked image, without and with outlines."""
     areas = store.areas() / (store.annotators if store.experts is None else store.experts)  # of a mean mask
     # The last row of a patient in ascending order of the area is the largest; empty ones are not shown.
     largest = {store.patient[row]: row for row in np.argsort(areas, kind="stable") if areas[row]}

@@ -12,7 +12,7 @@ import numpy as np
 
 FOLDS = ("train", "val", "test")
 SPLITS = ("train", "val", "test", "train_prior")
-VALIDATED = 0.2  # of the training patients, where data came split into training and test alone
+VALIDATED = 0.2  # of the training patients, where data came split into training and test only
 
 
 def by_patient(patient: np.ndarray, seed: int) -> dict[str, np.ndarray]:

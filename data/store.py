@@ -27,7 +27,7 @@ import numpy as np
 FORMAT = 1  # raise it when the layout changes: stores of another number are refused
 FIELDS = ("patient", "id", "nodule", "slice", "style", "experts", "series", "file", "axis", "height", "width")
 TEXT = ("id", "series", "file")
-NAMES = ("patient", "id", "series")  # equal if they differ by Unicode form alone; `file` is as on disk
+NAMES = ("patient", "id", "series")  # equal if they differ only in Unicode form; `file` is as on disk
 SUFFIXES = (".h5", ".hdf5")
 CHANNELS = 16  # at most; more is taken for (N, c, h, w)
 BLOCK = 256  # rows read at once: bounds memory, and one request per block is fast
@@ -91,7 +91,7 @@ def _read_rows(dataset: h5py.Dataset, rows: np.ndarray) -> np.ndarray:
 
 
 def is_hdf5(path: Path) -> bool:
-    """Whether a file is HDF5, or is called so and for `reading` to judge."""
+    """Whether a file is HDF5, or is called so: then `reading` says what is wrong with it."""
     return path.is_file() and (path.suffix.lower() in SUFFIXES or h5py.is_hdf5(path))
 
 
@@ -99,7 +99,7 @@ def is_hdf5(path: Path) -> bool:
 def reading(path: Path) -> Iterator[h5py.File]:
     """An HDF5 file to read from.
 
-    No lock is asked for: stores are replaced whole, and a writer holds its own lock past the renaming.
+    No lock is taken: a store is replaced as a whole, and its writer keeps its lock until after the renaming.
     Raises ValueError, naming the file, for what h5py cannot read: a damaged file, or one that is in use."""
     try:
         with h5py.File(path, "r", locking=False) as file:
@@ -127,7 +127,7 @@ def _has_writer(path: Path) -> bool:
 def open_store(path: Path | str) -> Store:
     """Open a file of the layout above and check it; reads no pixels.
 
-    Raises FileNotFoundError, or ValueError naming the file, what was found and what was expected."""
+    Raises FileNotFoundError, or ValueError naming the file, what it holds and what was expected."""
     path = Path(path).expanduser()
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; expected an HDF5 file with images and masks_packed")
@@ -201,10 +201,10 @@ def _field(file: h5py.File, path: Path, name: str, count: int, annotators: int) 
     if not is_text:
         return dataset[...]
     texts = dataset.asstr()[...]
-    return np.array([normal(text) for text in texts], object) if name in NAMES else texts
+    return np.array([nfc(text) for text in texts], object) if name in NAMES else texts
 
 
-def normal(name: str) -> str:
+def nfc(name: str) -> str:
     """A name in Unicode's form NFC: macOS writes a letter such as é as two characters, others as one."""
     return unicodedata.normalize("NFC", name)
 

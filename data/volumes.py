@@ -16,7 +16,7 @@ import pydicom
 from nibabel import orientations
 
 from data.images import GREY_16, decoded, pixels_of
-from data.store import CHANNELS, normal
+from data.store import CHANNELS, nfc
 from metrics.files import whole_file
 
 PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
@@ -44,7 +44,7 @@ def suffix_of(path: Path) -> str:
 
 def stem_of(path: Path) -> str:
     """The name without its suffix, of which .nii.gz is one, in one Unicode form."""
-    return normal(path.name[:len(path.name) - len(suffix_of(path))] or path.name)
+    return nfc(path.name[:len(path.name) - len(suffix_of(path))] or path.name)
 
 
 def read_scan(path: Path, mask: bool = False) -> Scan:
@@ -167,7 +167,7 @@ def labels_of(scan: Scan) -> np.ndarray:
 
 
 def check_same_place(scans: Sequence[Scan]) -> None:
-    """Raises ValueError unless the NIfTI files among them say the same of where their voxels are."""
+    """Raises ValueError if the NIfTI files among them have their voxels in different places."""
     turned = [(scan.path, scan.affine) for scan in scans if scan.affine is not None]
     for path, affine in turned[1:]:
         first, expected = turned[0]
@@ -194,11 +194,12 @@ def with_channels(scan: Scan, shape: Sequence[int]) -> np.ndarray:
     raise ValueError(f"{scan.path}: an image of {values.shape} with masks of {shape}; expected the same size")
 
 
-def alone(scan: Scan, channels: int) -> np.ndarray:
+def image_values(scan: Scan, channels: int) -> np.ndarray:
     """The values of an image without masks, with channels behind: (h, w, c) or (z, h, w, c).
 
-    Three dimensions of a file that is no picture are a volume, unless a model was trained on several
-    `channels` and the last, or of an array the first, has as many. Raises ValueError for four without."""
+    A file of three dimensions that is no picture is a volume, unless the model was trained on several
+    `channels` and its last dimension, of .npy also the first, is as long. Raises ValueError for four
+    dimensions of which none is."""
     values = scan.values
     if suffix_of(scan.path) in PICTURES:
         return np.atleast_3d(values)
@@ -229,10 +230,10 @@ def limits_of(values: np.ndarray, window: Sequence[float] = ()) -> tuple[float, 
 
 def unit_range(values: np.ndarray, window: Sequence[float] = ()) -> np.ndarray:
     """Intensities as float64 in [0, 1], by their `limits_of`; what lies beyond a window is cut off."""
-    return between(values, *limits_of(values, window))
+    return rescaled(values, *limits_of(values, window))
 
 
-def between(values: np.ndarray, low: float, high: float) -> np.ndarray:
+def rescaled(values: np.ndarray, low: float, high: float) -> np.ndarray:
     """Intensities as float64, from 0 at `low` to 1 at `high`, beyond which they are cut off."""
     # An image of a single value becomes 0, not NaN.
     return np.clip((values.astype(np.float64) - low) / ((high - low) or 1.0), 0, 1)

@@ -1,4 +1,4 @@
-"""Writing a store, see `data.store`: row by row, whole or not at all, over nothing that is another's."""
+"""Writing a store, see `data.store`: row by row, as a whole or not at all, and never over another's file."""
 
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
@@ -8,7 +8,7 @@ from typing import Any, BinaryIO
 import h5py
 import numpy as np
 
-from data.store import BLOCK, FIELDS, FORMAT, NAMES, normal, reading
+from data.store import BLOCK, FIELDS, FORMAT, NAMES, nfc, reading
 from metrics.files import whole_file
 
 
@@ -95,7 +95,7 @@ class Writer:
             self._file.attrs["prepared"] = _fixed(prepared)
         self._fields: dict[str, list] = {}
         self._pixels: dict[str, list[np.ndarray]] = {"images": [], "masks_packed": []}  # not in the file yet
-        self._first: tuple = ()  # what the first row looks like
+        self._first: tuple = ()  # types, shapes and fields of the first row
         self._file_of_id: dict[str, str] = {}
 
     def __enter__(self) -> "Writer":
@@ -104,7 +104,7 @@ class Writer:
     def append(self, image: np.ndarray, masks: np.ndarray, **fields: Any) -> None:
         """Add one image (h, w) or (h, w, c), uint8 or uint16, its masks (k, h, w) of 0/1, and its FIELDS.
 
-        Raises ValueError for a type or shape the layout does not hold or that differs from the first row, and
+        Raises ValueError for a type or shape that no store has or that differs from the first row, and
         for an id that an earlier row has."""
         if image.dtype not in (np.uint8, np.uint16) or masks.shape[-2:] != image.shape[:2] or masks.ndim != 3:
             raise ValueError(f"{self.path}: image {image.dtype} {image.shape} with masks {masks.shape}; "
@@ -112,12 +112,12 @@ class Writer:
         if "patient" not in fields or not set(fields) <= set(FIELDS):
             raise ValueError(f"{self.path}: a row with {sorted(fields)}; expected patient and any of "
                              f"{', '.join(FIELDS[1:])}")
-        looks = (image.dtype, image.shape, masks.shape, sorted(fields))
-        self._first = self._first or looks
-        if looks != self._first:
-            raise ValueError(f"{self.path}: a row with image, masks and fields {looks}; expected what the "
+        layout = (image.dtype, image.shape, masks.shape, sorted(fields))
+        self._first = self._first or layout
+        if layout != self._first:
+            raise ValueError(f"{self.path}: a row with image, masks and fields {layout}; expected what the "
                              f"first row had, {self._first}")
-        fields |= {name: normal(fields[name]) for name in NAMES if isinstance(fields.get(name), str)}
+        fields |= {name: nfc(fields[name]) for name in NAMES if isinstance(fields.get(name), str)}
         if "id" in fields:
             file, first = fields.get("file", ""), self._file_of_id.get(fields["id"])
             if first is not None:
@@ -165,7 +165,7 @@ class Writer:
         if error is None or error is self._disk.error:
             with self._stack:  # where an error is one of this file's, which `whole_file` names
                 self._complete()
-        else:  # of what the rows are read from: it goes on as it is
+        else:  # an error of what the rows are read from is raised as it is
             with suppress(_Abandoned), self._stack:
                 raise _Abandoned
 

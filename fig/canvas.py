@@ -1,4 +1,4 @@
-"""What all pictures share: checked arrays, panels, contours, rendering.
+"""What all pictures use: checked arrays, panels, contours, rendering.
 
 Figures are made without pyplot, which keeps a global state and chooses a backend.
 """
@@ -31,8 +31,9 @@ SUFFIXES = (".png", ".pdf", ".svg")
 
 
 def checked(unbounded: Collection[str] = (), **arrays: tuple[Array, str]) -> list[np.ndarray]:
-    """Float32 copies on the host of arrays given as masks=(masks, "m k h w"); a letter is one length in all.
+    """Float32 copies on the host of arrays given as masks=(masks, "m k h w").
 
+    A letter stands for the same length in all of them.
     Raises ValueError for another shape, a side of 0, and values that are not finite or, unless the array is
     named in `unbounded`, not in [0, 1]."""
     lengths: dict[str, int] = {}
@@ -112,7 +113,7 @@ def first_of(shown: int, count: int, things: str) -> str | None:
 
 
 def label(ax: Axes, x: str = "", y: str = "", title: str = "") -> None:
-    """Labels, a light grid, and text sizes that README's width leaves legible."""
+    """Labels, a light grid, and text that is legible at README's width."""
     ax.set_xlabel(x, fontsize=SMALL)
     ax.set_ylabel(y, fontsize=SMALL)
     ax.set_title(title, fontsize=NORMAL)
@@ -136,7 +137,7 @@ def draw_contours(ax: Axes, masks: np.ndarray, samples: bool = False) -> None:
     """Draw the borders of masks (k, h, w) at level 0.5, along the edges of pixels.
 
     samples: all are drawn alike. Otherwise each expert has a colour, and earlier ones are thicker, so that a
-    border on which experts agree shows the colours of all. At most EXPERTS experts are drawn."""
+    border that several experts drew shows the colours of all. At most EXPERTS experts are drawn."""
     h, w = masks.shape[1:]
     masks = masks if samples else masks[:EXPERTS]
     thicker = 0 if samples else min(0.4, 1.6 / max(1, len(masks) - 1))  # points, for each expert above

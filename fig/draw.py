@@ -1,6 +1,6 @@
 """README's pictures from real runs: python -m fig.draw main|pred|pred1
 
-This module alone of `fig` loads models and data. It imports what takes seconds where it is needed, so that
+Only this module of `fig` loads models and data. It imports what takes seconds where it is needed, so that
 --help and a misspelt flag are answered at once.
 """
 
@@ -26,11 +26,11 @@ if TYPE_CHECKING:
     from models import ATFM
 
 SAMPLES = 16  # drawn per image
-MIN_AREA = 0.01  # of an image that is drawn unless --image says otherwise, the least that each expert marked
+MIN_AREA = 0.01  # fraction of an image that each expert has to have marked, unless --image names it
 
 
 def main_picture(flags: argparse.Namespace) -> "Figure":
-    """The method on one test image: GTR's Gaussian, its samples, and the way of the first to a mask."""
+    """The method on one test image: GTR's Gaussian, its samples, and how the first flows to a mask."""
     import torch
 
     from fig.canvas import evenly_spaced
@@ -75,7 +75,7 @@ def load_run(flags: argparse.Namespace, n: int) -> "tuple[ATFM, Tensor, Tensor, 
     trained = checkpoint.load(path, flags.method)["config"]
     metadata = Metadata(**{field.name: trained[field.name] for field in fields(Metadata)
                            if field.name in trained})
-    named = metadata.what in EXPERIMENTS  # else a file of the user's own
+    named = metadata.what in EXPERIMENTS  # else a user's file
     path_now = dataset(metadata.what).data_path if named else metadata.data_path
     metadata = replace(metadata, data_path=flags.data_path or path_now)
     gtr = partial(load_gtr, flags.run / stage_folder("GTR", flags.preset) / "best.pt", metadata)

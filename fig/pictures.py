@@ -1,4 +1,4 @@
-"""Pictures of images, experts' masks and samples: in training, in testing, of a user's own images.
+"""Pictures of images, experts' masks and samples: in training, in testing, for a user's images.
 
 image is (c, h, w) in [0, 1], masks (k, h, w) of 0/1, samples (n, h, w) of 0/1 or probabilities. Where a
 function takes `images`, these and what goes with them have m images in front. They are arrays, or tensors on

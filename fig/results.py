@@ -85,7 +85,7 @@ def parts(report: Report) -> Figure:
 
 
 def _values(report: Report, field: str) -> set[float]:
-    """The values of `field`, nfe or alpha, over the flows; a system without NFE is none."""
+    """The values of `field`, nfe or alpha, over the flows; systems of NFE 0 are left out."""
     return {system[field] for system in report["systems"].values() if system["nfe"]} - {None}
 
 

@@ -20,7 +20,8 @@ class Score:
 
     compute: function of `Overlaps`, or with `of_blocks` of a sequence of blocks of pixels -> (b,).
     per_n: computed of the first n samples, for each n of --samples; else of all samples.
-    columns: of the tables: "each" n of it, the "matching" n, see `matching_n`, "once", or "" for none.
+    columns: which n tables show: "each", or only the "matching" n, see `matching_n`; "once" for a score
+    without n; "" for a score that tables leave out.
     compared: whether the table of differences shows it. better: "lower", "higher", or "" for neither."""
 
     compute: Callable[[Any], Tensor]

@@ -21,7 +21,7 @@ Sample = Callable[..., Tensor]  # (image (b, c, h, w), n, generator=None) -> (b,
 
 
 def emptied(sample: Sample, images: Images, device: torch.device | str = "cpu") -> Sample:
-    """Samples of few pixels become empty; how few, is what gives the least GED on `images`."""
+    """Samples of few pixels become empty; the threshold is that of the least GED on `images`."""
     pairs = []
     for index, name in enumerate(images.ids):
         image, masks = images[index]

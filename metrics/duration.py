@@ -21,7 +21,7 @@ def workload(systems: Sequence[Any], images: int, config: EvaluationConfig) -> s
 
 def duration_text(records: Sequence[SystemRecord], images: Collection[str], config: EvaluationConfig,
                   processes: int = 1) -> str:
-    """A line on how long the test takes that remains, and over a day on what helps; "" if nothing remains.
+    """A line on how long the rest of a test takes and, if over a day, what shortens it; "" if all is done.
 
     records: of each system, with an image or two tested. images: names of those that each process tests."""
     seconds = 0.0

@@ -65,7 +65,7 @@ class Evaluation:
 
 
 def interleaved(evaluations: Sequence[Evaluation]) -> Evaluation:
-    """One evaluation out of m with the same seeds and scores: of images 0, m, ..., of 1, m + 1, ..., etc.
+    """Merges m evaluations with the same seeds and scores, of which number i has images i, i + m, ...
 
     Those without an image are left out."""
     # Where there are more processes than images, the last ones have none.
@@ -98,8 +98,8 @@ def evaluate(
 
     sample(image (1, c, h, w), n, generator=...) -> (1, n, h, w) probabilities, all of it on `device`.
     Per image and seed max(samples) are drawn once, and the first n of them are scored for each n of
-    `samples`. The generator depends on seed and image name alone, so that images may be split over processes
-    at will; CPU and CUDA draw different numbers.
+    `samples`. The generator depends only on seed and image name, so that images may be divided among
+    processes at will; CPU and CUDA draw different numbers.
     indices: of the images to score (default: all). title: of the progress that is shown, None for none.
     record: of this sampler's scores; what it holds is not drawn again, what is scored is added to it.
     after_each() is called when an image is in the record.
@@ -156,17 +156,17 @@ def progress(items: Iterable[Any], title: str | None) -> Iterable[Any]:
 
 
 def image_names(dataset: Images) -> list[str]:
-    """A name for each image, by which its scores are kept: its id; of other images with the same id "id (2)".
+    """A name for each image, by which its scores are kept: its id, or "id (2)" of another with the same id.
 
     An image that is listed several times, as the authors' split of ISIC3 does, has one name. Ids that differ
     in Unicode form (NFC, NFD) only are the same."""
-    # File systems differ in the form of an accented letter: scores are found again on another machine.
+    # File systems differ in the form of an accented letter: scores of one machine have to count on another.
     ids = [unicodedata.normalize("NFC", name) for name in dataset.ids]
     repeated = {name for name, times in Counter(ids).items() if times > 1}
     taken, names = set(ids), []
     versions: dict[str, dict[bytes, str]] = defaultdict(dict)  # of an id: digest of an image -> its name
     for index, name in enumerate(ids):
-        # Pixels are read and compared for repeated ids alone: reading all would take long.
+        # Pixels are compared only where an id is repeated: reading all would take long.
         if name in repeated:
             digest = hashlib.blake2b(b"".join(pixels.cpu().contiguous().numpy().tobytes()
                                               for pixels in dataset[index])).digest()

@@ -16,10 +16,10 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
     """A binary file, to write and read, whose temporary name becomes `path` if the block ends without error.
 
     Flushed to disk before it is renamed: a reader, or a run after a crash, finds the old file or the new one.
-    Each writer has a temporary name of its own, so that two of the same file do not meet, and holds a lock
-    on it, by which the next writer knows what killed ones left behind and removes it. Folders are made as
-    needed. Raises OSError naming the path, for example when the disk is full; then what was there before is
-    intact."""
+    The temporary name is random, so that two writers of the same file do not collide. A writer holds a lock
+    on it: a temporary file without a lock was left by a killed process, and the next writer removes it.
+    Folders are made as needed. Raises OSError naming the path, for example when the disk is full; then what
+    was there before is intact."""
     # In the same folder, as renaming is only safe within a file system.
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:

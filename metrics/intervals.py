@@ -45,7 +45,7 @@ def two_level_interval(values: np.ndarray, patients: Sequence | np.ndarray, resa
 
 
 def numbered(patients: Sequence | np.ndarray) -> np.ndarray:
-    """A number from 0 for each image's patient, (images,); names that differ in Unicode form only are one."""
+    """A number from 0 for each image's patient, (images,); Unicode forms of a name are equal."""
     names = np.asarray(patients)
     # A file may hold patients as numbers or as text; numbers have no Unicode form.
     if names.dtype.kind not in "iu":

@@ -48,7 +48,7 @@ class Overlaps:
 
     @classmethod
     def of_blocks(cls, blocks: Iterable[Block]) -> "Overlaps":
-        """`of` masks that come some pixels at a time, at least one block; errors as in `iou_matrix`."""
+        """`of` masks that are given in blocks of pixels, one or more; errors as in `iou_matrix`."""
         totals: list[Tensor] = []
         for samples, masks in blocks:
             s, y = flattened(samples, masks, boxed=True)
@@ -89,7 +89,7 @@ def _iou(intersection: Tensor, size_a: Tensor, size_c: Tensor) -> Tensor:
 
     In float64: GED is a difference of near-equal means, and these matrices are small."""
     union = size_a[:, :, None] + size_c[:, None, :] - intersection
-    # Two empty masks agree. The clamp keeps 0 / 0 out of the branch that is not taken.
+    # Two empty masks match. The clamp keeps 0 / 0 out of the branch that is not taken.
     return torch.where(union == 0, 1.0, intersection / union.clamp(min=1))
 
 
@@ -102,7 +102,7 @@ def flattened(a: Tensor, c: Tensor, a_name: str = "samples", c_name: str = "mask
               ) -> list[Tensor]:
     """Two checked sets of masks, (b, n, h, w) and (b, m, h, w), as float32 (b, n, pixels), (b, m, pixels).
 
-    boxed: only the pixels of the smallest box with all that is marked."""
+    boxed: only the pixels of the smallest box that holds every marked pixel."""
     a, c = torch.as_tensor(a), torch.as_tensor(c)  # NumPy's arrays too
     shapes = f"{a_name} {tuple(a.shape)} and {c_name} {tuple(c.shape)}"
     if a.ndim != 4 or c.ndim != 4 or not (a.numel() and c.numel()):
@@ -114,7 +114,7 @@ def flattened(a: Tensor, c: Tensor, a_name: str = "samples", c_name: str = "mask
         raise ValueError(f"{a_name} on {a.device}, {c_name} on {c.device}: move both to one device")
     a, c = _integers(a, a_name), _integers(c, c_name)
     if boxed:
-        # The rest adds to no count, and is most of many an image.
+        # Pixels outside the box add to no count, and are most of many images.
         marked = a.amax((0, 1)) | c.amax((0, 1))
         rows, columns = _extent(marked.amax(1)), _extent(marked.amax(0))
         a, c = a[..., rows, columns], c[..., rows, columns]

@@ -1,7 +1,7 @@
 """What GED consists of, by the size of the experts' masks, and how often masks are empty: tables of a test.
 
 GED_n = 2 E d(s, y) - E d(s, s') - E d(y, y') (App. 7): twice the distance of samples from experts, minus the
-diversities of both. A sampler that never draws an empty mask, or always, loses by the first.
+diversities of both. A sampler that never, or always, draws empty masks loses by the distance.
 """
 
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""How every command begins and ends: paths with a tilde, any terminal, one line for what a user can mend.
+"""How every command begins and ends: paths with a tilde, output for any terminal, errors in one line.
 
 Also how it writes tables, numbers and times.
 """
@@ -63,7 +63,7 @@ def one_line_errors(saves_memory: str = "") -> Iterator[None]:
 def memory_advice(saves_memory: str) -> Iterator[None]:
     """Ends the process with one line and exit code 1 where memory does not suffice.
 
-    saves_memory: the flags that help here; of one block within another, the inner one's."""
+    saves_memory: the flags that help here. Of nested blocks the inner one's are named."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
@@ -103,7 +103,7 @@ def shortened(message: str) -> str:
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table of markdown, its lines ended."""
+    """A table in Markdown, each line with its line break."""
     # Only the first line, the head, is followed by a line of dashes.
     return "".join(f"| {' | '.join(cells)} |\n" for cells in [head, *rows]).replace(
         "\n", f"\n{'|---' * len(head)}|\n", 1)

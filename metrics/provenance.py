@@ -60,7 +60,7 @@ def training_section(report: Mapping[str, Any]) -> str:
 
     report: of results.json. Systems with the same settings have one column, so that what differs stands side
     by side."""
-    # Two systems often share a GTR: equal columns would make the table as wide as the systems are many.
+    # Systems often use the same GTR, whose settings would otherwise fill a column for each of them.
     training = {label: system["training"] for label, system in report["systems"].items()}
     commit = report["commit"] or "unknown (not in a git repository)"
     text = f"\n## Training\n\nTested at commit {commit}.\n"

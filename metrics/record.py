@@ -46,7 +46,7 @@ class SystemRecord:
             self._file.flush()
 
     def seconds(self, images: Collection[str] | None = None) -> list[float]:
-        """What each set of samples took that is recorded, of these images or of all."""
+        """The recorded seconds of each set of samples, of these images or of all."""
         wanted = None if images is None else set(images)
         return [seconds for (image, _), (_, seconds) in self._lines.items()
                 if wanted is None or image in wanted]
@@ -59,7 +59,7 @@ class Record:
     all. Lines that are damaged are left out with a message, so that their images are tested again."""
 
     def __init__(self, folder: Path, part: int = 1, parts: int = 1, process: int = 0) -> None:
-        """Raises ValueError if another process has this one's file, OSError if it cannot be written."""
+        """Raises ValueError if another process has this file locked, OSError if it cannot be written."""
         self.folder, self.path = folder, folder / f"scores.{part}of{parts}.{process}.jsonl"
         self._systems: dict[str, Lines] = {}
         folder.mkdir(parents=True, exist_ok=True)

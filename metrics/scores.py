@@ -4,7 +4,7 @@ Each is a few lines over `Overlaps`; `ged(samples, masks)` does both steps, `ged
 for callers that need several scores, or several n, of the same samples.
 
 samples (b, n, h, w) and masks (b, k, h, w) are bool or 0/1 integers on one device; scores are (b,) float
-tensors on it. Two empty masks agree perfectly (IoU = Dice = 1), an empty and a non-empty one not at all (0).
+tensors on it. Two empty masks match (IoU = Dice = 1), an empty and a non-empty one do not (0).
 Wrong shapes, types or values raise ValueError.
 """
 
