@@ -252,7 +252,7 @@ def common_axis(shapes: dict[str, tuple[int, ...]], axis: str) -> str:
 def read(case: Case, labels: Sequence[int] = ()) -> tuple[np.ndarray, np.ndarray, set[int]]:
     """Image (h, w, c) or (z, h, w, c) as in its file, masks (k, ...) bool, and the labels that are marked.
 
-    labels: which count as marked; without, whatever is not 0. One file of a mask is in memory at a time.
+    labels: the values that count as marked; without, all but 0. One mask file is in memory at a time.
     Raises ValueError naming a file that cannot be read, or whose size or place in the scanner is not that of
     the others."""
     image = read_scan(case.image)

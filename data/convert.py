@@ -1,4 +1,4 @@
-"""Originals (pickles, PNGs, the files of PHiSeg and MMIS) are converted once, each into a store beside it."""
+"""Converts each original (pickles, PNGs, files of PHiSeg and MMIS) once, into a store beside it."""
 
 import hashlib
 import os

@@ -132,9 +132,9 @@ def append(writer: Writer, all_cases: Sequence[cases.Case], side: int, axis: str
         for z, (image, slice_masks) in enumerate(cases.slices(values, masks, axis, flags.window)):
             content.update(image.tobytes())
             fit = Fit(image.shape[0], image.shape[1], side)
-            padded = np.zeros((k, side, side), bool)  # masks of experts who are not there are never shown
+            padded = np.zeros((k, side, side), bool)  # beyond len(masks): never shown
             padded[:len(masks)] = fit.put_masks(torch.from_numpy(slice_masks))
-            # Left out where all have k masks, so that they are read without this detour.
+            # Left out where all cases have k masks, as they have in a store without this field.
             fields = {"experts": len(masks)} if len(counts) > 1 else {}
             writer.append(fit.put_pixels(torch.from_numpy(image).movedim(-1, 0)), padded,
                           patient=case.patient, id=case.name if number < 0 else f"{case.name}/{z:03d}",

@@ -190,7 +190,7 @@ def index_series(folder: Path, wanted: set[str]) -> dict[str, dict[float, Path]]
     tags = ["SeriesInstanceUID", "ImagePositionPatient"]
     for file in tqdm(files_in(folder, ".dcm", deep=True), desc="headers", unit="file", disable=None):
         with _naming(file):
-            # Headers only: LIDC-IDRI has about 244,000 slices, whose pixels would take hours to read.
+            # Headers only: LIDC-IDRI has about 244,000 files, whose pixels would take hours to read.
             header = pydicom.dcmread(file, specific_tags=tags, stop_before_pixels=True)
             series, position = str(header.get("SeriesInstanceUID")), header.get("ImagePositionPatient")
             if series in wanted and position:

@@ -163,7 +163,7 @@ class Writer:
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
         if error is None or error is self._disk.error:
-            with self._stack:  # where an error is one of this file's, which `whole_file` names
+            with self._stack:  # an error of this file is named by `whole_file`
                 self._complete()
         else:  # an error of what the rows are read from is raised as it is
             with suppress(_Abandoned), self._stack:

@@ -24,7 +24,7 @@ from metadata_manager import Metadata
 from metrics.evaluation import image_seed, progress
 from metrics.folder import free_folder
 
-NAMES = 3  # last parts of a path, which seed the samples: of the folder above, the folder, the file
+NAMES = 3  # last parts of a path that seed its samples: two folders and the file
 Sampler = Callable[[Tensor], Tensor]  # a square image (1, c, side, side) -> n masks (n, side, side), bool
 
 

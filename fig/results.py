@@ -104,7 +104,7 @@ def _curves(report: Report, field: str, axis: str, varying: str) -> Figure:
     # Alphas are evenly spaced, so that 0 and powers of ten fit on one axis; the paper's is marked.
     places = {value: value if cost else i for i, value in enumerate(values)}
     what, patients, few = report["metadata"]["what"], report["groups"], few_patients(report["groups"])
-    # Data of the user's have no published alpha.
+    # For a user's data the paper has no alpha.
     paper = EXPERIMENTS[what].flow.alpha if not cost and what in EXPERIMENTS else None
     samples = report["sampling"]["samples"]
     figure = Figure(figsize=(WIDTH, 3.2), dpi=DPI, layout="constrained")

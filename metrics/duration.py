@@ -23,7 +23,7 @@ def duration_text(records: Sequence[SystemRecord], images: Collection[str], conf
                   processes: int = 1) -> str:
     """A line on how long the rest of a test takes and, if over a day, what shortens it; "" if all is done.
 
-    records: of each system, with an image or two tested. images: names of those that each process tests."""
+    records: a system each, with an image or two tested. images: the names of those that a process tests."""
     seconds = 0.0
     for record in records:
         # Sets of samples that an earlier run recorded are not drawn again.

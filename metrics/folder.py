@@ -42,7 +42,7 @@ def _claimed(place: Path, ours: dict[str, Any]) -> Any:
     try:
         place.mkdir(parents=True, exist_ok=True)
         others = any(path.name != SETTINGS for path in place.iterdir())
-        if others and not (place / SETTINGS).exists():  # the user's files
+        if others and not (place / SETTINGS).exists():  # a user's files
             return None
         # a+ creates the file if it is missing and never empties it, whichever process comes first.
         with open(place / SETTINGS, "a+") as file:

@@ -92,7 +92,7 @@ def name_user() -> None:
 
 
 def shortened(message: str) -> str:
-    """A message on one line, of at most LONGEST characters: what is too much is left out of its middle.
+    """A message on one line, of at most LONGEST characters: what is too long is left out in the middle.
 
     Its beginning names the file or flag, and its end says what to do."""
     line = " ".join(message.split())

@@ -37,7 +37,7 @@ class SystemRecord:
         return self._lines[image, seed][0]
 
     def add(self, image: str, seed: int, scores: Scores, seconds: float) -> None:
-        """Appends the scores of an image under a seed, which took so long."""
+        """Appends the scores of an image under a seed; seconds: what sampling and scoring took."""
         self._lines[image, seed] = scores, seconds
         if self._file is not None:
             line = {"of": self._digest, "id": image, "seed": seed, "seconds": seconds, "scores": scores}

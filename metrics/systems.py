@@ -50,8 +50,8 @@ def evaluate_systems(systems: Sequence[Any], dataset: TestImages, config: Evalua
     """The scores (App. 7) of each system on every test image, or on those of --part.
 
     systems, processes: as `models.systems.System` and `models.processes.Processes`. Each process tests every
-    m-th image. Scores are appended to files in `folder` as they come: what is there of the same weights and
-    images is not tested again. after_each: as in `evaluate`. Raises ValueError where the test was run in
+    m-th image. Scores are appended to files in `folder` as they come: what is recorded of the same weights
+    and images is not tested again. after_each: as in `evaluate`. Raises ValueError where the test was run in
     parts and some are missing, and as `evaluate` and `Record`."""
     part, parts = config.part_of_images
     # A part has the same images whatever the number of processes, among which it is divided.
