@@ -1,4 +1,4 @@
-"""Originals (pickles, PNGs, the files of PHiSeg and MMIS) are converted once, each into a store beside it."""
+"""Converts each original (pickles, PNGs, files of PHiSeg and MMIS) once, into a store beside it."""
 
 import hashlib
 import os
@@ -36,6 +36,7 @@ def converted(original: Path, files: Sequence[Path], convert: Convert) -> Store:
 
     It lies beside the original or, if that folder is read-only, in $XDG_CACHE_HOME/atfm or ~/.cache/atfm.
     Raises OSError where neither is writable, and what `convert` raises."""
+    # A link to the original then leads to the same store.
     original = original.resolve()
     digest = _digest(original, files)
     reason = "converting once"
@@ -45,6 +46,7 @@ def converted(original: Path, files: Sequence[Path], convert: Convert) -> Store:
         try:
             store = open_store(place)
         except ValueError as error:
+            # No error: a damaged store can be made again from the original.
             reason = f"the store is unusable ({error}); converting again"
             continue
         if store.digest == digest:
@@ -65,6 +67,7 @@ def files_in(folder: Path, *suffixes: str, deep: bool = False) -> list[Path]:
     for place, inner, names in os.walk(folder, followlinks=True):
         real = Path(place).resolve()
         if not deep or real in visited:  # a link that leads back
+            # os.walk enters none of the sub-folders that are taken out of this list.
             inner.clear()
         if real not in visited:
             paths += [Path(place, name) for name in names]
@@ -79,6 +82,7 @@ def _digest(original: Path, files: Sequence[Path]) -> str:
     """Of the version, and of names, sizes and modification times of the original's files."""
     lines = [f"{VERSION}"]
     for file in files:
+        # Size and time instead of content, since hashing gigabytes at each start would take long.
         status = file.stat()
         lines.append(f"{os.path.relpath(file.resolve(), original)} {status.st_size} {status.st_mtime_ns}")
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
@@ -89,6 +93,7 @@ def _places(original: Path) -> tuple[Path, Path]:
     cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     if cache.startswith("~"):  # a user without HOME or an entry in passwd, as in a container
         cache = tempfile.gettempdir()
+    # All originals use the same cache folder, where two may have the same name: the path's digest differs.
     name = f"{original.name}-{hashlib.sha256(str(original).encode()).hexdigest()[:12]}.h5"
     return original.with_name(f"{original.name}.atfm.h5"), Path(cache, "atfm", name)
 

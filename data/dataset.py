@@ -30,7 +30,7 @@ def load(what: str | Metadata, split: str) -> "ExpertDataset":
     except ValueError as error:
         raise ValueError(f"{store.path}: {error}") from error
     if split == "test":
-        _say_what_scores_mean(metadata, rows)
+        _print_what_scores_mean(metadata, rows)
     chosen = rows[split]
     if metadata.marked:
         kept = chosen[store.marked()[chosen]]
@@ -48,6 +48,7 @@ def _store_of(metadata: Metadata) -> Store:
         raise FileNotFoundError(
             f"{metadata.what}: data_path '{metadata.data_path}' does not exist; edit PATHS in "
             f"metadata_manager.py, set ATFM_{metadata.what.upper()}_PATH or pass --data_path")
+    # An .h5 file is a store or, like PHiSeg's, an original: its content says which.
     if is_hdf5(path):
         reader = reader_of(path)
     if reader is None:
@@ -72,10 +73,11 @@ def _split_rows(metadata: Metadata, store: Store) -> dict[str, np.ndarray]:
         return reader_called(metadata.reader).released(store)
     rows = (splits.by_patient(store.patient, metadata.split_seed) if split == "group"
             else splits.by_fold(store.ids, store.patient, metadata.split_seed))
+    # group-val and file-val test on the validation images.
     return rows | {"test": rows["val"]} if tested == "val" else rows
 
 
-def _say_what_scores_mean(metadata: Metadata, rows: dict[str, np.ndarray]) -> None:
+def _print_what_scores_mean(metadata: Metadata, rows: dict[str, np.ndarray]) -> None:
     """Prints a line if scores on the test images are too good, as these were trained or chosen on."""
     if metadata.split == "released":
         both, total = splits.overlap(rows["train_prior"], rows["test"])
@@ -90,7 +92,7 @@ def _say_what_scores_mean(metadata: Metadata, rows: dict[str, np.ndarray]) -> No
 class ExpertDataset(Dataset):
     """Images and their k expert masks x_1: (image (c, h, w) in [0, 1], masks (k, h, w) of 0/1), float32.
 
-    Where images differ in their number of masks, an item has its own k_i of at most k.
+    Where images differ in their number of masks, item i has k_i <= k masks.
     Pixels are read on first use and kept as integers (8 or 16 bits per pixel, 1 bit per mask pixel)."""
 
     def __init__(self, store: Store, rows: np.ndarray, crop: int | None = None):
@@ -131,6 +133,7 @@ class ExpertDataset(Dataset):
         """Items as they are stored, cropped: (b, c, h, w), and (b, k, h, w) with zeros where no mask is."""
         images, packed = self._pixels()
         position = torch.from_numpy(self._position[np.asarray(indices, np.int64)])
+        # Batches are put together where the pixels are: only indices travel to a GPU.
         position = position.to(images.device, non_blocking=True)
         image = _unit_range(images[position]).permute(0, 3, 1, 2)
         masks = _unpacked(packed[position], self.store.annotators, *self.store.shape[1:3])
@@ -182,8 +185,10 @@ class ExpertDataset(Dataset):
         """16 hex digits that change with the rows, the crop or any pixel of them, not with the path."""
         rows = np.unique(self.rows)
         first = next(self._blocks(rows))[0]
+        # The same bytes may be pixels of another shape, so the shape counts too.
         layout = ((len(rows), *first.shape[1:]), str(first.dtype), self.store.annotators, self.crop)
         digest = hashlib.blake2b(repr(layout).encode(), digest_size=8)
+        # Little-endian int64 on every machine, so that fingerprints can be compared.
         digest.update(self.rows.astype("<i8").data)
         for part in (0, 1):  # all images, then all masks
             for pixels in self._blocks(rows):
@@ -202,6 +207,7 @@ class ExpertDataset(Dataset):
 
     def _pixels(self) -> tuple[Tensor, Tensor]:
         if self._in_memory is None:
+            # Each row once, even where items repeat it, as in the authors' lists of ISIC3.
             self._in_memory = self._read(np.unique(self.rows))
         return self._in_memory
 
@@ -214,15 +220,18 @@ class ExpertDataset(Dataset):
 
 
 def _unit_range(images: Tensor) -> Tensor:
-    """uint8, or uint16 seen as int16, to float32 in [0, 1]."""
+    """uint8, or the bits of uint16 as int16, to float32 in [0, 1]."""
     if images.dtype == torch.int16:
+        # Values above 32767 are negative as int16: the mask undoes that.
         return (images.int() & 0xFFFF).float() / 65535
     return images.float() / 255
 
 
 def _unpacked(packed: Tensor, annotators: int, height: int, width: int) -> Tensor:
     """The inverse of np.packbits: (b, bytes) uint8 to (b, k, h, w) float32 of 0/1."""
+    # np.packbits puts the first pixel into the highest bit.
     shifts = torch.arange(7, -1, -1, dtype=torch.uint8, device=packed.device)
+    # The bits that only fill the last byte are cut off.
     bits = ((packed[:, :, None] >> shifts) & 1).flatten(1)[:, :annotators * height * width]
     return bits.unflatten(1, (annotators, height, width)).float()
 
@@ -231,6 +240,7 @@ def _filled(masks: Tensor, experts: Tensor) -> Tensor:
     """(b, k, h, w) whose first k_i = experts[b] masks are given: the others become random ones of these."""
     b, k = masks.shape[:2]
     slot = torch.arange(k).expand(b, k)
+    # rand is below 1, so the index is below k_i.
     drawn = (torch.rand(b, k) * experts[:, None]).long()
     chosen = torch.where(slot < experts[:, None], slot, drawn).to(masks.device, non_blocking=True)
     return masks[torch.arange(b, device=masks.device)[:, None], chosen]

@@ -9,7 +9,7 @@ experts disagree about is real, what they looked at is not. `isic3_demo` is rend
 outlined by three annotators in styles that differ in smoothness and extent. Neither can reproduce a published
 number.
 
-An image depends on its masks and (SEED, row) alone, drawn with NumPy's legacy generator, whose stream is
+An image depends only on its masks and (SEED, row), drawn with NumPy's legacy generator, whose stream is
 frozen: building again gives the same content.
 """
 
@@ -78,14 +78,16 @@ def render_ct(masks: np.ndarray, rng: np.random.RandomState) -> np.ndarray:
 
     Brightness follows the fraction of experts who marked a pixel, after a random displacement, blur and gain:
     the image says where the nodule is and roughly how evident, not where each expert saw its edge."""
+    # (weight, blur in pixels): noise, fine structure and slow changes of brightness.
     scales = ((0.03, 0.8), (0.035, 2.0), (0.04, 6.0))
     lung = sum(weight * smooth_noise(rng, sigma) for weight, sigma in scales)
     vessels = [rng.uniform(0.2, 0.6) * curve(rng, 0.08, (0.5, rng.uniform(0.8, 2.2)))
                for _ in range(rng.randint(2, 7))]
     displaced = np.indices((SIDE, SIDE)) + 1.2 * np.stack([smooth_noise(rng, 5.0), smooth_noise(rng, 5.0)])
-    agreement = map_coordinates(masks.mean(0), displaced, order=1)
-    nodule = gaussian_filter(agreement ** rng.uniform(0.5, 1.2), rng.uniform(0.8, 1.8))
+    marked_fraction = map_coordinates(masks.mean(0), displaced, order=1)
+    nodule = gaussian_filter(marked_fraction ** rng.uniform(0.5, 1.2), rng.uniform(0.8, 1.8))
     nodule *= rng.uniform(0.45, 0.75) * (1 + 0.12 * smooth_noise(rng, 2.0))
+    # The larger of nodule and vessels, not their sum: neither shines through the other.
     image = 0.2 + lung + np.maximum.reduce([nodule, *vessels])
     image += 0.02 * rng.standard_normal(image.shape)
     return quantise((image - image.min()) / (image.max() - image.min()), levels=48)
@@ -119,9 +121,11 @@ def chosen(slices: dict[int, dict[int, list]], rng: np.random.RandomState) -> li
 
     Of each nodule SLICES_PER_NODULE, evenly spaced."""
     rows: list[tuple] = []
+    # Sorted first, so that the order depends on the generator alone.
     for patient in rng.permutation(sorted(slices)).tolist():
         for nodule, of_nodule in sorted(slices[patient].items()):
             count = min(SLICES_PER_NODULE, len(of_nodule))
+            # The middles of `count` equal parts of the nodule.
             rows += [(patient, nodule, *of_nodule[(2 * i + 1) * len(of_nodule) // (2 * count)])
                      for i in range(count)]
     return rows[:LIDC_ROWS]
@@ -139,6 +143,7 @@ def lesion_radius(rng: np.random.RandomState) -> np.ndarray:
     """Fourier coefficients of an outline r(angle), (25,) complex, pixels; the first is the mean radius."""
     radius = rng.uniform(0.16, 0.36) * SIDE
     order = np.arange(1, 25)
+    # High harmonics are weak, so that the outline is wavy and not frayed.
     strength = rng.uniform(0.5, 1.0) * 0.2 / order**1.3
     return radius * np.append(1.0, strength * (rng.standard_normal(24) + 1j * rng.standard_normal(24)))
 
@@ -160,7 +165,7 @@ def render_lesion(rng: np.random.RandomState) -> tuple[np.ndarray, np.ndarray, n
     extents = [STYLES[s][1] * np.exp(EXTENT_SPREAD * rng.standard_normal()) for s in style]
     masks = np.stack([distance < extent * outline(coefficients, STYLES[s][0], angle)
                       for s, extent in zip(style, extents)])
-    # 0 outside and 1 inside, over a border as wide as the styles' disagreement about its place.
+    # 0 outside and 1 inside, over a border as wide as the styles' dismarked_fraction about its place.
     edge = (outline(coefficients, 24, angle) - distance) / (rng.uniform(0.06, 0.16) * coefficients[0].real)
     inside = 1 / (1 + np.exp(-2 * edge))
     pigment = inside * (1 + 0.15 * smooth_noise(rng, 3.0) + 0.1 * smooth_noise(rng, 1.2))
@@ -168,13 +173,14 @@ def render_lesion(rng: np.random.RandomState) -> tuple[np.ndarray, np.ndarray, n
     brown = np.array([0.36, 0.22, 0.16]) * rng.uniform(0.6, 1.5)
     light = 1 + 0.05 * smooth_noise(rng, 16.0) + 0.012 * smooth_noise(rng, 0.7)
     image = (skin + np.clip(pigment, 0, 1.3)[..., None] * (brown - skin)) * light[..., None]
+    # Up to five hairs, which darken the image.
     for _ in range(rng.randint(0, 6)):
         image *= 1 - rng.uniform(0.3, 0.7) * curve(rng, 0.03, (0.3, 0.6))[..., None]
     return quantise(image, levels=24), masks, style
 
 
 def write_isic(writer: Writer, rows: int = ISIC_ROWS) -> None:
-    """Append the first `rows` rows of isic3_demo; every image is its own patient."""
+    """Append the first `rows` rows of isic3_demo; every image is another patient."""
     for row in range(rows):
         image, masks, style = render_lesion(np.random.RandomState((SEED, row)))
         writer.append(image, masks, patient=row, style=style)

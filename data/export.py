@@ -28,11 +28,13 @@ def write(output: Path, metadata: Metadata) -> str:
 
     Raises ValueError for a file that exists and holds anything else, and errors as of `load`."""
     parts = {part: load(metadata, part) for part in PARTS}
+    # Line ends are csv's: the text must not translate them.
     text = io.StringIO(newline="")
     rows = csv.writer(text, lineterminator="\n")
     rows.writerow(("split", "id", "patient"))
     rows.writerows((part, *row) for part, images in parts.items() for row in zip(images.ids, images.patients))
     content = text.getvalue().encode()
+    # The same command may be repeated: a file with the same content is replaced by itself.
     if output.is_dir() or output.exists() and output.read_bytes() != content:
         raise ValueError(f"--output {output}: exists and does not hold these lists; it is not replaced: name "
                          "another file, or move it away")

@@ -1,4 +1,4 @@
-"""Image files: one decoder for those of ISIC3 and for a user's own, of which samples are to be drawn."""
+"""Image files, of ISIC3 and of users: decoding, channels, and how they are fitted into a square."""
 
 import io
 import unicodedata
@@ -113,11 +113,12 @@ class Fit:
         """Height and width of the image in the square."""
         longest = max(self.height, self.width)
         scale = self.side / longest if self.grow or longest > self.side else 1.0
+        # A very long image keeps at least a pixel.
         return max(1, round(self.height * scale)), max(1, round(self.width * scale))
 
     @property
     def window(self) -> tuple[slice, slice]:
-        """Its rows and columns in the square."""
+        """The image's rows and columns in the square."""
         top, left = ((self.side - length) // 2 for length in self.inner)
         return slice(top, top + self.inner[0]), slice(left, left + self.inner[1])
 
@@ -131,6 +132,7 @@ class Fit:
 
     def put_pixels(self, image: Tensor) -> np.ndarray:
         """(c, height, width) float in [0, 1] -> (side, side, c) uint16, for a store."""
+        # Rounding in the interpolation may leave [0, 1].
         square = self.put(image).clamp(0, 1).movedim(0, -1)
         return (square * 65535).round().numpy().astype(np.uint16)
 
@@ -140,7 +142,7 @@ class Fit:
 
 
 def unique_names(paths: Sequence[Path]) -> list[str]:
-    """A folder name for each file: its stem, after its folder's name if the stem is shared, or `image`.
+    """A folder name for each file: its stem, after its folder's name if another has it or it is `image`.
 
     What is still taken, letter case aside, becomes name_2, name_3, ..."""
     stems = [unicodedata.normalize("NFC", path.stem.removesuffix(".nii")) for path in paths]

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from data.convert import Reader, files_in
 from data.images import decoded
 from data.splits import released_isic
-from data.store import Store, normal
+from data.store import Store, nfc
 from data.writer import Writer
 
 ANNOTATORS = 3
@@ -26,7 +26,7 @@ def is_isic3(folder: Path) -> bool:
 
 
 def files_of(original: Path) -> list[Path]:
-    """All images, then all masks of the folder, by name; prints how many files there are no masks.
+    """All images, then all masks of the folder, by name; prints how many files among the masks are not PNG.
 
     Raises ValueError if a sub-folder is missing or there are no images."""
     for name in FOLDERS:
@@ -59,7 +59,7 @@ def convert(files: Sequence[Path], writer: Writer) -> None:
         image = _pixels(path, ("RGB",), size)
         size = image.shape[:2]
         masks = np.stack([_mask(mask, size) for mask in mask_paths])
-        name = normal(path.stem)
+        name = nfc(path.stem)
         writer.append(image, masks, patient=name, id=name, style=[_style(mask) for mask in mask_paths])
 
 
@@ -69,12 +69,13 @@ def _masks_by_image(files: Sequence[Path]) -> dict[Path, list[Path]]:
     masks_of: dict[Path, list[Path]] = {}
     without_image = []
     for path in files:  # images come first
-        name = normal(path.stem)
+        name = nfc(path.stem)
         if path.parent.name == "Images":
             if name in images:
                 raise ValueError(f"{path}: same image id as {images[name].name}; expected one per id")
             images[name], masks_of[path] = path, []
             continue
+        # Raises for a misnamed mask, even of an image that is not there.
         _style(path)
         parts = name.split("_")
         # Both the id and what follows it may contain "_": the longest id that is an image's.
@@ -107,6 +108,7 @@ def _mask(path: Path, size: tuple[int, ...]) -> np.ndarray:
 
 def _pixels(path: Path, modes: tuple[str, ...], size: tuple[int, ...] | None) -> np.ndarray:
     """(h, w) or (h, w, 3) uint8 of a PNG or JPEG of the size (h, w), if that is known."""
+    # Mode 1 gives bool, which becomes 0 and 1.
     pixels = np.asarray(decoded(path, ("PNG", "JPEG"), modes)).astype(np.uint8)
     if size is not None and pixels.shape[:2] != size:
         raise ValueError(f"{path}: {pixels.shape[0]} x {pixels.shape[1]} pixels, "

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from data.convert import Reader, files_in
 from data.safe_pickle import PickledArray, describe, read_pickle
-from data.store import is_hdf5, normal
+from data.store import is_hdf5, nfc
 from data.writer import Writer
 
 ANNOTATORS = 4
@@ -22,7 +22,7 @@ SUFFIXES = (".pickle", ".pkl", ".pck", ".p")
 
 
 def is_lidc(path: Path) -> bool:
-    """Whether a folder has pickles; or a file is to be read as one, which says so if it is none."""
+    """Whether a folder has pickles; a file that is not HDF5 is taken for one: `read_pickle` checks it."""
     return not is_hdf5(path) if path.is_file() else bool(files_in(path, *SUFFIXES))
 
 
@@ -48,9 +48,11 @@ def convert(files: Sequence[Path], writer: Writer) -> None:
             raise ValueError(f"{file}: holds {describe(slices)}, expected a dict of slices that is not empty")
         for key, entry in tqdm(slices.items(), desc=file.name, unit="slice", disable=None):
             where = f"{file}, key {key[:80]!r}"
+            # Keys go into messages and the store: no control characters, no endless text.
             _check_name(key, "key", where)
-            if file_of_key.setdefault(normal(key), file) != file:
-                raise ValueError(f"{where}: also in {file_of_key[normal(key)]}; expected every key once")
+            # A slice that is in two files could be in training and in testing.
+            if file_of_key.setdefault(nfc(key), file) != file:
+                raise ValueError(f"{where}: also in {file_of_key[nfc(key)]}; expected every key once")
             image, masks, series = _checked(entry, where)
             if image.shape != (shape := shape or image.shape):
                 raise ValueError(f"{where}: image of shape {image.shape}, expected {shape} like the first")
@@ -61,10 +63,11 @@ def convert(files: Sequence[Path], writer: Writer) -> None:
             named = re.fullmatch(r"(LIDC-IDRI-\d{4})_nodule(\d{1,9})_slice(\d{1,9})", key, re.ASCII)
             fields = {"nodule": int(named[2]), "slice": int(named[3])} if named else {}
             patient = named[1] if named else series
+            # Otherwise a split by patient would divide the series.
             if patient_of_series.setdefault(series, patient) != patient:
                 raise ValueError(f"{where}: series {series} is of patient {patient_of_series[series]} by "
                                  "another key; expected one patient for each series")
-            # 16 bits: half the size of float32, and finer than what a scanner tells apart.
+            # 16 bits: half the size of float32, and finer than the steps of a scanner.
             pixels = np.rint(image.astype(np.float64) * 65535).astype(np.uint16)
             writer.append(pixels, masks, patient=patient, id=key, series=series, **fields)
 

@@ -21,7 +21,7 @@ class Loader:
     """Batches by step number, so that a resumed run sees the images the uninterrupted one would have.
 
     loader(step) -> (image (b, c, h, w), masks (b, k, h, w)); `len(loader)` steps make an epoch, which visits
-    every image once, in an order that depends on (seed, epoch) alone; its last batch may be smaller."""
+    every image once, in an order that depends only on (seed, epoch); its last batch may be smaller."""
 
     def __init__(self, dataset: ExpertDataset, batch_size: int, seed: int, device: torch.device | str = "cpu",
                  augment: Sequence[Augment] = (), rank: int = 0, ranks: int = 1,
@@ -44,6 +44,7 @@ class Loader:
         self._epoch, self._order = -1, np.empty(0, np.int64)
 
     def __len__(self) -> int:
+        # Rounded up, as the last batch may be smaller.
         return -(-len(self.dataset) // self.batch_size)
 
     def __call__(self, step: int) -> tuple[Tensor, ...]:
@@ -61,6 +62,7 @@ class Loader:
     def indices(self, step: int) -> np.ndarray:
         """Items of the dataset in the whole batch of a step: a pure function of (seed, step)."""
         epoch, within = divmod(step, len(self))
+        # Kept for the epoch, since a permutation of all images at each step would cost too much.
         if epoch != self._epoch:
             generator = np.random.RandomState((self.seed, epoch))
             self._epoch, self._order = epoch, generator.permutation(len(self.dataset))
@@ -127,10 +129,11 @@ def dihedral(image: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def augment(image: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
-    """Flip, rotate, scale and shear every image of a batch at random, each its own way, with its masks.
+    """Flip, rotate, scale and shear each image of a batch at random, and its masks with it.
 
     image (b, c, h, w) in [0, 1], masks (b, k, h, w) of 0/1 -> the same shapes and ranges; outside is 0.
     Draws from torch's global CPU generator, whatever the device."""
+    # Image by image: the numbers of one do not depend on how many follow.
     numbers = torch.stack([torch.rand(5) for _ in image])
     h, w = image.shape[2:]
     inverse = _inverse(*numbers.double().unbind(1))
@@ -140,6 +143,7 @@ def augment(image: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
     # In float64, for TF32 would round this product of matrices to a fraction of a pixel.
     grid = F.affine_grid(theta, list(image.shape), align_corners=False).float()
     moved = F.grid_sample(image, grid, mode="bilinear", align_corners=False).clamp(0, 1)
+    # Nearest, so that masks stay 0 and 1.
     return moved, F.grid_sample(masks, grid, mode="nearest", align_corners=False)
 
 
@@ -150,6 +154,7 @@ def _inverse(side: Tensor, end: Tensor, turn: Tensor, grow: Tensor, slant: Tenso
     turned, as torchvision's `affine` does it."""
     angle, shear = torch.deg2rad(DEGREES * (2 * turn - 1)), torch.deg2rad(SHEAR * (2 * slant - 1))
     scale = SCALE[0] + (SCALE[1] - SCALE[0]) * grow
+    # The inverse of scale, rotation and shear; the scale is divided out in the last line.
     x = torch.stack([angle.cos() - angle.sin() * shear.tan(), angle.cos() * shear.tan() + angle.sin()], dim=1)
     y = torch.stack([-angle.sin(), angle.cos()], dim=1)
     flips = torch.where(torch.stack([side, end], dim=1) < 0.5, -1.0, 1.0)

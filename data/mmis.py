@@ -35,6 +35,7 @@ def files_of(original: Path) -> list[Path]:
     """The files of all folds, volumes rather than 2-D ones. Raises ValueError if none is for training."""
     files_of_fold: dict[str, list[Path]] = {}
     folders = [path for path in original.iterdir() if path.is_dir()] if original.is_dir() else []
+    # 2-D folders come last, and are read only if their fold has no volumes.
     for folder in sorted(folders, key=lambda path: path.name.lower().endswith("_2d")):
         fold = fold_of(folder.name)
         if fold and not files_of_fold.get(fold):
@@ -56,8 +57,10 @@ def convert(files: Sequence[Path], writer: Writer) -> None:
         fold, content = fold_of(path.parent.name), hashlib.sha256(image.tobytes()).digest()
         # Numbers of patients begin anew in each fold: only by its content is a copy in two folds known.
         twin = fold_of_content.setdefault(content, path)
+        # Two black images are equal without being copies.
         if np.ptp(image) and fold_of(twin.parent.name) != fold:
             raise LayoutError(f"{path}: the same image as {twin}, in another fold; a patient belongs to one")
+        # The name of a 2-D file says which slice of which patient it is.
         flat = re.fullmatch(r"(.+)_slice_(\d+)", path.stem)
         patient, first = (flat[1], int(flat[2])) if flat else (path.stem, 0)
         pixels = torch.from_numpy(np.moveaxis(unit_range(image), 0, 1)).float()  # (z, c, h, w)
@@ -87,6 +90,7 @@ def _arrays(path: Path) -> tuple[np.ndarray, np.ndarray]:
             raise LayoutError(f"{path}: {name} has values that are NaN or infinite")
         if name in LABELS and not np.isin(array, (0, 1)).all():
             raise LayoutError(f"{path}: {name} has values other than 0 and 1")
+    # reshape gives 2-D files the axis z, of length 1.
     image, masks = (np.stack([arrays[name] for name in names]).reshape(len(names), -1, *shape[-2:])
                     for names in (MODALITIES, LABELS))
     return image.astype(np.float64), masks.astype(bool)

@@ -1,4 +1,4 @@
-"""Whose image it is, where a table says so rather than folders, and that no patient is in two folds."""
+"""Patients from a table instead of from folders, and the check that no patient is in two folds."""
 
 import csv
 import io
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from data.cases import Case
 from data.splits import FOLDS
-from data.store import normal
+from data.store import nfc
 
 
 def with_patients(cases: Sequence[Case], table: Path, column: str = "patient") -> list[Case]:
@@ -17,7 +17,7 @@ def with_patients(cases: Sequence[Case], table: Path, column: str = "patient") -
     Raises ValueError, naming the file, for another encoding, a column or a case that is not there, and a case
     of which two lines name different patients."""
     try:
-        text = normal(table.read_text("utf-8-sig"))  # with and without a mark at its start
+        text = nfc(table.read_text("utf-8-sig"))  # with and without a mark at its start
         header, *rows = [row for row in csv.reader(io.StringIO(text)) if row] or [[]]
     except (UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"--patients {table}: not a table ({error}); save it as CSV in UTF-8") from error
@@ -26,6 +26,7 @@ def with_patients(cases: Sequence[Case], table: Path, column: str = "patient") -
                          f"and another '{column}', once, see --column")
     patients: dict[str, str] = {}
     for row in rows:
+        # Lines without a patient are passed over: it is said below if a case needs one.
         if len(row) == len(header) and row[header.index(column)]:
             name, patient = row[0], row[header.index(column)]
             if patients.setdefault(name, patient) != patient:

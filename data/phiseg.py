@@ -20,7 +20,7 @@ EXPERTS = 64  # at most: labels that were never written take no space, so that a
 
 
 def is_phiseg(path: Path) -> bool:
-    """Whether an HDF5 file has this layout; if not, or if it is damaged, it is for `data.store` to judge."""
+    """Whether an HDF5 file has this layout; of others, and damaged ones, `data.store` says what is wrong."""
     try:
         with reading(path) as file:  # a link may lead to a file that nobody named
             return all(isinstance(file.get(fold, getlink=True), h5py.HardLink)
@@ -36,14 +36,17 @@ def convert(files: Sequence[Path], writer: Writer) -> None:
     (path,) = files
     with reading(path) as file:
         folds = {fold: _arrays(file[fold], f"{path}, {fold}") for fold in FOLDS}
+        # A block at a time, as the images together may exceed the memory.
         lowest = min(float(images[first:first + BLOCK].min()) for images, _, _ in folds.values()
                      for first in range(0, len(images), BLOCK))
+        # Copies of this file differ: in some intensities are centred on 0.
         shift = 0.5 if lowest < 0 else 0.0
         for fold, (images, labels, series) in folds.items():
             for first in tqdm(range(0, len(images), BLOCK), desc=fold, unit="block", disable=None):
                 block = slice(first, first + BLOCK)
                 for row, (image, label) in enumerate(zip(images[block] + shift, labels[block]), first):
                     _check(image, label, f"{path}, {fold}, row {row}")
+                    # `_check` lets rounding errors of 1e-6 pass.
                     pixels = np.rint(np.clip(image, 0, 1) * 65535).astype(np.uint16)
                     writer.append(pixels, np.moveaxis(label, -1, 0), patient=str(series[row]),
                                   id=f"{fold}/{row}")

@@ -59,12 +59,14 @@ def prepare(folder: Path, output: Path, flags: argparse.Namespace) -> Store:
     all_cases = cases.find(folder, flags.image, flags.masks)
     if flags.patients is not None:
         all_cases = patients.with_patients(all_cases, flags.patients, flags.column)
+    # A patient in two folds would be trained and tested on.
     patients.refuse_divided(all_cases)
-    # A file is replaced by the command that made it alone, which is known by its words.
+    # Only the command that made a file replaces it: it is known by these words.
     names = ("image", "masks", "label", "patients", "column", "axis", "size", "window")
     given = [f"--{name} {getattr(flags, name)}" for name in names if getattr(flags, name)]
     origin = f"prepared from {folder.resolve()} with {' '.join(given)}"
     check_output(folder, output, origin)
+    # All sizes are read first, as axis and side are the same for all cases.
     shapes = {case.name: read_scan(case.masks[0], mask=True).values.shape
               for case in tqdm(all_cases, desc="sizes", unit="case", disable=None)}
     axis = cases.common_axis(shapes, flags.axis)
@@ -76,9 +78,9 @@ def prepare(folder: Path, output: Path, flags: argparse.Namespace) -> Store:
 
 
 def check_output(folder: Path, output: Path, origin: str) -> None:
-    """Raises ValueError for an output that is no .h5, lies among the inputs, or is another's file.
+    """Raises ValueError for an output that is no .h5, lies among the inputs, or is a file not made by this.
 
-    Likewise for its picture, which is known to be ours by the .h5 file beside it."""
+    A picture of the same name may be replaced only if the .h5 file is beside it."""
     if output.suffix.lower() not in SUFFIXES:
         raise ValueError(f"--output {output}: expected a name that ends in .h5")
     if folder.resolve() in output.resolve().parents:  # its picture would be an input of the next time
@@ -92,6 +94,7 @@ def check_output(folder: Path, output: Path, origin: str) -> None:
 
 def default_size(shapes: dict[str, tuple[int, ...]], axis: str) -> int:
     """The largest side of all slices, rounded up to a multiple of FACTOR. Raises ValueError above LARGEST."""
+    # Of a volume only the sides of its slices count, not how many slices there are.
     largest = max(int(np.max(np.delete(shape, axis_of(shape, axis)) if len(shape) == 3 else shape))
                   for shape in shapes.values())
     size = -(-largest // FACTOR) * FACTOR
@@ -115,6 +118,7 @@ def append(writer: Writer, all_cases: Sequence[cases.Case], side: int, axis: str
     for case in tqdm(all_cases, desc="cases", unit="case", disable=None):
         values, masks, its_labels = cases.read(case, flags.label)
         labels |= its_labels
+        # Of all cases so far, as a file may have only some of the labels.
         if len(labels) > 1 and not flags.label:
             several = ", ".join(map(str, sorted(labels)[:10]))
             raise ValueError(f"{case.image.parent}: masks with the labels {several}; choose with --label, "
@@ -123,12 +127,14 @@ def append(writer: Writer, all_cases: Sequence[cases.Case], side: int, axis: str
             raise ValueError(f"{case.image}: {values.shape[-1]} channels, expected {channels} as in "
                              f"{all_cases[0].image}")
         number = axis_of(values.shape, axis) if values.ndim == 4 else -1
+        # Of the whole case: the same image under two patients could be in training and in testing.
         content = hashlib.sha256()
         for z, (image, slice_masks) in enumerate(cases.slices(values, masks, axis, flags.window)):
             content.update(image.tobytes())
             fit = Fit(image.shape[0], image.shape[1], side)
-            padded = np.zeros((k, side, side), bool)  # masks of experts who are not there are never shown
+            padded = np.zeros((k, side, side), bool)  # beyond len(masks): never shown
             padded[:len(masks)] = fit.put_masks(torch.from_numpy(slice_masks))
+            # Left out where all cases have k masks, as they have in a store without this field.
             fields = {"experts": len(masks)} if len(counts) > 1 else {}
             writer.append(fit.put_pixels(torch.from_numpy(image).movedim(-1, 0)), padded,
                           patient=case.patient, id=case.name if number < 0 else f"{case.name}/{z:03d}",
@@ -150,8 +156,10 @@ def summary(store: Store) -> str:
         k = len(masks)
         experts[k] += 1
         empty += (masks.sum((1, 2)) == 0).tolist()
+        # Two empty masks match: images that nobody marked would raise the mean.
         if k > 1 and masks.any():
             pairs = dice_matrix(masks[None].bool(), masks[None].bool())[0]
+            # Without the k pairs of a mask with itself, whose Dice is 1.
             dice.append(float((pairs.sum() - k) / (k * (k - 1))))
     count, h, w, c = store.shape
     lines = [f"{count:,} images of {h} x {w}, {c} channel{'s' * (c > 1)}",
@@ -187,7 +195,7 @@ def split_of(store: Store) -> str:
 
 
 def draw(store: Store, file: Path) -> None:
-    """Draws a PNG file: of four patients the image that experts marked most of, and with their outlines."""
+    """Draws a PNG file: of each of four patients the most marked image, without and with outlines."""
     areas = store.areas() / (store.annotators if store.experts is None else store.experts)  # of a mean mask
     # The last row of a patient in ascending order of the area is the largest; empty ones are not shown.
     largest = {store.patient[row]: row for row in np.argsort(areas, kind="stable") if areas[row]}

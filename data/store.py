@@ -27,7 +27,7 @@ import numpy as np
 FORMAT = 1  # raise it when the layout changes: stores of another number are refused
 FIELDS = ("patient", "id", "nodule", "slice", "style", "experts", "series", "file", "axis", "height", "width")
 TEXT = ("id", "series", "file")
-NAMES = ("patient", "id", "series")  # equal if they differ by Unicode form alone; `file` is as on disk
+NAMES = ("patient", "id", "series")  # equal if they differ only in Unicode form; `file` is as on disk
 SUFFIXES = (".h5", ".hdf5")
 CHANNELS = 16  # at most; more is taken for (N, c, h, w)
 BLOCK = 256  # rows read at once: bounds memory, and one request per block is fast
@@ -58,6 +58,7 @@ class Store:
         with reading(self.path) as file:
             for first in range(0, len(self), BLOCK):
                 packed = file["masks_packed"][first:first + BLOCK]
+                # Bits that only fill the last byte are 0 and add nothing.
                 areas[first:first + BLOCK] = np.unpackbits(packed, axis=1).sum(1)
         return areas
 
@@ -80,15 +81,17 @@ class Store:
 def _read_rows(dataset: h5py.Dataset, rows: np.ndarray) -> np.ndarray:
     out = np.empty((len(rows), *dataset.shape[1:]), dataset.dtype)
     for first in range(0, len(dataset), BLOCK):
+        # Rows ascend, so those in a block of the file are neighbours.
         low, high = np.searchsorted(rows, (first, first + BLOCK))
         if low < high:
             wanted = rows[low:high]
+            # A range is read and then thinned out, since HDF5 is slow at selecting single rows.
             out[low:high] = dataset[wanted[0]:wanted[-1] + 1][wanted - wanted[0]]
     return out
 
 
 def is_hdf5(path: Path) -> bool:
-    """Whether a file is HDF5, or is called so and for `reading` to judge."""
+    """Whether a file is HDF5, or is called so: then `reading` says what is wrong with it."""
     return path.is_file() and (path.suffix.lower() in SUFFIXES or h5py.is_hdf5(path))
 
 
@@ -96,7 +99,7 @@ def is_hdf5(path: Path) -> bool:
 def reading(path: Path) -> Iterator[h5py.File]:
     """An HDF5 file to read from.
 
-    No lock is asked for: stores are replaced whole, and a writer holds its own lock past the renaming.
+    No lock is taken: a store is replaced as a whole, and its writer keeps its lock until after the renaming.
     Raises ValueError, naming the file, for what h5py cannot read: a damaged file, or one that is in use."""
     try:
         with h5py.File(path, "r", locking=False) as file:
@@ -124,11 +127,12 @@ def _has_writer(path: Path) -> bool:
 def open_store(path: Path | str) -> Store:
     """Open a file of the layout above and check it; reads no pixels.
 
-    Raises FileNotFoundError, or ValueError naming the file, what was found and what was expected."""
+    Raises FileNotFoundError, or ValueError naming the file, what it holds and what was expected."""
     path = Path(path).expanduser()
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; expected an HDF5 file with images and masks_packed")
     with reading(path) as file:
+        # A file that another program wrote has no number: its arrays decide.
         version = file.attrs.get("atfm_format", FORMAT)
         if version != FORMAT:
             raise LayoutError(f"{path}: format {version}, expected {FORMAT}; make it again")
@@ -152,6 +156,7 @@ def _sizes(images: h5py.Dataset, masks: h5py.Dataset, path: Path) -> tuple[tuple
         raise LayoutError(f"{path}: images is {images.dtype} {images.shape}, expected uint8 or uint16 "
                           f"(N, h, w) or (N, h, w, c), c up to {CHANNELS}, at least one image")
     count, height, width, _ = shape
+    # k is not stored, but follows from the bytes of an image.
     annotators = 8 * masks.shape[-1] // (height * width) if masks.ndim == 2 else 0
     per_image = -(-annotators * height * width // 8)
     if masks.dtype != np.uint8 or annotators == 0 or masks.shape != (count, per_image):
@@ -176,6 +181,7 @@ def stored_dataset(group: h5py.Group, path: Path | str, name: str, sparse: bool 
     if dataset.external or dataset.is_virtual:
         raise LayoutError(f"{path}: '{name}' keeps its data in other files; copy the data here")
     stored = dataset.id.get_storage_size()
+    # A file of a few bytes could otherwise claim an array that fills the memory.
     if dataset.nbytes > DEFLATE_LIMIT * stored and not sparse:
         raise LayoutError(f"{path}: '{name}' claims {dataset.nbytes} bytes and stores {stored}; "
                           "incomplete or forged")
@@ -195,10 +201,10 @@ def _field(file: h5py.File, path: Path, name: str, count: int, annotators: int) 
     if not is_text:
         return dataset[...]
     texts = dataset.asstr()[...]
-    return np.array([normal(text) for text in texts], object) if name in NAMES else texts
+    return np.array([nfc(text) for text in texts], object) if name in NAMES else texts
 
 
-def normal(name: str) -> str:
+def nfc(name: str) -> str:
     """A name in Unicode's form NFC: macOS writes a letter such as é as two characters, others as one."""
     return unicodedata.normalize("NFC", name)
 
@@ -216,6 +222,7 @@ def _row_names(fields: dict[str, np.ndarray], path: Path) -> list[str]:
                               "its own for each, such as '<patient>/<slice>'")
         return names
     known = {str(name): fields[name] for name in ("patient", "nodule", "slice") if name in fields}
+    # The row's number where nothing else distinguishes two images.
     if len(known) == 1 or len(set(zip(*known.values()))) < len(fields["patient"]):
         known["row"] = np.arange(len(fields["patient"]))
     return [", ".join(f"{name} {value}" for name, value in zip(known, values))

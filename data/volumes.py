@@ -16,7 +16,7 @@ import pydicom
 from nibabel import orientations
 
 from data.images import GREY_16, decoded, pixels_of
-from data.store import CHANNELS, normal
+from data.store import CHANNELS, nfc
 from metrics.files import whole_file
 
 PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
@@ -44,7 +44,7 @@ def suffix_of(path: Path) -> str:
 
 def stem_of(path: Path) -> str:
     """The name without its suffix, of which .nii.gz is one, in one Unicode form."""
-    return normal(path.name[:len(path.name) - len(suffix_of(path))] or path.name)
+    return nfc(path.name[:len(path.name) - len(suffix_of(path))] or path.name)
 
 
 def read_scan(path: Path, mask: bool = False) -> Scan:
@@ -58,6 +58,7 @@ def read_scan(path: Path, mask: bool = False) -> Scan:
         return Scan(path, _mask_of_picture(path) if mask else pixels_of(decoded(path)))
     try:
         if suffix == ".npy":
+            # A pickle inside an .npy file could run code.
             scan = Scan(path, np.load(path, allow_pickle=False))
         else:
             scan = _dicom(path) if suffix == ".dcm" else _nifti(path)
@@ -105,6 +106,7 @@ def _dicom(path: Path) -> Scan:
                          "convert it to PNG in RGB or grey")
     values = header.pixel_array
     slope, intercept = float(header.get("RescaleSlope", 1)), float(header.get("RescaleIntercept", 0))
+    # Unless they are scaled, integers stay integers: 8 bits are then divided by 255.
     if (slope, intercept) != (1, 0):
         values = values * slope + intercept
     if header.get("PhotometricInterpretation") == "MONOCHROME1":  # low values are bright
@@ -118,9 +120,11 @@ def _nifti(path: Path) -> Scan:
     if not 2 <= values.ndim <= 4 or values.ndim == 4 and values.shape[3] > CHANNELS:
         raise ValueError(f"{path}: {values.ndim}-D, {values.shape}, expected (x, y), (x, y, z), or "
                          f"(x, y, z, c), c up to {CHANNELS}; take a time point of a series")
+    # A 2-D file has an affine as well, and is turned like a volume of one slice.
     values = values[..., None] if values.ndim == 2 else values
     if values.ndim == 4 and values.shape[3] == 1:
         values = values[..., 0]
+    # Files come in any orientation; masks and image of a case may differ in theirs.
     turn = orientations.ornt_transform(nibabel.io_orientation(file.affine), LPS)
     affine = file.affine @ orientations.inv_ornt_aff(turn, values.shape[:3])
     values = orientations.apply_orientation(values, turn).swapaxes(0, 2)  # (z, h, w), (z, h, w, c)
@@ -137,6 +141,7 @@ def labels_of(scan: Scan) -> np.ndarray:
     Raises ValueError for other values, and for a JPEG with more than UNCLEAR of its pixels in between."""
     values = scan.values
     if suffix_of(scan.path) in (".jpg", ".jpeg"):
+        # Compression blurs only borders: a picture with many middle values is not a mask.
         unclear = float(((values > 63) & (values < 192)).mean())
         if unclear > UNCLEAR:
             raise ValueError(f"{scan.path}: {unclear:.1%} of its pixels are neither dark nor bright; "
@@ -162,10 +167,11 @@ def labels_of(scan: Scan) -> np.ndarray:
 
 
 def check_same_place(scans: Sequence[Scan]) -> None:
-    """Raises ValueError unless the NIfTI files among them say the same of where their voxels are."""
+    """Raises ValueError if the NIfTI files among them have their voxels in different places."""
     turned = [(scan.path, scan.affine) for scan in scans if scan.affine is not None]
     for path, affine in turned[1:]:
         first, expected = turned[0]
+        # Within a hundredth of a voxel, since programs round affines.
         if not np.allclose(affine, expected, rtol=0, atol=1e-2 * np.abs(expected[:3, :3]).max()):
             raise ValueError(f"{path}: its affine, once turned alike, is {affine[:3].tolist()}, expected "
                              f"that of {first}, {expected[:3].tolist()}; resample it onto that one, or "
@@ -179,6 +185,7 @@ def with_channels(scan: Scan, shape: Sequence[int]) -> np.ndarray:
     values, shape = scan.values, tuple(shape)
     if values.shape == shape:
         return values[..., None]
+    # NumPy files often have channels in front, pictures and NIfTI behind.
     if values.ndim == len(shape) + 1 and min(values.shape[0], values.shape[-1]) <= CHANNELS:
         if values.shape[:-1] == shape:
             return values
@@ -187,11 +194,12 @@ def with_channels(scan: Scan, shape: Sequence[int]) -> np.ndarray:
     raise ValueError(f"{scan.path}: an image of {values.shape} with masks of {shape}; expected the same size")
 
 
-def alone(scan: Scan, channels: int) -> np.ndarray:
+def image_values(scan: Scan, channels: int) -> np.ndarray:
     """The values of an image without masks, with channels behind: (h, w, c) or (z, h, w, c).
 
-    Three dimensions of a file that is no picture are a volume, unless a model was trained on several
-    `channels` and the last, or of an array the first, has as many. Raises ValueError for four without."""
+    A file of three dimensions that is no picture is a volume, unless the model was trained on several
+    `channels` and its last dimension, of .npy also the first, is as long. Raises ValueError for four
+    dimensions of which none is."""
     values = scan.values
     if suffix_of(scan.path) in PICTURES:
         return np.atleast_3d(values)
@@ -222,16 +230,18 @@ def limits_of(values: np.ndarray, window: Sequence[float] = ()) -> tuple[float, 
 
 def unit_range(values: np.ndarray, window: Sequence[float] = ()) -> np.ndarray:
     """Intensities as float64 in [0, 1], by their `limits_of`; what lies beyond a window is cut off."""
-    return between(values, *limits_of(values, window))
+    return rescaled(values, *limits_of(values, window))
 
 
-def between(values: np.ndarray, low: float, high: float) -> np.ndarray:
+def rescaled(values: np.ndarray, low: float, high: float) -> np.ndarray:
     """Intensities as float64, from 0 at `low` to 1 at `high`, beyond which they are cut off."""
+    # An image of a single value becomes 0, not NaN.
     return np.clip((values.astype(np.float64) - low) / ((high - low) or 1.0), 0, 1)
 
 
 def axis_of(shape: Sequence[int], axis: str) -> int:
     """The number of a volume's axis to cut across, 0 to 2; "fewest": the one with the fewest slices."""
+    # Scans are coarsest across their slices, and so have the fewest pixels there.
     return int(np.argmin(shape[:3])) if axis == "fewest" else AXES[axis]
 
 
@@ -240,12 +250,14 @@ def write_volume(path: Path, maps: np.ndarray, like: Path) -> None:
 
     With another file, or from one, the header turns nothing: read again, the values are these."""
     values = maps.swapaxes(0, 2)  # (x, y, z)
+    # nibabel's axes are right, front, up (RAS); this affine is that of left, back, up (LPS).
     affine, header = np.diag([-1.0, -1.0, 1.0, 1.0]), None
     if suffix_of(like) in (".nii", ".nii.gz"):
         source: Any = nibabel.load(like)
         affine, header = source.affine, source.header.copy()
         turn = orientations.ornt_transform(LPS, nibabel.io_orientation(affine))
         values = orientations.apply_orientation(values, turn)
+        # The image's type and scale would change what is written.
         header.set_data_dtype(values.dtype)
         header.set_slope_inter(1, 0)
         header["cal_min"] = header["cal_max"] = 0  # no display range: a viewer's would be that of intensities

@@ -1,4 +1,4 @@
-"""Writing a store, see `data.store`: row by row, whole or not at all, over nothing that is another's."""
+"""Writing a store, see `data.store`: row by row, as a whole or not at all, and never over another's file."""
 
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
@@ -8,7 +8,7 @@ from typing import Any, BinaryIO
 import h5py
 import numpy as np
 
-from data.store import BLOCK, FIELDS, FORMAT, NAMES, normal, reading
+from data.store import BLOCK, FIELDS, FORMAT, NAMES, nfc, reading
 from metrics.files import whole_file
 
 
@@ -44,6 +44,7 @@ class DiskFile:
         left = memoryview(data)
         try:
             while len(left) and self.error is None:
+                # A write without buffer may take only a part.
                 left = left[self._file.write(left):]
         except OSError as error:
             self.error = error
@@ -94,7 +95,7 @@ class Writer:
             self._file.attrs["prepared"] = _fixed(prepared)
         self._fields: dict[str, list] = {}
         self._pixels: dict[str, list[np.ndarray]] = {"images": [], "masks_packed": []}  # not in the file yet
-        self._first: tuple = ()  # what the first row looks like
+        self._first: tuple = ()  # types, shapes and fields of the first row
         self._file_of_id: dict[str, str] = {}
 
     def __enter__(self) -> "Writer":
@@ -103,7 +104,7 @@ class Writer:
     def append(self, image: np.ndarray, masks: np.ndarray, **fields: Any) -> None:
         """Add one image (h, w) or (h, w, c), uint8 or uint16, its masks (k, h, w) of 0/1, and its FIELDS.
 
-        Raises ValueError for a type or shape the layout does not hold or that differs from the first row, and
+        Raises ValueError for a type or shape that no store has or that differs from the first row, and
         for an id that an earlier row has."""
         if image.dtype not in (np.uint8, np.uint16) or masks.shape[-2:] != image.shape[:2] or masks.ndim != 3:
             raise ValueError(f"{self.path}: image {image.dtype} {image.shape} with masks {masks.shape}; "
@@ -111,12 +112,12 @@ class Writer:
         if "patient" not in fields or not set(fields) <= set(FIELDS):
             raise ValueError(f"{self.path}: a row with {sorted(fields)}; expected patient and any of "
                              f"{', '.join(FIELDS[1:])}")
-        looks = (image.dtype, image.shape, masks.shape, sorted(fields))
-        self._first = self._first or looks
-        if looks != self._first:
-            raise ValueError(f"{self.path}: a row with image, masks and fields {looks}; expected what the "
+        layout = (image.dtype, image.shape, masks.shape, sorted(fields))
+        self._first = self._first or layout
+        if layout != self._first:
+            raise ValueError(f"{self.path}: a row with image, masks and fields {layout}; expected what the "
                              f"first row had, {self._first}")
-        fields |= {name: normal(fields[name]) for name in NAMES if isinstance(fields.get(name), str)}
+        fields |= {name: nfc(fields[name]) for name in NAMES if isinstance(fields.get(name), str)}
         if "id" in fields:
             file, first = fields.get("file", ""), self._file_of_id.get(fields["id"])
             if first is not None:
@@ -127,7 +128,9 @@ class Writer:
         for name, value in fields.items():
             self._fields.setdefault(name, []).append(value)
         self._pixels["images"].append(image)
+        # A bit per pixel instead of a byte.
         self._pixels["masks_packed"].append(np.packbits(masks.astype(bool)))
+        # Written by blocks: a data set need not fit into memory.
         if len(self._pixels["images"]) == BLOCK:
             self._flush()
 
@@ -136,6 +139,7 @@ class Writer:
             block = np.stack(rows)
             shape = block.shape[1:]
             if name not in self._file:
+                # Chunks of 16 images: a batch reads few bytes too many, a block reads few chunks.
                 self._file.create_dataset(name, (0, *shape), block.dtype, maxshape=(None, *shape),
                                           chunks=(16, *shape), **self._packing)
             dataset = self._file[name]
@@ -153,14 +157,15 @@ class Writer:
         for name, values in self._fields.items():
             data = _fixed(values) if isinstance(values[0], str) else values
             self._file.create_dataset(name, data=data, **self._packing)
+        # HDF5 writes its last bytes when it closes: only then is it known whether all had room.
         self._file.close()
         self._disk.check()
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
         if error is None or error is self._disk.error:
-            with self._stack:  # where an error is one of this file's, which `whole_file` names
+            with self._stack:  # an error of this file is named by `whole_file`
                 self._complete()
-        else:  # of what the rows are read from: it goes on as it is
+        else:  # an error of what the rows are read from is raised as it is
             with suppress(_Abandoned), self._stack:
                 raise _Abandoned
 

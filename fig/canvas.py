@@ -1,4 +1,4 @@
-"""What all pictures share: checked arrays, panels, contours, rendering.
+"""What all pictures use: checked arrays, panels, contours, rendering.
 
 Figures are made without pyplot, which keeps a global state and chooses a backend.
 """
@@ -31,16 +31,19 @@ SUFFIXES = (".png", ".pdf", ".svg")
 
 
 def checked(unbounded: Collection[str] = (), **arrays: tuple[Array, str]) -> list[np.ndarray]:
-    """Float32 copies on the host of arrays given as masks=(masks, "m k h w"); a letter is one length in all.
+    """Float32 copies on the host of arrays given as masks=(masks, "m k h w").
 
+    A letter stands for the same length in all of them.
     Raises ValueError for another shape, a side of 0, and values that are not finite or, unless the array is
     named in `unbounded`, not in [0, 1]."""
     lengths: dict[str, int] = {}
     copies = []
     for name, (value, shape) in arrays.items():
         if isinstance(value, torch.Tensor):
+            # Through float32, as NumPy has no bfloat16.
             value = value.detach().cpu().float().numpy()
         array, sides = np.asarray(value, np.float32), shape.split()
+        # A letter that an earlier array had is a known length; a new letter may be any.
         expected = [lengths.get(side, side) for side in sides]
         if array.size == 0 or array.ndim != len(sides) or any(
                 want not in (side, length) for want, side, length in zip(expected, sides, array.shape)):
@@ -78,6 +81,7 @@ def panel_grid(gaps: Sequence[Sequence[float]], h_over_w: float, titles: Sequenc
     the foot gives the colours of the first EXPERTS, and says so where there are more."""
     side = (width - left - right - sum(gaps[0])) / len(gaps[0])
     tall = side * h_over_w
+    # Inches for the legend, and for its title where not all experts are drawn.
     bottom += (0.5 if experts > EXPERTS else 0.3) if experts else 0
     height = top + len(gaps) * tall + (len(gaps) - 1) * between + bottom
     figure = Figure(figsize=(width, height), dpi=dpi)
@@ -85,6 +89,7 @@ def panel_grid(gaps: Sequence[Sequence[float]], h_over_w: float, titles: Sequenc
         x, y = left, top + i * (tall + between)
         for gap in row:
             x += gap
+            # Matplotlib counts fractions from the lower left corner, y here inches from the top.
             place = (x / width, 1 - (y + tall) / height, side / width, tall / height)
             figure.add_axes(place, xticks=[], yticks=[]).spines[:].set(linewidth=0.5, color="0.5")
             x += side
@@ -108,7 +113,7 @@ def first_of(shown: int, count: int, things: str) -> str | None:
 
 
 def label(ax: Axes, x: str = "", y: str = "", title: str = "") -> None:
-    """Labels, a light grid, and text sizes that README's width leaves legible."""
+    """Labels, a light grid, and text that is legible at README's width."""
     ax.set_xlabel(x, fontsize=SMALL)
     ax.set_ylabel(y, fontsize=SMALL)
     ax.set_title(title, fontsize=NORMAL)
@@ -132,7 +137,7 @@ def draw_contours(ax: Axes, masks: np.ndarray, samples: bool = False) -> None:
     """Draw the borders of masks (k, h, w) at level 0.5, along the edges of pixels.
 
     samples: all are drawn alike. Otherwise each expert has a colour, and earlier ones are thicker, so that a
-    border on which experts agree shows the colours of all. At most EXPERTS experts are drawn."""
+    border that several experts drew shows the colours of all. At most EXPERTS experts are drawn."""
     h, w = masks.shape[1:]
     masks = masks if samples else masks[:EXPERTS]
     thicker = 0 if samples else min(0.4, 1.6 / max(1, len(masks) - 1))  # points, for each expert above
@@ -142,6 +147,7 @@ def draw_contours(ax: Axes, masks: np.ndarray, samples: bool = False) -> None:
             ax.contour(np.arange(-1, w + 1), np.arange(-1, h + 1), np.pad(mask, 1), levels=[0.5],
                        colors=[COLOURS[-1] if samples else colour(i)],
                        linewidths=[0.7 + thicker * (len(masks) - 1 - i)])
+    # The padding would widen the axes. y runs downwards, as rows do.
     ax.set(xlim=(-0.5, w - 0.5), ylim=(h - 0.5, -0.5))
 
 
@@ -164,7 +170,9 @@ def marked_part(*marks: np.ndarray) -> tuple[float, float, float, float]:
     marked = np.argwhere((np.concatenate(marks) > 0.5).any(axis=0))[:, ::-1]  # x, y
     whole = np.array(marks[0].shape[:0:-1])  # w, h
     first, last = (marked.min(axis=0), marked.max(axis=0)) if len(marked) else (0 * whole, whole)
+    # The larger relative side counts for both, so that the part has the proportions of the image.
     part = whole * (1.5 * (last - first) / whole).max().clip(0.25, 1)
+    # About the middle of the masks, moved inwards where it would leave the image.
     left, top = ((first + last - part) / 2).clip(-0.5, whole - part - 0.5)
     return left, top, *part
 
@@ -172,6 +180,7 @@ def marked_part(*marks: np.ndarray) -> tuple[float, float, float, float]:
 def colour_bar(figure: Figure, drawn: AxesImage, axes: Sequence[Axes] | np.ndarray) -> None:
     """A thin colour bar right of a column of panels, as high as they are together; takes BAR inches."""
     above, below, inch = axes[0].get_position(), axes[-1].get_position(), 1 / figure.get_size_inches()[0]
+    # Placed by hand: a bar that Matplotlib places takes its room from the panels.
     bar = figure.add_axes((above.x1 + 0.05 * inch, below.y0, 0.07 * inch, above.y1 - below.y0))
     figure.colorbar(drawn, cax=bar, ticks=drawn.get_clim(), format="{x:g}")
     bar.tick_params(length=2, pad=2, labelsize=SMALL)

@@ -1,6 +1,6 @@
 """README's pictures from real runs: python -m fig.draw main|pred|pred1
 
-This module alone of `fig` loads models and data. It imports what takes seconds where it is needed, so that
+Only this module of `fig` loads models and data. It imports what takes seconds where it is needed, so that
 --help and a misspelt flag are answered at once.
 """
 
@@ -26,11 +26,11 @@ if TYPE_CHECKING:
     from models import ATFM
 
 SAMPLES = 16  # drawn per image
-MIN_AREA = 0.01  # of an image that is drawn unless --image says otherwise, the least that each expert marked
+MIN_AREA = 0.01  # fraction of an image that each expert has to have marked, unless --image names it
 
 
 def main_picture(flags: argparse.Namespace) -> "Figure":
-    """The method on one test image: GTR's Gaussian, its samples, and the way of the first to a mask."""
+    """The method on one test image: GTR's Gaussian, its samples, and how the first flows to a mask."""
     import torch
 
     from fig.canvas import evenly_spaced
@@ -71,10 +71,11 @@ def load_run(flags: argparse.Namespace, n: int) -> "tuple[ATFM, Tensor, Tensor, 
 
     folder, device = stage_folder(flags.method, flags.preset), device_of(flags.device)
     path = flags.run / folder / "best.pt"
+    # The checkpoint says what it was trained on, so that no flag has to repeat it.
     trained = checkpoint.load(path, flags.method)["config"]
     metadata = Metadata(**{field.name: trained[field.name] for field in fields(Metadata)
                            if field.name in trained})
-    named = metadata.what in EXPERIMENTS  # else a file of the user's own
+    named = metadata.what in EXPERIMENTS  # else a user's file
     path_now = dataset(metadata.what).data_path if named else metadata.data_path
     metadata = replace(metadata, data_path=flags.data_path or path_now)
     gtr = partial(load_gtr, flags.run / stage_folder("GTR", flags.preset) / "best.pt", metadata)
@@ -87,6 +88,7 @@ def load_run(flags: argparse.Namespace, n: int) -> "tuple[ATFM, Tensor, Tensor, 
     print("test images " + ", ".join(f"{index} ({test.ids[index]})" for index in chosen))
     images, masks = to_draw(test, chosen, device)
     generator = torch.Generator(device).manual_seed(0)
+    # With a fixed seed, the same command draws the same picture.
     return atfm, images, masks, partial(atfm.sample, images, SAMPLES, atfm.objective.steps,
                                         generator=generator)
 
@@ -103,9 +105,11 @@ def most_disputed(test: "ExpertDataset", n: int) -> list[int]:
     for index in range(len(test)):
         _, masks = test[index]
         if (masks.mean((1, 2)) >= MIN_AREA).all():
+            # Negative: the most disputed comes first and, of equals, the image with the smallest index.
             disputes.append((-float(diversity(masks[None].bool())), index))
     chosen: dict[Any, int] = {}
     for _, index in sorted(disputes):
+        # The first of each patient: slices of the same nodule look alike.
         chosen.setdefault(test.patients[index], index)
     if len(chosen) < n:
         raise ValueError(f"{len(chosen)} patients have a test image of which each expert marked "
@@ -159,9 +163,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     """Draw the picture that the command line names."""
     flags = parse(argv)
+    # Imported late, as it brings torch: a misspelt flag is answered before.
     from metrics.program import one_line_errors
 
     with one_line_errors("fewer --image"):
+        # Asked before sampling, which takes minutes.
         if flags.output.exists():
             raise ValueError(f"--output {flags.output}: exists and is kept; remove it, or name another file")
         fig.save(PICTURES[flags.picture].draw(flags), flags.output)

@@ -37,6 +37,7 @@ def overview(image: Array, masks: Array, mean: Array, factor: Array, gtr_samples
             raise ValueError(f"{name}: {len(array)}, expected at least 3 to fill the picture")
     if len(states) != STATES:
         raise ValueError(f"times: {len(states)}, expected {STATES}; train with {STATES - 1} or more --steps")
+    # The arrow that leads to a group needs more room than the panels within it.
     gaps = [[0, *(ARROW if j in groups else canvas.GAP for j in range(1, 9))] for groups in GROUPS]
     figure, (above, below) = canvas.panel_grid(
         gaps, image.shape[1] / image.shape[2], experts=len(masks), top=TITLE, bottom=NAME, left=0.08,
@@ -45,13 +46,16 @@ def overview(image: Array, masks: Array, mean: Array, factor: Array, gtr_samples
     canvas.show(above[1], image)
     canvas.draw_contours(above[1], masks)
     for ax, logits in zip(above[2:6], [mean, *leading_directions(factor, 3)], strict=True):
+        # 0 is white: red pixels are rather in the mask, blue ones rather not. A map of zeros has extent 1.
         extent = float(np.abs(logits).max()) or 1.0
         canvas.show(ax, logits, "RdBu_r", -extent, extent)
     drawn = np.concatenate([gtr_samples[:3], samples[:3]])
     for ax, values in zip([*above[6:], *below[5:8], *below[:5]], [*drawn, *states], strict=True):
         canvas.show(ax, values)
+    # Over all samples, of which three are shown.
     variance = canvas.show(below[8], samples.var(axis=0), "magma", high=canvas.VARIANCE_MAX)
     canvas.colour_bar(figure, variance, below[8:])
+    # The same part in all panels, so that they can be compared.
     canvas.zoom([*above[1:], *below], masks[:canvas.EXPERTS], drawn, framed=above[0])
     names = ["image", "experts", r"mean $\mu$", "$D$: 1st", "$D$: 2nd", "$D$: 3rd", *["$x_0$"] * 3,
              *[f"$t = {t:g}$" for t in times], *["mask"] * 3, ""]
@@ -67,6 +71,7 @@ def leading_directions(factor: np.ndarray, count: int) -> np.ndarray:
     They are the singular vectors of D times their singular values: D's columns themselves come in no order,
     and any rotation of them gives the same D D^T. Signs are arbitrary; the largest entry is made positive."""
     r, h, w = factor.shape
+    # The reduced form: of the h w right singular vectors at most r have a length above 0.
     _, lengths, vectors = np.linalg.svd(factor.reshape(r, h * w), full_matrices=False)
     directions = (lengths[:, None] * vectors)[:count]
     largest = directions[range(len(directions)), np.abs(directions).argmax(axis=1)]
@@ -88,10 +93,12 @@ def _join_groups(figure: Figure, axes: list[np.ndarray]) -> None:
             left, right = row[first, 0, 0], row[last, 1, 0]
             figure.text((left + right) / 2, top + 0.06 * inch, title, ha="center", va="bottom",
                         fontsize=canvas.NORMAL)
+            # Nothing stands left of a row's first group.
             if first:
                 arrow((row[first - 1, 1, 0], middle), (left, middle))
     (left, _), (right, top) = boxes[1, 0]
     foot, arrival, third = boxes[0, 0, 0, 1] - NAME * inch, top + TITLE * inch, (right - left) / 3
+    # The arrow from x_0 runs left between the rows, below the names and above the titles.
     lane, x_0 = arrival + 0.6 * ARROW * inch, boxes[0, 6, :, 0].mean()
     arrow((left + third, foot), (left + third, arrival))
     arrow((x_0, foot), (x_0, lane), (left + 2 * third, lane), (left + 2 * third, arrival))

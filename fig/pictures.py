@@ -1,4 +1,4 @@
-"""Pictures of images, experts' masks and samples: in training, in testing, of a user's own images.
+"""Pictures of images, experts' masks and samples: in training, in testing, for a user's images.
 
 image is (c, h, w) in [0, 1], masks (k, h, w) of 0/1, samples (n, h, w) of 0/1 or probabilities. Where a
 function takes `images`, these and what goes with them have m images in front. They are arrays, or tensors on
@@ -57,7 +57,9 @@ def validation_picture(sample: Callable[..., Tensor], dataset: Any, device: torc
                        ) -> np.ndarray:
     """A picture for TensorBoard, (h, w, 3) uint8: contours, masks and 4 samples of the first 4 images."""
     images, masks = to_draw(dataset, range(min(4, len(dataset))), device)
+    # Always seed 0: from epoch to epoch pictures differ by what was learned, not by chance.
     samples = sample(images, 4, generator=torch.Generator(device).manual_seed(0)) >= 0.5
+    # Agg draws into memory, without a window.
     agg = FigureCanvasAgg(prediction_grid(images, masks, samples, small=True))
     agg.draw()
     return np.array(agg.buffer_rgba())[..., :3]
@@ -111,6 +113,7 @@ def write_samples(folder: Path, image: Tensor, masks: Tensor) -> None:
                 Image.fromarray((255 * pixels).round().byte().numpy()).save(file, format="PNG")
     if (folder / "picture.png").exists():
         return
+    # Only made smaller, never larger; a very long image keeps at least a pixel.
     size = [max(1, round(side * min(1, PICTURE_SIDE / max(h, w)))) for side in (h, w)]
     smaller = interpolate(image[None], size, mode="bilinear", antialias=True)[0]
     # Only what is drawn is enlarged: all samples of a large image would take gigabytes as floats.
@@ -154,6 +157,7 @@ def prediction_grid(images: Array, masks: Array, samples: Array, small: bool = F
         draw_contours(contours, experts)
         for ax, mask in zip(others, [*experts, *first], strict=True):
             show(ax, mask)
+        # The frame of an expert's mask has the colour of its contour.
         for i, ax in enumerate(others[:k]):
             ax.spines[:].set(linewidth=1.5, color=canvas.colour(i))
         if not small:
@@ -175,11 +179,14 @@ def comparison(images: Array, masks: Array, drawn: Mapping[str, Array]) -> Figur
     m, count, h, w = masks.shape
     masks = masks[:, :NARROW_EXPERTS]
     k = masks.shape[1]
+    # With fewer samples than 3 nothing would show how they differ.
     columns = max(3, k)
     shown = {name: checked(samples=(samples, "m n h w"))[0][:, :columns] for name, samples in drawn.items()}
     names, side_by_side = ["experts", *shown], min(2, m)
+    # Where two images stand side by side, a wide gap separates them.
     gaps = [0, *[GAP] * columns, *[WIDE_GAP, *[GAP] * columns] * (side_by_side - 1)]
     below = -(-m // side_by_side)  # how many times the rows are repeated
+    # Labels of systems may be long: they are measured, so that none is cut off.
     widest = max(TextPath((0, 0), name, size=canvas.SMALL).get_extents().width for name in names)  # points
     note = first_of(k, count, "experts")
     figure, axes = panel_grid([gaps] * len(names) * below, h / w, names=names * below, between=0.22,

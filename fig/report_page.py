@@ -51,16 +51,19 @@ def write_report(folder: Path, systems: Sequence[Any], dataset: Any, report: Rep
     sampling = report["sampling"]
     n, seed = max(sampling["samples"]), sampling["seeds"][0]
     ged = np.mean(report["systems"][systems[-1].label]["scores"][f"GED{n}"], axis=0)
+    # From the worst image to the best, so that the page shows the whole range.
     ranked = np.argsort(-ged, kind="stable")
     chosen = ranked[evenly_spaced(len(ranked), sampling["report_images"])].tolist()
     items = []
     for index in progress(chosen, "report.html"):
         image, masks = (array.to(device)[None] for array in dataset[index])
+        # Same seed and name as in the test, so these are the masks that were scored.
         samples = [draw(system.sample, image, n, seed, dataset.ids[index])[0] for system in systems]
         item = {"id": dataset.ids[index], "patient": report["groups"][index],
                 "scores": [_scores(report, system.label, index) for system in systems]}
         item |= image_item(image[0], masks[0], torch.stack([of_system[:SHOWN] for of_system in samples]),
                            torch.stack([of_system.float().mean(0) for of_system in samples]))
+        # An id such as </script> must not end the page's script, and NaN is no JSON.
         items.append(htmlsafe_json_dumps(item, allow_nan=False))
     write_text(folder / "report.html", page(report, systems, table, items, len(ranked)))
 
@@ -95,10 +98,13 @@ def outline(mask: np.ndarray) -> str:
     """The border of a mask (h, w) as an SVG path in half pixels from the image's corner, "" without one."""
     path = ""
     for contour in find_contours(np.pad(mask, 1), 0.5):
+        # At level 0.5 a binary mask's contour runs through half pixels: twice as large, they are integers.
         points = np.rint(2 * contour[:, ::-1] - 1).astype(int)  # x, y; the ring of zeros is taken off
         steps = np.diff(points, axis=0)
+        # A straight stretch of border is a single move, which keeps the page small.
         turns = [0, *(1 + np.flatnonzero((steps[1:] != steps[:-1]).any(1))), len(steps)]
         moves = np.diff(points[turns], axis=0).ravel().tolist()
+        # The last move is left out: z closes the path.
         path += f"M{points[0, 0]} {points[0, 1]}l{' '.join(map(str, moves[:-2]))}z".replace(" -", "-")
     return path
 
@@ -139,6 +145,7 @@ def page(report: Report, systems: Sequence[Any], table: str, items: Sequence[str
     while sum(len(items[i]) for i in evenly_spaced(len(items), kept)) > LARGEST - TEXT:
         kept = kept * 9 // 10
     sampling, names = report["sampling"], list(report["systems"][systems[0].label]["scores"])
+    # The colour bars: maps of a single row.
     ramp = np.linspace(0, 1, 4 * LEVELS)[None]
     environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True,
                               undefined=StrictUndefined)  # a misspelt name is an error, not an empty text
@@ -157,6 +164,7 @@ def tables_of(markdown: str) -> list[dict[str, Any]]:
         if not table.startswith("|"):
             tables.append({"text": table})
             continue
+        # The second line of a table has only dashes.
         head, _, *rows = ([cell.strip() for cell in line.strip("|").split("|")]
                           for line in table.splitlines())
         tables.append({"caption": CAPTIONS.get(head[0].split()[0], head[0]), "head": head, "rows": rows})

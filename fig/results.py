@@ -85,7 +85,7 @@ def parts(report: Report) -> Figure:
 
 
 def _values(report: Report, field: str) -> set[float]:
-    """The values of `field`, nfe or alpha, over the flows; a system without NFE is none."""
+    """The values of `field`, nfe or alpha, over the flows; systems of NFE 0 are left out."""
     return {system[field] for system in report["systems"].values() if system["nfe"]} - {None}
 
 
@@ -96,12 +96,15 @@ def _curves(report: Report, field: str, axis: str, varying: str) -> Figure:
     few, see `few_patients`."""
     systems = {name: system for name, system in report["systems"].items() if system[field] is not None}
     lines: dict[str, list[dict[str, Any]]] = {}
+    # Ascending, as a line joins its points in the order in which they come.
     for name, system in sorted(systems.items(), key=lambda item: item[1][field]):
+        # Labels without the varied value are equal along a line.
         lines.setdefault(re.sub(varying, "", name), []).append(system)
     values, cost = sorted({system[field] for system in systems.values()}), field == "nfe"
     # Alphas are evenly spaced, so that 0 and powers of ten fit on one axis; the paper's is marked.
     places = {value: value if cost else i for i, value in enumerate(values)}
     what, patients, few = report["metadata"]["what"], report["groups"], few_patients(report["groups"])
+    # For a user's data the paper has no alpha.
     paper = EXPERIMENTS[what].flow.alpha if not cost and what in EXPERIMENTS else None
     samples = report["sampling"]["samples"]
     figure = Figure(figsize=(WIDTH, 3.2), dpi=DPI, layout="constrained")

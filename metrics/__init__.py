@@ -1,4 +1,4 @@
-"""Scores of App. 7 on binary masks, others' scores used in the field, and their evaluation over a dataset."""
+"""Scores of binary masks, those of App. 7 and others of the field, and their evaluation over a dataset."""
 
 from metrics.catalogue import SCORES, columns, score
 from metrics.controls import control

@@ -30,18 +30,20 @@ BLOCK = 2**20  # pixels of all masks together that are scored at once: a volume 
 
 
 def cases_of(folder: Path) -> dict[str, list[Path]]:
-    """Name of each case -> its files, by name. Raises ValueError if there is none, or one is there twice.
+    """Name of each case -> its files, by name. Raises ValueError without a case, or with one twice.
 
     Names that differ in Unicode form (NFC, NFD) only, as they do between file systems, are the same."""
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such folder; expected one with a sub-folder or .npy file per case")
     cases: dict[str, list[Path]] = {}
+    # Hidden files, such as macOS's .DS_Store, are no cases.
     for entry in sorted(entry for entry in folder.iterdir() if not entry.name.startswith(".")):
         if entry.is_dir():
             files = sorted(file for file in entry.iterdir()
                            if suffix_of(file) and not file.name.startswith("."))
         else:
             files = [entry] if entry.suffix.lower() == ".npy" else []
+        # Samples may come from another system than the masks, which writes accented letters otherwise.
         case = unicodedata.normalize("NFC", entry.name if entry.is_dir() else entry.stem)
         if files and case in cases:
             raise ValueError(f"{entry}: case {case} is also in {cases[case][0]}; expected it once")
@@ -54,16 +56,17 @@ def cases_of(folder: Path) -> dict[str, list[Path]]:
 
 
 def masks_of(files: Sequence[Path], folder: Path, most: int | None = None) -> list[Scan]:
-    """The masks of a case, at most so many, each (h, w) or (z, h, w) bool.
+    """The masks of a case, at most `most` of them, each (h, w) or (z, h, w) bool.
 
-    files: one each, or the <case>.npy of `folder` with all of them, (n, h, w). Raises ValueError naming the
-    file that is none."""
+    files: a mask each, or the <case>.npy of `folder` that holds all, (n, h, w). Raises ValueError naming a
+    file that is not a mask."""
     masks: list[Scan] = []
     for file in files[:most]:
         scan = read_scan(file, mask=True)
         if scan.values.ndim not in (2, 3):
             raise ValueError(f"{file}: {scan.values.shape}, expected a mask (h, w) or (z, h, w), of "
                              "<case>.npy (n, h, w)")
+        # A 3-D array is a volume in a case's sub-folder, but n masks where it is <case>.npy of the folder.
         several = file.parent == folder and scan.values.ndim == 3
         for values in scan.values[:most] if several else [scan.values]:
             masks.append(replace(scan, values=foreground(replace(scan, values=values))))
@@ -71,10 +74,11 @@ def masks_of(files: Sequence[Path], folder: Path, most: int | None = None) -> li
 
 
 def number_of_samples(files: Sequence[Path], folder: Path) -> int:
-    """How many masks the files of a case have: one each, or the n of <case>.npy in `folder`, (n, h, w)."""
+    """How many masks a case has: a mask per file, or the n of <case>.npy in `folder`, (n, h, w)."""
     if files[0].parent != folder:
         return len(files)
     try:
+        # Mapped, not read: the header is enough to count.
         shape = np.load(files[0], mmap_mode="r", allow_pickle=False).shape
     except (ValueError, OSError, EOFError, AttributeError):
         return 1  # what is wrong with the file is said where its masks are read
@@ -87,7 +91,7 @@ def foreground(scan: Scan) -> np.ndarray:
     Raises ValueError, naming the file, for several labels, and as `labels_of`."""
     labels = labels_of(scan)
     mask = labels != 0
-    # The extremes of what is marked, as sorting a volume's labels would take long.
+    # Least and largest label suffice; sorting all labels of a volume would take long.
     inside = labels[mask]
     if inside.size and inside.min() != inside.max():
         values = np.unique(scan.values)
@@ -99,14 +103,16 @@ def foreground(scan: Scan) -> np.ndarray:
 def score_case(samples: Sequence[Scan], masks: Sequence[Scan], counts: Sequence[int]) -> dict[str, float]:
     """All scores of the samples of a case against its masks.
 
-    Raises ValueError naming the file that has not the first sample's size and place."""
+    Raises ValueError naming a file whose size or place differs from the first sample's."""
     first = samples[0]
     for scan in (*samples, *masks):
         if scan.values.shape != first.values.shape:
             raise ValueError(f"{scan.path}: {scan.values.shape} pixels, expected {first.values.shape} as in "
                              f"{first.path}")
         check_same_place([first, scan])
+    # The more masks a case has, the fewer pixels a block has: a block bounds the memory.
     step = max(1, BLOCK // (len(samples) + len(masks)))
+    # No score depends on where pixels lie, so volumes become single rows, (1, n, 1, pixels).
     blocks = list(zip(*(torch.from_numpy(np.stack([scan.values.ravel() for scan in scans]))[None, :, None]
                         .split(step, dim=3) for scans in (samples, masks))))
     return {name: value.item() for name, value in score_blocks(blocks, counts).items()}
@@ -115,8 +121,9 @@ def score_case(samples: Sequence[Scan], masks: Sequence[Scan], counts: Sequence[
 def checked_counts(counts: Sequence[int], numbers: dict[str, int]) -> list[int]:
     """The n of GED_n and the others: those of --samples, or as many as each case has.
 
-    numbers: of samples, by case. A line says which samples are not scored. Raises ValueError for --samples
-    that are out of range or not there."""
+    numbers: how many samples each case has. Prints a line if some of them are not scored. Raises ValueError
+    for --samples that are below 1, repeated, or more than a case has."""
+    # GED falls with n: all cases are scored with the n of the one that has the fewest.
     fewest, most = min(numbers, key=lambda case: numbers[case]), max(numbers, key=lambda case: numbers[case])
     if counts and (min(counts) < 1 or len(set(counts)) < len(counts)):
         raise ValueError(f"--samples {' '.join(map(str, counts))}: expected different numbers from 1")
@@ -142,8 +149,8 @@ def main(flags: Sequence[str] | None = None) -> None:
     with one_line_errors(MEMORY):
         samples, masks = cases_of(arguments.samples), cases_of(arguments.masks)
         if samples.keys() != masks.keys():
-            alone = sorted(samples.keys() ^ masks.keys())
-            raise ValueError(f"{len(alone)} cases are in one folder only, such as {alone[0]}")
+            unmatched = sorted(samples.keys() ^ masks.keys())
+            raise ValueError(f"{len(unmatched)} cases are in one folder only, such as {unmatched[0]}")
         counts = checked_counts(arguments.counts, {case: number_of_samples(files, arguments.samples)
                                                    for case, files in samples.items()})
         content = {"samples": str(arguments.samples), "masks": str(arguments.masks), "counts": counts}
@@ -162,7 +169,7 @@ def main(flags: Sequence[str] | None = None) -> None:
 
 
 def refuse_other_content(output: Path, content: dict[str, Any]) -> None:
-    """Raises ValueError if there is a file that is not of scores of the same folders and counts."""
+    """Raises ValueError if there is a file without scores of the same folders and counts."""
     if not output.exists():
         return
     with suppress(ValueError, AttributeError):  # neither JSON nor text, or JSON of another kind

@@ -20,7 +20,8 @@ class Score:
 
     compute: function of `Overlaps`, or with `of_blocks` of a sequence of blocks of pixels -> (b,).
     per_n: computed of the first n samples, for each n of --samples; else of all samples.
-    columns: of the tables: "each" n of it, the "matching" n, see `matching_n`, "once", or "" for none.
+    columns: which n tables show: "each", or only the "matching" n, see `matching_n`; "once" for a score
+    without n; "" for a score that tables leave out.
     compared: whether the table of differences shows it. better: "lower", "higher", or "" for neither."""
 
     compute: Callable[[Any], Tensor]
@@ -77,16 +78,19 @@ def score_names(counts: Sequence[int]) -> list[str]:
 
 def better(name: str) -> str:
     """Which is better of a score by this name, such as GED16: "lower", "higher", or "" for neither."""
+    # The n of GED16 is not part of the score's name.
     return SCORES[name.rstrip("0123456789")].better
 
 
 def matching_n(counts: Sequence[int]) -> int:
     """The n of HM-IoU, MDM and diversity to show: 32, as in the paper, or else the largest."""
+    # Tables 1 and 2 of the paper give HM-IoU and MDM for n = 32 alone.
     return 32 if 32 in counts else max(counts)
 
 
 def columns(counts: Sequence[int], compared: bool = False) -> list[str]:
     """The names of the scores that tables show; compared: those of the table of differences."""
+    # A score of all samples has a single column: `_names` looks at no count then.
     shown_n = {"each": counts, "matching": [matching_n(counts)], "once": counts, "": ()}
     return [name for entry, about in SCORES.items() if about.columns and (about.compared or not compared)
             for name in _names(entry, shown_n[about.columns])]

@@ -21,11 +21,12 @@ def workload(systems: Sequence[Any], images: int, config: EvaluationConfig) -> s
 
 def duration_text(records: Sequence[SystemRecord], images: Collection[str], config: EvaluationConfig,
                   processes: int = 1) -> str:
-    """A line on how long the test takes that remains, and over a day on what helps; "" if nothing remains.
+    """A line on how long the rest of a test takes and, if over a day, what shortens it; "" if all is done.
 
-    records: of each system, with an image or two tested. images: names of those that each process tests."""
+    records: a system each, with an image or two tested. images: the names of those that a process tests."""
     seconds = 0.0
     for record in records:
+        # Sets of samples that an earlier run recorded are not drawn again.
         missing = sum(not record.has(image, seed) for image in images for seed in config.seeds)
         # The lower median: of two images the second, as the first one prepared the device.
         seconds += missing * median_low(record.seconds()) if missing else 0.0

@@ -49,6 +49,7 @@ class Evaluation:
 
         The standard deviation is that of a sample of runs (ddof = 1), None when there is one run."""
         runs = {name: values.mean(1) for name, values in self.scores.items()}
+        # A single run has no spread: 0 would claim a precision that nobody measured.
         return {name: (float(run.mean()), float(run.std(ddof=1)) if len(run) > 1 else None)
                 for name, run in runs.items()}
 
@@ -64,14 +65,17 @@ class Evaluation:
 
 
 def interleaved(evaluations: Sequence[Evaluation]) -> Evaluation:
-    """One evaluation out of m with the same seeds and scores: of images 0, m, ..., of 1, m + 1, ..., etc.
+    """Merges m evaluations with the same seeds and scores, of which number i has images i, i + m, ...
 
     Those without an image are left out."""
+    # Where there are more processes than images, the last ones have none.
     evaluations = [evaluation for evaluation in evaluations if evaluation.ids]
     number, seeds = sum(len(evaluation.ids) for evaluation in evaluations), evaluations[0].seeds
+    # As objects, since NumPy would cut strings to a fixed length.
     ids = np.empty(number, object)
     scores = {name: np.empty((len(seeds), number)) for name in evaluations[0].scores}
     for first, evaluation in enumerate(evaluations):
+        # Process i tested images i, i + m, ...: their scores go back to these places.
         ids[first::len(evaluations)] = evaluation.ids
         for name, values in evaluation.scores.items():
             scores[name][:, first::len(evaluations)] = values
@@ -94,8 +98,8 @@ def evaluate(
 
     sample(image (1, c, h, w), n, generator=...) -> (1, n, h, w) probabilities, all of it on `device`.
     Per image and seed max(samples) are drawn once, and the first n of them are scored for each n of
-    `samples`. The generator depends on seed and image name alone, so that images may be split over processes
-    at will; CPU and CUDA draw different numbers.
+    `samples`. The generator depends only on seed and image name, so that images may be divided among
+    processes at will; CPU and CUDA draw different numbers.
     indices: of the images to score (default: all). title: of the progress that is shown, None for none.
     record: of this sampler's scores; what it holds is not drawn again, what is scored is added to it.
     after_each() is called when an image is in the record.
@@ -106,19 +110,23 @@ def evaluate(
     indices = range(len(dataset)) if indices is None else indices
     record = SystemRecord() if record is None else record
     for index in progress(indices, title):
+        # After a restart only what the record lacks is drawn.
         missing = [seed for seed in seeds if not record.has(names[index], seed, columns)]
         if not missing:
             continue
         image, masks = (pixels.to(device)[None] for pixels in dataset[index])
+        # Checked here, since `.bool()` below would take 255 or 0.3 for a 1.
         if not ((masks == 0) | (masks == 1)).all():
             raise ValueError(f"masks of image {names[index]}: expected 0 and 1; check its file")
         # Recorded a seed at a time: a signal between two loses none.
         for seed in missing:
             started = time.perf_counter()
+            # The largest n is drawn once, and its first samples serve every smaller n.
             scores = score(draw(sample, image, max(samples), seed, names[index]), masks.bool(), samples)
             values = torch.cat([value.double() for value in scores.values()]).tolist()  # one wait for a GPU
             record.add(names[index], seed, dict(zip(scores, values)), time.perf_counter() - started)
             after_each()
+    # All scores come from the record, which also has those of earlier runs.
     ids = tuple(names[index] for index in indices)
     return Evaluation(ids, tuple(seeds), {
         column: np.array([[record.scores(name, seed)[column] for name in ids] for seed in seeds])
@@ -140,6 +148,7 @@ def progress(items: Iterable[Any], title: str | None) -> Iterable[Any]:
     """A bar on a terminal, elsewhere a line once a minute: images done, and the time left."""
     if title is None:
         return items
+    # A bar redraws its line many times a second, which would fill a log file.
     if sys.stderr.isatty():
         return tqdm(items, title, leave=False)
     return tqdm(items, title, leave=False, mininterval=60, maxinterval=60, delay=10,
@@ -147,17 +156,17 @@ def progress(items: Iterable[Any], title: str | None) -> Iterable[Any]:
 
 
 def image_names(dataset: Images) -> list[str]:
-    """A name for each image, by which its scores are kept: its id; of other images with the same id "id (2)".
+    """A name for each image, by which its scores are kept: its id, or "id (2)" of another with the same id.
 
     An image that is listed several times, as the authors' split of ISIC3 does, has one name. Ids that differ
     in Unicode form (NFC, NFD) only are the same."""
-    # File systems differ in the form of an accented letter: scores are found again on another machine.
+    # File systems differ in the form of an accented letter: scores of one machine have to count on another.
     ids = [unicodedata.normalize("NFC", name) for name in dataset.ids]
     repeated = {name for name, times in Counter(ids).items() if times > 1}
     taken, names = set(ids), []
     versions: dict[str, dict[bytes, str]] = defaultdict(dict)  # of an id: digest of an image -> its name
     for index, name in enumerate(ids):
-        # Pixels are read and compared for repeated ids alone: reading all would take long.
+        # Pixels are compared only where an id is repeated: reading all would take long.
         if name in repeated:
             digest = hashlib.blake2b(b"".join(pixels.cpu().contiguous().numpy().tobytes()
                                               for pixels in dataset[index])).digest()
@@ -174,6 +183,7 @@ def draw(sample: SampleFunction, image: Tensor, n: int, seed: int, name: str) ->
     """n binary samples (1, n, h, w) of one image (1, c, h, w), checked.
 
     Raises ValueError, naming the image, for samples of another shape or that are not finite."""
+    # A generator for each image: its samples do not depend on the images before it.
     drawn = sample(image, n, generator=torch.Generator(image.device).manual_seed(image_seed(seed, name)))
     expected = (1, n, *image.shape[2:])
     if drawn.shape != expected:
@@ -183,6 +193,7 @@ def draw(sample: SampleFunction, image: Tensor, n: int, seed: int, name: str) ->
         bad = int((~drawn.isfinite()).sum())
         raise ValueError(f"samples of image {name}, seed {seed}: {bad} of {drawn.numel()} probabilities are "
                          "not finite; the model has diverged or its input is bad")
+    # A probability of exactly 0.5 counts as foreground.
     return drawn >= 0.5
 
 

@@ -21,11 +21,14 @@ def floor(experts_diversity: np.ndarray, experts: np.ndarray, n: int) -> np.ndar
     experts_diversity (images,): E d(y, y') over all ordered pairs of an image's experts, from which
     D = E d(y, y') k / (k - 1), the mean over pairs of different experts. experts (images,): k."""
     k = np.asarray(experts, float)
+    # With k = 1 there is no pair of different experts, and so no D.
     with np.errstate(divide="ignore", invalid="ignore"):
+        # Of the k^2 ordered pairs, k are a mask with itself and have distance 0: k / (k - 1) removes them.
         distance = np.where(k > 1, experts_diversity * k / (k - 1), np.nan)
     return distance * (1 / k + 1 / n)
 
 
 def floor_of(scores: Mapping[str, np.ndarray], n: int) -> np.ndarray:
     """`floor` on each image of a test, (images,); scores: of any of its systems, each (seeds, images)."""
+    # The experts' masks are the same under each seed of sampling, so the first row serves.
     return floor(scores["Experts' diversity"][0], scores["Experts"][0], n)

@@ -1,4 +1,4 @@
-"""The folder of a test, or of an own image's samples: one for each combination of settings, of one alone."""
+"""The folder of a test, or of samples for a user's image: it holds results of the same settings only."""
 
 import fcntl
 import json
@@ -17,11 +17,12 @@ SETTINGS = "settings.json"
 def free_folder(folder: Path, **settings: Any) -> Path:
     """Where results go, made: `folder`, or folder_2, ... where it holds those of other settings.
 
-    settings: dataclasses and JSON values that tell tests apart, by name, such as the fingerprints of images
-    and weights; they are kept in settings.json, which only one of several processes can write: a folder has
-    one test, also if others start at the same moment. Those in WITHOUT_EFFECT may differ, and the test goes
-    on in the same folder. A line says which folder is left as it is, and what differs.
+    settings: dataclasses and JSON values by name, such as the fingerprints of images and weights. They are
+    kept in settings.json, which only the first process writes, even if several start at the same moment.
+    Those in WITHOUT_EFFECT may differ: the test then goes on in the same folder. For each folder that is
+    left as it is, a line says which settings differ.
     Raises OSError, naming the path, where no folder can be made."""
+    # Through JSON and back, as the file has it: a tuple would never equal the list read from it.
     ours = json.loads(json.dumps({name: _plain(value) for name, value in settings.items()}))
     for number in count(1):
         place = folder if number == 1 else folder.with_name(f"{folder.name}_{number}")
@@ -35,14 +36,15 @@ def free_folder(folder: Path, **settings: Any) -> Path:
 
 
 def _claimed(place: Path, ours: dict[str, Any]) -> Any:
-    """The settings that this folder is of: `ours`, now or before, or others; None if unknown."""
+    """The settings whose results this folder holds, `ours` if it was free; None if unknown."""
     if place.exists() and not place.is_dir():
         return None
     try:
         place.mkdir(parents=True, exist_ok=True)
         others = any(path.name != SETTINGS for path in place.iterdir())
-        if others and not (place / SETTINGS).exists():  # the user's files
+        if others and not (place / SETTINGS).exists():  # a user's files
             return None
+        # a+ creates the file if it is missing and never empties it, whichever process comes first.
         with open(place / SETTINGS, "a+") as file:
             with suppress(OSError):  # a file system without locks
                 fcntl.flock(file, fcntl.LOCK_EX)  # of several that start at once, one comes first
@@ -71,6 +73,7 @@ def _differing(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> Iterator[s
     """The names of the settings that differ."""
     for name in sorted(ours.keys() | theirs.keys()):
         a, b = ours.get(name), theirs.get(name)
+        # The innermost names say most: "steps", not the whole configuration it is in.
         if isinstance(a, dict) and isinstance(b, dict):
             yield from _differing(a, b)
         elif a != b:

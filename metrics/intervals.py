@@ -32,6 +32,7 @@ def two_level_interval(values: np.ndarray, patients: Sequence | np.ndarray, resa
     if not np.isfinite(values).all():
         raise ValueError(f"scores of image {int(np.argmin(np.isfinite(values).all(0)))} are not finite")
     patient = numbered(patients)
+    # A resample's mean needs only each patient's sum: this costs patients, not images.
     totals = np.stack([np.bincount(patient, run) for run in values])  # (runs, patients)
     sizes, random = np.bincount(patient), np.random.default_rng(seed)
     # How often each resample has each patient, and each run.
@@ -44,8 +45,9 @@ def two_level_interval(values: np.ndarray, patients: Sequence | np.ndarray, resa
 
 
 def numbered(patients: Sequence | np.ndarray) -> np.ndarray:
-    """A number from 0 for each image's patient, (images,); names that differ in Unicode form only are one."""
+    """A number from 0 for each image's patient, (images,); Unicode forms of a name are equal."""
     names = np.asarray(patients)
+    # A file may hold patients as numbers or as text; numbers have no Unicode form.
     if names.dtype.kind not in "iu":
         names = np.array([unicodedata.normalize("NFC", str(name)) for name in names])
     return np.unique(names, return_inverse=True)[1]

@@ -27,6 +27,7 @@ def dice_of_means(samples: Tensor, masks: Tensor) -> Tensor:
 
 def dice_of_means_from(blocks: Sequence[Block]) -> Tensor:
     """`dice_of_means` of blocks of pixels."""
+    # Each majority is a set of one mask, so that `Overlaps` gives their Dice.
     majorities = ([x.mean(1)[:, None, None] > 0.5 for x in flattened(*block)] for block in blocks)
     return Overlaps.of_blocks(majorities).dice_sy[:, 0, 0].float()
 
@@ -54,6 +55,7 @@ def s_ncc_from(blocks: Sequence[Block]) -> Tensor:
         largest = torch.maximum(largest, centred.abs().amax(2))
     # In nats: rounding stays far below, and one differing sample far above.
     constant, norms = largest < 1e-9, squares.sqrt()
+    # Map 0 is that of the samples; each of the k maps of the experts is correlated with it.
     correlations = torch.where(constant[:, :1] | constant[:, 1:], 0.0,
                                products[:, 1:] / (norms[:, :1] * norms[:, 1:]))
     return correlations.mean(1).float()
@@ -73,10 +75,12 @@ def calibration_error_from(blocks: Sequence[Block]) -> Tensor:
     per_bin, pixels = torch.zeros(()), 0
     for block in blocks:
         samples, masks = flattened(*block)
+        # float64, as gaps add up over all pixels of a volume.
         count = samples.sum(1).double()
         gap = count / samples.shape[1] - masks.double().mean(1)
         # By the integer count: as a mean, .3 might fall to either side of its bin's edge.
         bins = (BINS * count).div(samples.shape[1], rounding_mode="floor").long().clamp(max=BINS - 1)
+        # Gaps within a bin may cancel, by definition. The product with the bins' indicators sums them.
         per_bin = per_bin.to(gap) + gap[:, None] @ one_hot(bins, BINS).to(gap.dtype)
         pixels += gap.shape[1]
     return (per_bin.abs().sum((1, 2)) / pixels).float()
@@ -86,6 +90,7 @@ def _cross_entropies(samples: Tensor, masks: Tensor) -> Tensor:
     """(b, 1 + k, pixels): CE(mean of samples, s), then CE(y_j, s) of each expert, averaged over samples s."""
     mean = samples.double().mean(1, keepdim=True)
     log_1, log_0 = math.log(1 + LOG_FLOOR), math.log(LOG_FLOOR)  # of a sample that is 1, and of one that is 0
+    # Of all samples the fraction `mean` is 1, so the average of log s needs no sum over samples.
     log_s, log_not_s = mean * log_1 + (1 - mean) * log_0, mean * log_0 + (1 - mean) * log_1
     p = torch.cat((mean, masks.double()), dim=1)
     return -p * log_s - (1 - p) * log_not_s

@@ -48,11 +48,12 @@ class Overlaps:
 
     @classmethod
     def of_blocks(cls, blocks: Iterable[Block]) -> "Overlaps":
-        """`of` masks that come some pixels at a time, at least one block; errors as in `iou_matrix`."""
+        """`of` masks that are given in blocks of pixels, one or more; errors as in `iou_matrix`."""
         totals: list[Tensor] = []
         for samples, masks in blocks:
             s, y = flattened(samples, masks, boxed=True)
             counts = [_intersection(s, s), _intersection(s, y), _intersection(y, y), _size(s), _size(y)]
+            # Counts of blocks can be added, ratios could not.
             totals = [total + count for total, count in zip(totals, counts)] if totals else counts
         ss, sy, yy, size_s, size_y = totals
         return cls(_iou(ss, size_s, size_s), _iou(sy, size_s, size_y), _iou(yy, size_y, size_y),
@@ -88,7 +89,7 @@ def _iou(intersection: Tensor, size_a: Tensor, size_c: Tensor) -> Tensor:
 
     In float64: GED is a difference of near-equal means, and these matrices are small."""
     union = size_a[:, :, None] + size_c[:, None, :] - intersection
-    # Two empty masks agree. The clamp keeps 0 / 0 out of the branch that is not taken.
+    # Two empty masks match. The clamp keeps 0 / 0 out of the branch that is not taken.
     return torch.where(union == 0, 1.0, intersection / union.clamp(min=1))
 
 
@@ -101,7 +102,7 @@ def flattened(a: Tensor, c: Tensor, a_name: str = "samples", c_name: str = "mask
               ) -> list[Tensor]:
     """Two checked sets of masks, (b, n, h, w) and (b, m, h, w), as float32 (b, n, pixels), (b, m, pixels).
 
-    boxed: only the pixels of the smallest box with all that is marked."""
+    boxed: only the pixels of the smallest box that holds every marked pixel."""
     a, c = torch.as_tensor(a), torch.as_tensor(c)  # NumPy's arrays too
     shapes = f"{a_name} {tuple(a.shape)} and {c_name} {tuple(c.shape)}"
     if a.ndim != 4 or c.ndim != 4 or not (a.numel() and c.numel()):
@@ -113,7 +114,7 @@ def flattened(a: Tensor, c: Tensor, a_name: str = "samples", c_name: str = "mask
         raise ValueError(f"{a_name} on {a.device}, {c_name} on {c.device}: move both to one device")
     a, c = _integers(a, a_name), _integers(c, c_name)
     if boxed:
-        # The rest adds to no count, and is most of many an image.
+        # Pixels outside the box add to no count, and are most of many images.
         marked = a.amax((0, 1)) | c.amax((0, 1))
         rows, columns = _extent(marked.amax(1)), _extent(marked.amax(0))
         a, c = a[..., rows, columns], c[..., rows, columns]
@@ -122,6 +123,7 @@ def flattened(a: Tensor, c: Tensor, a_name: str = "samples", c_name: str = "mask
 
 def _extent(marked: Tensor) -> slice:
     """From the first to the last non-zero entry of a vector, or nothing."""
+    # Where no mask has a pixel, an empty box serves: all counts are 0.
     positions = marked.nonzero()
     return slice(int(positions[0]), int(positions[-1]) + 1) if len(positions) else slice(0)
 

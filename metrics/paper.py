@@ -7,12 +7,12 @@ from metadata_manager import METHODS
 Scores = dict[str, tuple[float, float | None]]  # mean, and standard deviation over runs or None
 
 TABLE_1, TABLE_2, TABLE_4 = "paper's Table 1", "paper's Table 2", "paper's Table 4"
-CCDM = "CCDM's Table 1"  # arXiv 2303.08888, where the paper has its rows of MoSE, CIMD, AB and CCDM from
+CCDM = "CCDM's Table 1"  # arXiv 2303.08888: the source of the paper's rows of MoSE, CIMD, AB and CCDM
 
 
 @dataclass(frozen=True)
 class Published:
-    """A row of a published table. note: what a reader of the number has to know, below our table."""
+    """A row of a published table. note: printed below our table, what a reader has to know of the numbers."""
 
     source: str
     scores: Scores = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""How every command begins and ends: paths with a tilde, any terminal, one line for what a user can mend.
+"""How every command begins and ends: paths with a tilde, output for any terminal, errors in one line.
 
 Also how it writes tables, numbers and times.
 """
@@ -41,6 +41,7 @@ def one_line_errors(saves_memory: str = "") -> Iterator[None]:
     saves_memory: the flags that help when memory does not suffice. Output that only takes ASCII gets other
     characters as escapes."""
     for stream in (sys.stdout, sys.stderr):
+        # Names of files and patients may have letters that the terminal's encoding lacks.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
@@ -50,6 +51,7 @@ def one_line_errors(saves_memory: str = "") -> Iterator[None]:
         sys.exit(shortened(f"error: {error}"))
     except RuntimeError as error:
         reason = CANNOT_COMPILE.search(str(error))
+        # Any other RuntimeError is a fault of the program: its traceback is needed.
         if reason is None:
             raise
         line = next(line for line in str(error).splitlines() if reason[0] in line)
@@ -61,13 +63,14 @@ def one_line_errors(saves_memory: str = "") -> Iterator[None]:
 def memory_advice(saves_memory: str) -> Iterator[None]:
     """Ends the process with one line and exit code 1 where memory does not suffice.
 
-    saves_memory: the flags that help here; of one block within another, the inner one's."""
+    saves_memory: the flags that help here. Of nested blocks the inner one's are named."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
         if out_of_gpu_memory(error):
             reason = str(error).splitlines()[0][:90]
             sys.exit(f"error: out of GPU memory. What helps: {saves_memory}. ({reason})")
+        # On a CPU, torch says so by a RuntimeError with these words.
         if not isinstance(error, MemoryError) and "can't allocate memory" not in str(error):
             raise
         reason = " ".join(str(error).split()) or "none was left"
@@ -89,7 +92,7 @@ def name_user() -> None:
 
 
 def shortened(message: str) -> str:
-    """A message on one line, of at most LONGEST characters: what is too much is left out of its middle.
+    """A message on one line, of at most LONGEST characters: what is too long is left out in the middle.
 
     Its beginning names the file or flag, and its end says what to do."""
     line = " ".join(message.split())
@@ -100,7 +103,8 @@ def shortened(message: str) -> str:
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table of markdown, its lines ended."""
+    """A table in Markdown, each line with its line break."""
+    # Only the first line, the head, is followed by a line of dashes.
     return "".join(f"| {' | '.join(cells)} |\n" for cells in [head, *rows]).replace(
         "\n", f"\n{'|---' * len(head)}|\n", 1)
 
@@ -112,6 +116,7 @@ def counted(number: int, noun: str) -> str:
 
 def time_text(seconds: float) -> str:
     """Seconds as a person says them: 45 s, 12 min, 3.4 h, 250 h."""
+    # Up to 90 of a unit, since 75 s says more than 1 min.
     if seconds < 90:
         return f"{seconds:.0f} s"
     if seconds < 90 * 60:

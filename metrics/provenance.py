@@ -17,6 +17,7 @@ from metrics.intervals import count_patients
 from metrics.program import counted, table
 
 ROOT = Path(__file__).parents[1]
+# On a slow network drive git may take minutes, for which no test should wait.
 GIT_SECONDS = 10
 
 
@@ -59,15 +60,17 @@ def training_section(report: Mapping[str, Any]) -> str:
 
     report: of results.json. Systems with the same settings have one column, so that what differs stands side
     by side."""
-    # Two systems often share a GTR: equal columns would make the table as wide as the systems are many.
+    # Systems often use the same GTR, whose settings would otherwise fill a column for each of them.
     training = {label: system["training"] for label, system in report["systems"].items()}
     commit = report["commit"] or "unknown (not in a git repository)"
     text = f"\n## Training\n\nTested at commit {commit}.\n"
+    # A dict keeps the order in which the stages come, unlike a set.
     stages = dict.fromkeys(stage for stages in training.values() for stage in stages)
     for stage in stages:
         labels_of = defaultdict(list)  # the stage's settings, as JSON -> labels of the systems that have them
         for label, of_system in training.items():
             if stage in of_system:
+                # As JSON, since settings hold lists, which cannot be keys.
                 labels_of[json.dumps(of_system[stage], default=str)].append(label)
         columns = {"; ".join(labels): training[labels[0]][stage] for labels in labels_of.values()}
         names = list(dict.fromkeys(name for settings in columns.values() for name in settings))
@@ -80,4 +83,5 @@ def _text(value: Any) -> str:
     """A setting's value on one line of a table."""
     if isinstance(value, list | tuple):
         return " ".join(map(_text, value)) or "none"
+    # A bar or a line break would end the cell.
     return str(value).replace("|", "/").replace("\n", " ")

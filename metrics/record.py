@@ -37,15 +37,16 @@ class SystemRecord:
         return self._lines[image, seed][0]
 
     def add(self, image: str, seed: int, scores: Scores, seconds: float) -> None:
-        """Appends the scores of an image under a seed, which took so long."""
+        """Appends the scores of an image under a seed; seconds: what sampling and scoring took."""
         self._lines[image, seed] = scores, seconds
         if self._file is not None:
             line = {"of": self._digest, "id": image, "seed": seed, "seconds": seconds, "scores": scores}
             self._file.write(json.dumps(line).encode() + b"\n")
+            # After each image, so that a killed process loses none that is done.
             self._file.flush()
 
     def seconds(self, images: Collection[str] | None = None) -> list[float]:
-        """What each set of samples took that is recorded, of these images or of all."""
+        """The recorded seconds of each set of samples, of these images or of all."""
         wanted = None if images is None else set(images)
         return [seconds for (image, _), (_, seconds) in self._lines.items()
                 if wanted is None or image in wanted]
@@ -58,7 +59,7 @@ class Record:
     all. Lines that are damaged are left out with a message, so that their images are tested again."""
 
     def __init__(self, folder: Path, part: int = 1, parts: int = 1, process: int = 0) -> None:
-        """Raises ValueError if another process has this one's file, OSError if it cannot be written."""
+        """Raises ValueError if another process has this file locked, OSError if it cannot be written."""
         self.folder, self.path = folder, folder / f"scores.{part}of{parts}.{process}.jsonl"
         self._systems: dict[str, Lines] = {}
         folder.mkdir(parents=True, exist_ok=True)
@@ -70,8 +71,10 @@ class Record:
                              "--output_path")
         if lock is None:
             print(f"warning: {self.path} cannot be locked on this file system: start no second test there")
+        # Only with the lock held: an unfinished line might be one that another process is writing.
         content = self.path.read_bytes()
         self._file.truncate(content.rfind(b"\n") + 1)  # what a killed process has not finished
+        # The files of all processes, whose number may have changed since the last run.
         for path in sorted(folder.glob("scores.*.jsonl")):
             self._read(path)
 
@@ -101,6 +104,7 @@ class Record:
         """The scores of one system; what: its label, and all that they depend on, such as its weights.
 
         Not settings of sampling, such as steps: a test with others has another folder, see `free_folder`."""
+        # Scores of other weights have another digest, and are never taken for these.
         digest = hashlib.blake2b("\n".join(map(str, what)).encode(), digest_size=8).hexdigest()
         return SystemRecord(self._file, digest, self._systems.setdefault(digest, {}))
 

@@ -29,6 +29,7 @@ def scores_table(what: str, rows: Sequence[Row], samples: Sequence[int]) -> str:
 
     Where one of the papers' baselines is among them, also the published rows of systems that are not trained
     here. Columns are those of `columns` and those of published rows, where a row has a number in them."""
+    # Of several rows of a method the dict keeps the last.
     last = {row.system.method: row for row in rows}
     lines: list[tuple[str, str, Scores]] = []
     papers: dict[str, Published] = {}
@@ -45,8 +46,10 @@ def scores_table(what: str, rows: Sequence[Row], samples: Sequence[int]) -> str:
         lines += [(f"{name}, {paper.source} (not trained here)", "", paper.scores)
                   for name, paper in others.items()]
         papers |= others
+    # The floor depends on the experts alone, so the scores of any row give it.
     floor, floor_note = _floor(rows[0].evaluation.scores, samples)
     lines += [(FLOOR, "", floor)] if floor else []
+    # Also what only a paper reports, if its n is among the samples drawn.
     wanted = {*columns(samples), *(name for paper in papers.values() for name in paper.scores)}
     names = [name for name in score_names(samples)
              if name in wanted and any(name in scores for _, _, scores in lines)]
@@ -82,6 +85,7 @@ def cost_table(what: str, rows: Sequence[Row]) -> str:
     head = ["cost", "NFE per sample", "parameters", "s per image of 100 samples", "paper, RTX 3090"]
     cells = []
     for row in rows:
+        # Seeds x images x samples: how many masks were drawn and scored in all.
         system, samples = row.system, np.size(row.evaluation.scores["Empty"]) * row.samples
         cells.append([system.label, str(system.nfe), f"{system.parameters:,}",
                       f"{100 * row.seconds / samples:.3g}", str(paper.get(system.method, "-"))])
@@ -106,6 +110,7 @@ def differences_table(rows: Sequence[Row], patients: Sequence | np.ndarray, samp
 
 
 def _difference(values: np.ndarray, patients: Sequence | np.ndarray) -> str:
+    # A line below the tables says why there is no interval.
     if few_patients(patients):
         return f"{values.mean():+.3f}"
     mean, low, high = bootstrap_interval(values, patients)
@@ -137,6 +142,7 @@ def results(rows: Sequence[Row], patients: Sequence | np.ndarray, test_images: s
         "hardware": hardware(device),
         **{name: asdict(config) for name, config in settings.items()},  # type: ignore[call-overload]
         "test_images": test_images,
+        # The patients, which whoever reads the file needs for intervals.
         "groups": [str(patient) for patient in patients],
         "systems": {row.system.label: {**{name: getattr(row.system, name) for name in OF_SYSTEM},
                                        "seconds": row.seconds, **row.evaluation.as_dict()}

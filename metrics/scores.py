@@ -4,7 +4,7 @@ Each is a few lines over `Overlaps`; `ged(samples, masks)` does both steps, `ged
 for callers that need several scores, or several n, of the same samples.
 
 samples (b, n, h, w) and masks (b, k, h, w) are bool or 0/1 integers on one device; scores are (b,) float
-tensors on it. Two empty masks agree perfectly (IoU = Dice = 1), an empty and a non-empty one not at all (0).
+tensors on it. Two empty masks match (IoU = Dice = 1), an empty and a non-empty one do not (0).
 Wrong shapes, types or values raise ValueError.
 """
 
@@ -47,6 +47,7 @@ def diversity(samples: Tensor) -> Tensor:
 
 def ged_from(overlaps: Overlaps) -> Tensor:
     """GED_n from overlaps, (b,) float64; the 1 of each d = 1 - IoU cancels."""
+    # 2 (1 - a) - (1 - s) - (1 - y) = s + y - 2 a, with a, s, y the mean IoU of the three kinds of pairs.
     across = overlaps.iou_sy.mean((1, 2))
     return overlaps.iou_ss.mean((1, 2)) + overlaps.iou_yy.mean((1, 2)) - 2 * across
 
@@ -55,6 +56,7 @@ def hm_iou_from(overlaps: Overlaps) -> Tensor:
     """HM-IoU_n from overlaps, (b,) float64. The matching runs on the CPU, one transfer per batch."""
     iou = overlaps.iou_sy.cpu().numpy()
     _, n, k = iou.shape
+    # With lcm(n, k) members the sets are equally large, and each mask is in its set equally often.
     length = math.lcm(n, k)
     # Repeating masks repeats rows and columns of their IoU; nothing is computed again.
     tiled = np.tile(iou, (1, length // n, length // k))

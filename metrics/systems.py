@@ -50,15 +50,18 @@ def evaluate_systems(systems: Sequence[Any], dataset: TestImages, config: Evalua
     """The scores (App. 7) of each system on every test image, or on those of --part.
 
     systems, processes: as `models.systems.System` and `models.processes.Processes`. Each process tests every
-    m-th image. Scores are appended to files in `folder` as they come: what is there of the same weights and
-    images is not tested again. after_each: as in `evaluate`. Raises ValueError where the test was run in
+    m-th image. Scores are appended to files in `folder` as they come: what is recorded of the same weights
+    and images is not tested again. after_each: as in `evaluate`. Raises ValueError where the test was run in
     parts and some are missing, and as `evaluate` and `Record`."""
     part, parts = config.part_of_images
+    # A part has the same images whatever the number of processes, among which it is divided.
     indices = range(part + parts * processes.rank, len(dataset), parts * processes.count)
     names, rows = image_names(dataset), []
     with Record(folder, part + 1, parts, processes.rank) as record:
+        # Device and precision are part of the identity, as they change the samples.
         records = {system.label: record.of(system.label, system.weights, dataset.fingerprint,
                                            processes.device.type, system.precision) for system in systems}
+        # A test that was begun in parts must be complete before a table of all images is made.
         if parts == 1:
             record.refuse_missing_parts(records, names, config.seeds)
 
@@ -78,6 +81,7 @@ def evaluate_systems(systems: Sequence[Any], dataset: TestImages, config: Evalua
         # A system at a time, so that a test that is stopped has whole rows.
         for system in systems:
             evaluation = scores_of(system, config.seeds, indices, system.label if first else None)
+            # Each process has to call `gather`, even one without images.
             seconds = sum(processes.gather(sum(records[system.label].seconds(evaluation.ids))))
             rows.append(Row(system, interleaved(processes.gather(evaluation)), seconds, max(config.samples)))
     return rows

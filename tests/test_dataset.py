@@ -54,7 +54,7 @@ def square(tmp_path):
 
 
 def test_a_reader_is_one_entry(tmp_path, monkeypatch, capsys):
-    """A new format, whose own released split tests on its first row, is loaded, checked and split."""
+    """A new format, whose released split tests on its first row, is loaded, checked and split."""
     def append_all(files, writer):
         for row, file in enumerate(files):
             writer.append(np.full((8, 8), int(file.read_text()), np.uint8), np.ones((3, 8, 8)), patient=row)
@@ -147,7 +147,7 @@ def test_what_checkpoints_of_earlier_versions_hold():
 
 
 def test_images_with_fewer_masks_show_theirs_alone_and_repeat_them_at_random_in_batches(tmp_path):
-    """The expected loss of a batch is the mean over each image's own masks: mean_j l_j, see `batch`."""
+    """The expected loss of a batch is the mean over each image's k_i masks: mean_j l_j, see `batch`."""
     experts = np.array([1, 3, 2, 3])
     with Writer(tmp_path / "set.h5", "a test") as writer:
         for row, k in enumerate(experts):

@@ -95,7 +95,7 @@ def blocks(*numbers):
              (torch.arange(16) < number).float().view(1, 4, 4).repeat(2, 1, 1)) for number in numbers]
 
 
-def test_images_that_share_an_id_have_their_own_scores(tmp_path):
+def test_images_with_the_same_id_have_separate_scores(tmp_path):
     images = ImageList(["P0", "P0", "P0 (2)", "P0", "P1"], blocks(3, 5, 7, 9, 11))
     evaluation = evaluate(noisy, images, samples=(2,))
     assert evaluation.ids == ("P0", "P0 (3)", "P0 (2)", "P0 (4)", "P1")
@@ -140,12 +140,12 @@ IMAGE, MASKS = dataset(1)[0]
      r"image 0: shape \(1, 3, 8, 8\), expected .* \(1, 2, 8, 8\)"),
     (dataset(), {"sample": diverging}, "image 1, seed 0: 2 of 128 probabilities are not finite"),
 ])
-def test_bad_arguments_are_refused_with_what_was_found(images, arguments, message):
+def test_bad_arguments_are_refused_with_their_values(images, arguments, message):
     with pytest.raises(ValueError, match=message):
         evaluate(**{"sample": noisy, "dataset": images, "samples": (2,), **arguments})
 
 
-def test_each_image_has_its_own_number_of_experts():
+def test_images_may_differ_in_their_number_of_experts():
     images = dataset()
     images[1] = images[1][0], images[1][1][:2]
     scores = evaluate(noisy, images, samples=(4,)).scores

@@ -9,7 +9,7 @@ from data.export import main
 from models.flags import experiment
 
 
-def test_the_lists_are_those_of_the_runs_and_share_no_patient(tmp_path, capsys):
+def test_the_lists_are_those_of_the_runs_and_have_no_patient_in_common(tmp_path, capsys):
     main(["--what", "LIDC_demo", "--output", str(tmp_path / "splits.csv")])
     with open(tmp_path / "splits.csv", newline="") as file:
         header, *rows = csv.reader(file)

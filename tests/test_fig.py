@@ -49,7 +49,7 @@ def test_a_contour_runs_along_the_border_of_its_mask_in_its_experts_colour():
     colours = [to_hex(drawn.get_edgecolor()[0]).upper() for drawn in ax.collections]
     assert colours == [canvas.COLOURS[1], canvas.COLOURS[2]]
     below, above = (drawn.get_linewidth()[0] for drawn in ax.collections)
-    assert below > above > 0  # a border on which experts agree shows both colours
+    assert below > above > 0  # a border that both experts drew shows both colours
 
 
 def test_zoom_holds_all_marks_in_the_images_proportions_and_frames_them():

@@ -60,7 +60,7 @@ def test_pred_draws_the_images_asked_for_with_the_flows_samples(drawn, trained):
     assert torch.equal(samples, atfm.sample(expected, 16, 4, generator=generator) >= 0.5)
 
 
-def test_main_draws_the_samplers_own_path(drawn, trained):
+def test_main_draws_the_path_of_the_sampler(drawn, trained):
     image, _, mean, factor, gtr_samples, states, times, samples, _ = drawn("overview", "main", "--image", 2)
     (atfm, test), generator = trained, torch.Generator()
     assert torch.equal(image, test[2][0]) and times == [0, 0.25, 0.5, 0.75, 1]

@@ -39,7 +39,7 @@ def test_a_perfect_sampler_has_the_floor_on_average(k, n):
     assert error < 0.1 * exact  # so that a wrong factor would fail
 
 
-def test_each_image_has_its_own_number_of_experts_and_one_expert_has_no_floor():
+def test_images_may_differ_in_their_number_of_experts_and_one_expert_has_no_floor():
     values = floor(np.array([0.375, 0.5, 0.0]), np.array([4, 2, 1]), 16)
     assert values[:2] == pytest.approx([0.5 * (1 / 4 + 1 / 16), 1.0 * (1 / 2 + 1 / 16)])
     assert np.isnan(values[2])

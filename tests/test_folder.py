@@ -1,4 +1,4 @@
-"""The folder of a test: its own, also when several tests start at the same moment."""
+"""The folder of a test: a separate one, even if several tests start at the same moment."""
 
 import json
 import multiprocessing

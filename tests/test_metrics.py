@@ -39,7 +39,7 @@ def sets():
 
 
 @pytest.mark.parametrize("case", sets())
-def test_scores_agree_with_plain_loops(case, device):
+def test_scores_equal_those_of_plain_loops(case, device):
     samples, masks = sets()[case]
     ours, theirs = samples[None].to(device), masks[None].to(device)
     for name in PAIRED:
@@ -62,7 +62,7 @@ def test_scores_of_blocks_are_those_of_the_whole(case, pixels):
 
 
 @pytest.mark.parametrize("case", range(24))
-def test_scores_agree_with_the_released_code(case, device):
+def test_scores_equal_those_of_the_released_code(case, device):
     samples, masks, expected = (oracle.golden("metrics")[f"case{case:02d}_{name}"]
                                 for name in ("samples", "masks", "ged_hmiou_mdm"))
     pair = samples[None].to(device), masks[None].to(device)
@@ -102,7 +102,7 @@ def test_hm_iou_is_the_best_of_all_matchings():
 def test_calibration_bins_are_exact_at_their_edges():
     samples = torch.arange(10).view(1, 10, 1, 1) < torch.arange(11).view(1, 1, 1, 11)  # means 0, .1, ..., 1
     masks = torch.zeros(1, 1, 1, 11, dtype=torch.bool)
-    masks[..., 9:] = True  # .9 and 1 share a bin; every other mean has one of its own
+    masks[..., 9:] = True  # .9 and 1 fall into the same bin; each other mean is alone in its bin
     assert metrics.calibration_error(samples, masks).item() == pytest.approx((3.6 + abs(0.9 + 1 - 2)) / 11)
 
 

@@ -1,4 +1,4 @@
-"""Samples for images of the user's own, from the command to the files. (Reading them: test_images.py.)"""
+"""Samples for a user's images, from the command to the files. (Reading them: test_images.py.)"""
 
 import gzip
 import tracemalloc

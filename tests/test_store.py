@@ -142,7 +142,7 @@ def test_writer_leaves_nothing_when_it_fails(tmp_path):
     (lambda path: by_hand(path), "exists and was not made by this program"),
     (lambda path: write(path), "exists and is of another origin, 'a test'; it is"),
 ])
-def test_a_writer_replaces_only_what_its_own_command_made(tmp_path, make, message):
+def test_a_writer_replaces_only_what_the_same_command_made(tmp_path, make, message):
     path = tmp_path / "set.h5"
     make(path)
     before = path.read_bytes()

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from data.images import Fit
-from data.volumes import alone, labels_of, read_scan, stem_of, unit_range, with_channels, write_volume
+from data.volumes import image_values, labels_of, read_scan, stem_of, unit_range, with_channels, write_volume
 from tests.tiny import write_dicom
 
 GREY = np.random.RandomState(0).randint(0, 256, (6, 8)).astype(np.uint8)
@@ -34,7 +34,7 @@ def test_all_formats_hold_the_same_pixels(tmp_path):
         values = read_scan(path).values
         assert values.shape == (6, 8) and values.dtype == np.uint8, path
         np.testing.assert_array_equal(values, GREY)
-        np.testing.assert_array_equal(alone(read_scan(path), 1), GREY[..., None])
+        np.testing.assert_array_equal(image_values(read_scan(path), 1), GREY[..., None])
     assert stem_of(tmp_path / "a.nii.gz") == "a"
 
 
@@ -162,14 +162,14 @@ def test_a_bad_file_is_named(tmp_path, name, content, message):
 def test_four_dimensions_of_nifti_are_channels_that_fit_the_masks(tmp_path):
     values = np.random.RandomState(0).rand(5, 4, 3, 2)  # (x, y, z, c)
     scan = read_scan(nifti(tmp_path / "a.nii.gz", values))
-    assert with_channels(scan, (3, 4, 5)).shape == (3, 4, 5, 2) == alone(scan, 2).shape
+    assert with_channels(scan, (3, 4, 5)).shape == (3, 4, 5, 2) == image_values(scan, 2).shape
     np.testing.assert_array_equal(with_channels(scan, (3, 4, 5))[0, 1, 2], values[2, 1, 0])
     np.save(tmp_path / "b.npy", np.moveaxis(values, -1, 0))
     assert with_channels(read_scan(tmp_path / "b.npy"), (5, 4, 3)).shape == (5, 4, 3, 2)
     with pytest.raises(ValueError, match=r"a.nii.gz: an image of \(3, 4, 5, 2\) with masks of \(3, 4\)"):
         with_channels(scan, (3, 4))
     with pytest.raises(ValueError, match="expected 3 channels as in training"):
-        alone(scan, 3)
+        image_values(scan, 3)
 
 
 @pytest.mark.parametrize("values, window, expected", [
