@@ -179,12 +179,13 @@ def _patients(folder: Path, images: Sequence[Path], pattern: str) -> dict[Path, 
     Folders called after a fold, or like a container of images, name none. Below a fold's folder it is the
     first after all above: brain/train/c1 is of patient brain/c1. Where no folder is left, it is the folder
     that holds only this image, else the image."""
+    pattern = nfc(pattern).lower()  # as in `_matching`
     names: dict[Path, list[str]] = {}
     above: dict[Path, int] = {}  # how many of the names are of folders above the fold's
     for path in images:
         parts = _folders(path, folder)
         # A pattern that no image is called by is of folders.
-        containers = (*CONTAINERS, *[pattern] * (not fnmatch(path.name.lower(), pattern.lower())))
+        containers = (*CONTAINERS, *[pattern] * (not fnmatch(nfc(path.name).lower(), pattern)))
         naming = [not fold_of(part) and not any(fnmatch(part.lower(), name.lower()) for name in containers)
                   for part in parts]
         names[path] = [part for part, may_name in zip(parts, naming) if may_name]

@@ -22,7 +22,7 @@ from skimage.measure import find_contours
 from fig.canvas import COLOURS, VARIANCE_MAX, Array, checked, evenly_spaced, marked_part
 from fig.results import Report
 from metrics.catalogue import better
-from metrics.evaluation import draw, progress
+from metrics.evaluation import draw, image_names, progress
 from metrics.files import write_text
 
 SHOWN = 8  # samples of each system on an image
@@ -54,12 +54,12 @@ def write_report(folder: Path, systems: Sequence[Any], dataset: Any, report: Rep
     # From the worst image to the best, so that the page shows the whole range.
     ranked = np.argsort(-ged, kind="stable")
     chosen = ranked[evenly_spaced(len(ranked), sampling["report_images"])].tolist()
-    items = []
+    items, names = [], image_names(dataset)
     for index in progress(chosen, "report.html"):
         image, masks = (array.to(device)[None] for array in dataset[index])
         # Same seed and name as in the test, so these are the masks that were scored.
-        samples = [draw(system.sample, image, n, seed, dataset.ids[index])[0] for system in systems]
-        item = {"id": dataset.ids[index], "patient": report["groups"][index],
+        samples = [draw(system.sample, image, n, seed, names[index])[0] for system in systems]
+        item = {"id": names[index], "patient": report["groups"][index],
                 "scores": [_scores(report, system.label, index) for system in systems]}
         item |= image_item(image[0], masks[0], torch.stack([of_system[:SHOWN] for of_system in samples]),
                            torch.stack([of_system.float().mean(0) for of_system in samples]))

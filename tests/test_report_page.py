@@ -19,13 +19,13 @@ from fig.canvas import COLOURS
 from metrics.evaluation import draw
 
 H, W = 12, 16
-IDS = ["plain", 'a"b', "</script><img src=x>", "R&D <!--", "{{data}}", "it's"]
+IDS = ["plain", 'a"b', "</script><img src=x>", "R&D <!--", "{{data}}", "plain (2)"]
 TABLE = ("| system | GED2 |\n|---|---|\n| a & b, ours | 0.300 +- 0.100 |\n| <i>, paper |  |\n\n"
          "| minus atfm | GED2 |\n|---|---|\n| act-gtr | +0.1 [-0.1, +0.3] |\n")
 
 
 class Images:
-    ids = IDS
+    ids = [*IDS[:-1], "plain"]  # another image by the name of the first
 
     def __getitem__(self, index):
         masks = torch.zeros(3, H, W)
