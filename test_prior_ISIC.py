@@ -20,6 +20,7 @@ from models.checkpoint import versions
 from models.flags import parse
 from models.processes import join, leave, stop_signals
 
+# Validation images on which a control chooses its threshold.
 CONTROL_IMAGES = 200
 MEMORY = "--batch_size 1 (the flow's, in proportion), fewer --samples (what is scored, in proportion)"
 
@@ -34,7 +35,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         device = processes.device
         systems_of = partial(load_systems, config, metadata, run, device, partial(
             metrics.control, validation=lambda: load(metadata, "val").spread(CONTROL_IMAGES), device=device))
-        if config.images:  # no expert has marked them: samples instead of scores
+        # The user's images: no expert has marked them, so they get samples instead of scores.
+        if config.images:
             if processes.first:
                 fig.draw_own_images(systems_of(), config.images, max(config.samples), config.seeds[0],
                                     output / "images", device, metadata)
@@ -60,6 +62,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     if not processes.first:
         return
+    # A part alone makes no table: its means would be over another set of images.
     if config.part != "1/1":
         return print(f"{folder}: part {config.part} is done; after all parts, run this without --part")
     # Report: ours beside the paper's rows, and each system's difference from atfm, over patients.

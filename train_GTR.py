@@ -43,8 +43,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         gtr = GTR.of(config, metadata.channels).to(device)
         optimizer = torch.optim.AdamW(gtr.parameters(), lr=config.lr, weight_decay=config.weight_decay)
 
-        # Loss: the Monte Carlo likelihood of an expert's mask under antithetic samples (Eq. 5), or after a
-        # fraction of the steps the energy score of independent samples against all experts' masks.
+        # Loss: the Monte Carlo likelihood of an expert's mask under antithetic samples (Eq. 5). With --loss
+        # energy, after a fraction of the steps, the energy score of independent samples against all masks.
         def losses(done: float, image: Tensor, masks: Tensor) -> Iterator[dict[str, Tensor]]:
             gaussian = gtr(image)
             if config.loss == "energy" and done >= config.nll_first:
@@ -56,8 +56,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             if config.loss == "nll":
                 yield {"loss": nll}
             else:
-                # Per pixel: Adam divides by the size of past gradients, and those of sums over all pixels
-                # would make its steps hundreds of times too small for long after the change.
+                # The mean over pixels, not the sum: Adam divides by the size of past gradients, and after the
+                # change to the energy score, those of sums would make its steps far too small for long.
                 yield {"loss": nll / image[0, 0].numel(), "NLL": nll}
 
         # Validation: the samples themselves, without a flow, against all experts.

@@ -45,11 +45,11 @@ def train_system(run: RunConfig, metadata: Metadata, config: FlowConfig, loop: L
     """Trains one flow, or a system that the paper compares it with, into <output_path>/<method>."""
     # Data: the patients that GTR was trained on, with all four experts' masks; 16 % to validate on.
     device = processes.device
-    # "train_prior" are the rows of "train", except under --split released.
+    # "train_prior" is the same as "train", except under --split released.
     train = processes.in_turn(lambda: load(metadata, "train_prior"))
     held_out = load(metadata, "val").spread(loop.val_images)
 
-    # Precision: bfloat16 in ST-Net on a GPU that has it, unless --amp or a run that goes on says otherwise.
+    # Precision: bfloat16 in ST-Net on a GPU that has it, unless --amp or a resumed run says otherwise.
     folder = Path(run.output_path) / config.folder(run.preset)
     config = settle_precision(config, folder, device)
 

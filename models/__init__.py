@@ -3,7 +3,7 @@
 b batch, n samples per image, k annotators (experts) per image, r rank, h w image size, m Monte Carlo samples;
 t      time in [0, 1]
 x_0    a sample of the truncation distribution, the source of the flow (t = 0)
-x_1    an annotator's mask, its target (t = 1)
+x_1    an annotator's mask, the target of the flow (t = 1)
 x_t    (1 - t) x_0 + t x_1, the state at time t
 u      x_1 - x_0, the target velocity;  v: the predicted one
 x_1^t  x_t + (1 - t) v, the mask predicted from time t (`endpoint`)

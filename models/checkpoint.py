@@ -12,8 +12,10 @@ from torch import nn
 
 from metrics.files import whole_file
 
-FORMAT = 1  # raised when the meaning of a key changes
-PARTS = {"format": int, "stage": str, "config": dict, "model": dict}  # that every checkpoint has
+# Raised by one when the meaning of a key changes.
+FORMAT = 1
+# What every checkpoint has; by this, files of other programs are told from ours.
+PARTS = {"format": int, "stage": str, "config": dict, "model": dict}
 
 
 def save(path: Path, content: dict[str, Any]) -> None:
@@ -21,17 +23,19 @@ def save(path: Path, content: dict[str, Any]) -> None:
     with whole_file(path) as file:
         try:
             torch.save({"format": FORMAT, **content}, file)
-        except RuntimeError as error:  # how torch reports a failed write
+        # torch reports a failed write, such as on a full disk, as a RuntimeError.
+        except RuntimeError as error:
             raise OSError(str(error)) from error
 
 
 def load(path: Path, stage: str | None = None) -> dict[str, Any]:
-    """The content of a checkpoint, on the CPU; `stage` is what it must be of: GTR, or a method of the flow.
+    """The content of a checkpoint, on the CPU. stage: "GTR" or a method, which the checkpoint must be of.
 
     Raises FileNotFoundError, or ValueError for a damaged file, one that is not ours, another format or stage.
     """
     content = _read(path)
     held = content if isinstance(content, dict) else {}
+    # First, because what follows reads these parts.
     missing = [name for name, kind in PARTS.items() if not isinstance(held.get(name), kind)]
     if missing:
         raise ValueError(f"{path}: a file of tensors, but not a checkpoint of this project (no "
@@ -63,6 +67,7 @@ def find(place: str | Path, stage: str) -> Path:
 
     So --gtr and --prior take a run's top folder, the folder of one step, or a file."""
     place = Path(place)
+    # A file that does not exist is returned, too: loading it says so by its name.
     if not place.is_dir():
         return place
     inner = place / stage / "best.pt"
@@ -77,9 +82,11 @@ def _read(path: Path) -> Any:
         raise FileNotFoundError(
             f"{path}: no such checkpoint; train that stage first (its first validation writes best.pt), or "
             "name another") from None
-    except (PermissionError, IsADirectoryError):  # these name the file and say it all
+    # These name the file and say all that there is to say.
+    except (PermissionError, IsADirectoryError):
         raise
-    except Exception as error:  # a damaged file can provoke any exception
+    # A damaged file can provoke any exception.
+    except Exception as error:
         reason = str(error).strip().splitlines()[-1] if str(error) else type(error).__name__
         raise ValueError(f"{path}: not a readable checkpoint ({reason}); "
                          "take another one of the run, or train it again") from error
@@ -87,9 +94,11 @@ def _read(path: Path) -> Any:
 
 def _check_sums(path: Path) -> None:
     """Raises ValueError for a damaged zip file; torch ignores checksums, so damage passes for weights."""
-    if not zipfile.is_zipfile(path):  # torch says what is wrong, or reads a format older than its zip files
+    # torch itself says what is wrong, or reads a format that is older than its zip files.
+    if not zipfile.is_zipfile(path):
         return
     with zipfile.ZipFile(path) as archive:
+        # torch stores its parts without compression. Checked first, because `testzip` reads all of them.
         if sum(entry.file_size for entry in archive.infolist()) > path.stat().st_size:
             raise ValueError("its parts claim more bytes than it has")
         damaged = archive.testzip()
@@ -112,10 +121,11 @@ def fingerprint(module: nn.Module | None) -> str | None:
         return None
     digest = hashlib.blake2b(digest_size=8)
     for name, weight in module.state_dict().items():
+        # With the names, because the same numbers in other places are other weights.
         digest.update(name.encode() + weight.cpu().numpy().tobytes())
     return digest.hexdigest()
 
 
 def versions() -> dict[str, str]:
-    """Of what computes the results."""
+    """The versions of what computes the results."""
     return {"python": sys.version.split()[0], "torch": str(torch.__version__), "numpy": np.__version__}

@@ -2,12 +2,12 @@
 
     ES = (2 / (m k)) sum_ij d(s_i, y_j) - (1 / (m (m - 1))) sum_{i != i'} d(s_i, s_i')
 
-for m independent samples s_i and k masks y_j, up to the experts' diversity, which no sampler changes. It is
-the energy score (Gneiting and Raftery 2007, "Strictly proper scoring rules, prediction, and estimation", Sec.
-4.3) under the distance of GED (Kohl et al., arXiv 1806.05034). IoU is a positive definite kernel on sets
-(arXiv 2007.05943), so 1 - IoU is of negative type and the score is proper: in expectation over the experts no
-sampler has a lower one than a sampler of the experts' distribution. Leaving out the pairs i = i' makes it
-fair, that is, unbiased for every m >= 2; GED itself keeps them and so falls with n.
+for m independent samples s_i and k masks y_j. It is GED without the experts' diversity, which no sampler
+changes, and it is the energy score (Gneiting and Raftery 2007, "Strictly proper scoring rules, prediction,
+and estimation", Sec. 4.3) under GED's distance (Kohl et al., arXiv 1806.05034). IoU is a positive definite
+kernel on sets (arXiv 2007.05943), so 1 - IoU is of negative type and the score is proper: in expectation over
+the experts, no sampler has a lower score than one of the experts' distribution. Leaving out the pairs i = i'
+makes the score fair, that is, unbiased for every m >= 2. GED itself keeps them and so falls with n.
 """
 
 from torch import Tensor
@@ -24,7 +24,7 @@ def energy_score(samples: Tensor, masks: Tensor) -> Tensor:
         raise ValueError(f"samples {tuple(samples.shape)}, masks {tuple(masks.shape)}: expected (b, m, h, w) "
                          "with m >= 2 and (b, k, h, w) of the same images (--mc_samples)")
     m = samples.shape[1]
-    # The diagonal of the second matrix is 0: a sample has no distance from itself.
+    # ES as above. A sample has no distance from itself, so the sum over all pairs is that over i != i'.
     to_experts = soft_distance(samples, masks).mean((1, 2))
     between_samples = soft_distance(samples, samples).sum((1, 2)) / (m * (m - 1))
     return (2 * to_experts - between_samples).mean()
@@ -38,7 +38,7 @@ def soft_distance(a: Tensor, c: Tensor) -> Tensor:
     sum a + sum c in the denominator, as in soft Dice, a grey mask is at a distance from itself, and a sampler
     that always gives the same grey mask could tie with the right one."""
     a, c = a.flatten(2), c.flatten(2)
-    # As products of matrices: no (b, n, m, h, w) is held for the gradient.
+    # As products of matrices: no (b, n, m, h, w) is kept for the gradient.
     overlap = a @ c.transpose(1, 2)
     union = a.square().sum(2)[:, :, None] + c.square().sum(2)[:, None, :] - overlap
     return 1 - (overlap + 1) / (union + 1)

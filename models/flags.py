@@ -4,7 +4,7 @@ Defaults < preset < method < flags. The defaults depend on three of the flags (-
 which are therefore read first.
 """
 
-# Not tyro (1.0 was tried): it takes help and choices as annotations, and an error becomes a box of lines.
+# argparse rather than tyro (1.0): tyro takes help and choices as annotations, and prints an error as a box.
 import argparse
 import json
 import os
@@ -38,7 +38,7 @@ from models.gtr import BACKBONES
 from models.sources import SOURCES
 from models.st_net import NETWORKS
 
-# Settings whose choices are the entries of a table: who adds an entry has added the choice.
+# Settings whose choices are the entries of a table: an entry that is added is a choice at once.
 TABLES: dict[str, Mapping[str, Any]] = {
     "source": SOURCES, "backbone": BACKBONES, "network": NETWORKS, "solver": SOLVERS}
 TITLES = {RunConfig: "every script", Metadata: "data", GTRConfig: "step 1, GTR",
@@ -48,9 +48,10 @@ TITLES = {RunConfig: "every script", Metadata: "data", GTRConfig: "step 1, GTR",
 def experiment(what: str, preset: str = "paper", method: str | None = None) -> Experiment:
     """The settings of a data set under a preset and a method.
 
-    what: a name in EXPERIMENTS, or an .h5 or .hdf5 file of `data.prepare`. method: one of METHODS, whose
-    changes come last; a baseline has its paper's settings at full size, and the sizes of the flow in what is
-    `small`. Act. GTR and its control change nothing. Raises ValueError, naming the flag, for another name."""
+    what: a name in EXPERIMENTS, or an .h5 or .hdf5 file of `data.prepare`. method: one of METHODS. A flow's
+    changes come last; a baseline has its paper's settings, or where the experiment is `small` the sizes of
+    the flow there; Act. GTR and its control change nothing. Raises ValueError, naming the flag, for an
+    unknown name of a data set or a preset."""
     if what not in EXPERIMENTS and what.lower().endswith((".h5", ".hdf5")):
         base = _from_file(Path(what).expanduser())
     else:
@@ -59,11 +60,14 @@ def experiment(what: str, preset: str = "paper", method: str | None = None) -> E
                        run=replace(EXPERIMENTS[what].run, output_path=f"runs/{what}"))
     if preset not in PRESETS:
         raise ValueError(f"--preset {preset}: unknown; expected one of {', '.join(PRESETS)}")
+    # The preset changes what the data set has, and a method, below, what the preset has.
     chosen = {"paper": lambda base: base, "released": released, "best": best}[preset](base)
     chosen = replace(chosen, run=replace(chosen.run, preset=preset))
     if method in BASELINES:
+        # Nothing of the preset's flow: a baseline is trained as its paper says.
         _, recipe = BASELINES[method]
-        if base.small:  # ATFM's own sizes
+        # A small experiment compares at ATFM's sizes, for a CPU.
+        if base.small:
             sizes = {name: getattr(base.flow, name) for name in ("batch_size", "lr", "ema", "dim")}
             recipe = {**sizes, "experts": recipe["experts"]}
         return replace(chosen, flow=FlowConfig(method=method, num_epochs=base.flow.num_epochs, **recipe))
@@ -74,19 +78,20 @@ def experiment(what: str, preset: str = "paper", method: str | None = None) -> E
 
 
 def came_split(folds: set[str]) -> bool:
-    """Whether images came split, by what their ids begin with: train and test, perhaps val, nothing else."""
+    """Whether images came split: what their ids begin with is train and test, perhaps val, nothing else."""
     return {"train", "test"} <= folds <= {"train", "val", "test"}
 
 
 def _from_file(path: Path) -> Experiment:
     """The settings for a file of `data.prepare`; raises ValueError, naming --what, for one that is not.
 
-    Up to 128 x 128 pixels they are LIDC's, above ISIC3's, but without augmentation and at LIDC's width of
-    ST-Net."""
+    They are LIDC's up to 128 x 128 pixels and ISIC3's above, but without augmentation and with ST-Net at
+    LIDC's width."""
     try:
         with h5py.File(path, "r", locking=False) as file:
             # Grey images have no axis of channels.
             _, h, w, c = (*file["images"].shape, 1)[:4]
+            # Eight pixels of masks are in a byte, and the last byte of a row may be filled up.
             k = 8 * file["masks_packed"].shape[1] // (h * w)
             # Images that came split have ids such as train/7.
             folds = {name.partition("/")[0] for name in file["id"].asstr()} if "id" in file else set()
@@ -108,8 +113,9 @@ def _from_file(path: Path) -> Experiment:
 def parse(argv: Sequence[str] | None, what: str, description: str, *kinds: type[Config]) -> list[Any]:
     """The settings of each of `kinds` that a command line asks for.
 
-    what: the dataset without --what. Exits with a usage message for a flag that is misspelt or whose value is
-    not of its kind, as argparse does; raises ValueError for one that is out of range or needs another."""
+    what: the dataset if --what is not given. Exits with argparse's usage message for a flag that is misspelt
+    or has a value of the wrong type. Raises ValueError for one that is out of range or needs another flag."""
+    # The flags that the defaults of all others depend on. The others are left to the second parser.
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--what", default=what)
     first.add_argument("--preset", default="paper")
@@ -129,6 +135,7 @@ def parse(argv: Sequence[str] | None, what: str, description: str, *kinds: type[
         group = parser.add_argument_group(TITLES[type(config)])
         for setting in _flags(config):
             _add_flag(group, setting, getattr(config, setting.name))
+    # argparse makes lists; settings are tuples, which cannot be changed and compare equal to the defaults.
     given = {name: tuple(value) if isinstance(value, list) else value
              for name, value in vars(parser.parse_args(argv)).items()}
     configs: dict[type[Config], Any] = {
@@ -137,8 +144,9 @@ def parse(argv: Sequence[str] | None, what: str, description: str, *kinds: type[
     if given.get("channels_last") and not given["compile"]:
         raise ValueError("--channels_last True needs --compile True: uncompiled, each GroupNorm on CUDA "
                          "changes the layout back and each convolution forth; pass both, or neither")
+    # A test trains nothing and so has neither.
     trained = configs.get(GTRConfig) or configs.get(FlowConfig)
-    if trained is not None:  # a testing script trains nothing
+    if trained is not None:
         label = preset_of(chosen.what, chosen.preset, chosen.method, configs[Metadata], trained)
         configs[RunConfig] = replace(configs[RunConfig], trained_as=label)
     return list(configs.values())
@@ -146,8 +154,8 @@ def parse(argv: Sequence[str] | None, what: str, description: str, *kinds: type[
 
 def preset_of(what: str, asked: str, method: str | None, metadata: Metadata, trained: GTRConfig | FlowConfig
               ) -> str:
-    """The preset that the settings of a training step are those of, up to sizes: the one that was asked for,
-    another, or `custom` if there is none."""
+    """The name of the preset that has a training step's settings, sizes aside; `custom` if none has."""
+    # Where two presets come to the same settings, the name is that of the one that was asked for.
     for preset in (asked, *PRESETS):
         base = experiment(what, preset, method)
         if all(getattr(config, setting.name) == getattr(_part(base, type(config)), setting.name)
@@ -168,10 +176,12 @@ def _flags(config: Any) -> list[Field]:
 
 
 def _add_flag(group: argparse._ArgumentGroup, setting: Field, default: Any) -> None:
-    kind = (*typing.get_args(setting.type), setting.type)[0]  # int of int, int | None and tuple[int, ...]
+    # int of int, int | None and tuple[int, ...] alike.
+    kind = (*typing.get_args(setting.type), setting.type)[0]
     kind = _boolean if kind is bool else os.path.expanduser if setting.metadata["path"] else kind
     choices = setting.metadata["choices"] or tuple(TABLES.get(setting.name, ())) or None
-    why = setting.metadata["why"].replace("%", "%%")  # argparse formats its help with %
+    # argparse formats its help with %.
+    why = setting.metadata["why"].replace("%", "%%")
     if "default:" not in why and default not in (None, ()):
         why += " (default: %(default)s)"
     # What --help shows for a value is its kind, not the flag's name again.
@@ -183,6 +193,7 @@ def _add_flag(group: argparse._ArgumentGroup, setting: Field, default: Any) -> N
 
 
 def _boolean(text: str) -> bool:
+    # bool("False") is True, so that Python's own conversion does not do.
     if text.lower() not in ("true", "false", "1", "0"):
         raise argparse.ArgumentTypeError(f"{text!r}: expected True or False")
     return text.lower() in ("true", "1")

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from metadata_manager import GTRConfig
 from models.unet import UNet
 
-MIN_VARIANCE = 2e-5  # added to the diagonal by the released code
+# Added to the diagonal of L, as in the released code. At variance 0 the gradient of sqrt(L) is infinite.
+MIN_VARIANCE = 2e-5
 
 
 @dataclass(frozen=True)
@@ -37,14 +38,16 @@ class LowRankGaussian:
         if n < 1 or antithetic and n % 2:
             raise ValueError(f"{n} samples: expected at least one, and an even number of antithetic ones "
                              "(--mc_samples)")
-        # Nothing is factorised: D e and sqrt(L) w have the covariances D D^T and L, and these add up.
+        # D e and sqrt(L) w have the covariances D D^T and L. They are independent, so the sum has D D^T + L.
         b, rank, h, w = self.cov_factor.shape
         m = n // 2 if antithetic else n
         like: dict[str, Any] = {"device": self.mean.device, "dtype": self.mean.dtype, "generator": generator}
         e, noise = torch.randn(b, m, rank, **like), torch.randn(b, m, h, w, **like)
+        # e has r numbers for a whole map, which D spreads over the pixels: this is what correlates them.
         correlated = torch.bmm(e, self.cov_factor.flatten(2)).view(b, m, h, w)
         residual = correlated + self.cov_diag.sqrt()[:, None] * noise
         if antithetic:
+            # The Gaussian is symmetric, so a negative is as good a sample, though not an independent one.
             residual = torch.cat([residual, -residual], dim=1)
         return self.mean[:, None] + residual
 
@@ -55,14 +58,15 @@ class LowRankGaussian:
 
     def tempered(self, temperature: float) -> "LowRankGaussian":
         """The same mean, with all standard deviations multiplied by `temperature`."""
+        # D holds standard deviations, L variances.
         return LowRankGaussian(self.mean, temperature * self.cov_factor, temperature**2 * self.cov_diag)
 
 
 @dataclass(frozen=True)
 class TrainedOn:
-    """How a model was trained: images (side, channels, ids, patients), preset, settings; and its file."""
+    """What a model was trained on and how. path: its file."""
 
-    side: int
+    side: int  # pixels per side of the images
     channels: int
     ids: tuple[str, ...] = ()
     patients: tuple[str, ...] = ()
@@ -72,11 +76,12 @@ class TrainedOn:
 
 
 def unet(channels: int, config: GTRConfig) -> nn.Module:
-    """The paper's backbone, or in the released layout the authors' (App. 6)."""
+    """The paper's backbone (App. 6), or that of the released code, by the settings."""
     return UNet(channels, config.num_filters, config.convs, config.pool, config.up)
 
 
-# Networks that give GTR's features: (image channels, settings) -> a module, see `GTR`. Each is an entry here.
+# Networks that give GTR's features: (image channels, settings) -> a module, see `GTR`. A network that is
+# added is one entry here.
 BACKBONES: dict[str, Callable[[int, GTRConfig], nn.Module]] = {"unet": unet}
 
 
@@ -97,7 +102,9 @@ class GTR(nn.Module):
         temperature: of `sample`; Eq. 3 has 1."""
         super().__init__()
         self.in_channels, self.temperature = in_channels, temperature
+        # `unet` whatever network it is, because the names of weights in checkpoints begin with it.
         self.unet = UNet(in_channels, num_filters, convs, pool, up) if backbone is None else backbone
+        # The three heads read the same features Z (Eq. 3): a 1x1 convolution each.
         self.mean = nn.Conv2d(num_filters[0], 1, 1)
         self.log_cov_diag = nn.Conv2d(num_filters[0], 1, 1)
         self.cov_factor = nn.Conv2d(num_filters[0], rank, 1)
@@ -120,9 +127,10 @@ class GTR(nn.Module):
 
     def heads(self, features: Tensor) -> LowRankGaussian:
         """The Gaussian of features Z (b, num_filters[0], h, w)."""
-        # It stays in float32 under autocast: exp and sums over all pixels overflow half precision.
+        # In float32 even under autocast: exp and sums over all pixels overflow half precision.
         with torch.autocast(features.device.type, enabled=False):
             features = features.float()
+            # The head gives log L: exp makes every variance positive without a constraint.
             cov_diag = self.log_cov_diag(features).exp() + MIN_VARIANCE
             return LowRankGaussian(self.mean(features)[:, 0], self.cov_factor(features), cov_diag[:, 0])
 
@@ -135,6 +143,7 @@ class GTR(nn.Module):
 
     def truncation(self, image: Tensor) -> LowRankGaussian:
         """The Gaussian that samples are drawn from, at the temperature of sampling."""
+        # Not in `forward`: Eq. 5 trains the Gaussian as it is, the temperature only changes the samples.
         return self(image).tempered(self.temperature)
 
 
@@ -151,6 +160,8 @@ def monte_carlo_nll(logits: Tensor, mask: Tensor) -> Tensor:
     flat = logits.flatten(2)  # (b, m, h * w)
     # The sum of y * logit over pixels is a product of matrices: no (b, m, k, h, w) is held for the gradient.
     inside = flat @ masks.flatten(2).transpose(1, 2)  # (b, m, k)
+    # log p is y * logit - softplus(logit), of which the second part does not depend on the mask.
     log_p = inside - F.softplus(flat).sum(2, keepdim=True)
-    # The logarithm of a mean over m, without leaving logarithms: p underflows, as a product over all pixels.
+    # log (1/M sum_m p), without leaving logarithms: p is a product over all pixels and underflows. All images
+    # have the same log M, so it stays outside the mean.
     return math.log(logits.shape[1]) - log_p.logsumexp(dim=1).mean()

@@ -20,10 +20,14 @@ from torch import Tensor
 from metadata_manager import RunConfig
 
 T = TypeVar("T")
-PATIENCE = timedelta(days=7)  # of a process for one that validates, tests or converts
-BUCKET = 25 * 2**20  # bytes exchanged at once: few exchanges, and little memory beside the gradients
-INITIALIZATION = -1  # the step before the first, see `seed_step`
-# What lowers memory in step 2: the first alone changes what is trained.
+# How long a process waits for one that validates, tests or converts, which takes hours. torch's default is
+# minutes.
+PATIENCE = timedelta(days=7)
+# Bytes exchanged at once: few exchanges, and little memory beside the gradients.
+BUCKET = 25 * 2**20
+# The step before the first, see `seed_step`.
+INITIALIZATION = -1
+# What lowers memory in step 2. Only the first of these changes what is trained.
 FLOW_MEMORY = ("a smaller --batch_size (in proportion); of ATFM's flows --checkpoint True (activations to "
                "about a fifth), --annotators_per_pass 1 (to one of the k annotators'), --images_per_pass 1 "
                "(to one of a batch's images')")
@@ -35,9 +39,9 @@ class NonFiniteLoss(FloatingPointError):
 
 @dataclass(frozen=True)
 class Processes:
-    """This process, on its device, among those of a run; the first one alone prints, validates and writes.
+    """This process, on its device, among those of a run. Only the first prints, validates and writes.
 
-    cpu_group: through it they exchange flags and objects without waiting for a GPU.
+    cpu_group: the group through which they exchange flags and objects, without waiting for a GPU.
     """
 
     device: torch.device
@@ -53,12 +57,13 @@ class Processes:
     def sum(self, tensors: Sequence[Tensor]) -> None:
         """Replaces each tensor by its sum over the processes, in one exchange per `BUCKET` bytes.
 
-        Once a step and not from within backward(), as DistributedDataParallel does: a step has several
-        backward passes, see `ATFM.losses`, of which no_sync() would have to leave out the last, which the
-        loop does not know. And all that calls the net would have to call its wrapper."""
+        Called once a step. DistributedDataParallel would exchange within each backward(), but a step has
+        several, see `ATFM.losses`. Its no_sync() would have to know the last of them, which the loop does
+        not, and all that calls the net would have to call its wrapper."""
         if self.count == 1:
             return
         for bucket in buckets(tensors, BUCKET):
+            # One long tensor: an exchange for each of many small ones would cost more than the bytes do.
             flat = torch.cat([tensor.flatten() for tensor in bucket])
             dist.all_reduce(flat)
             for tensor, summed in zip(bucket, flat.split([tensor.numel() for tensor in bucket])):
@@ -68,6 +73,7 @@ class Processes:
         """Whether any process says so; all wait for each other."""
         if self.count == 1:
             return flag
+        # On the CPU, see `cpu_group`. The largest of the flags is 1 if any is.
         flags = torch.tensor(int(flag))
         dist.all_reduce(flags, dist.ReduceOp.MAX, group=self.cpu_group)
         return bool(flags)
@@ -95,6 +101,7 @@ class Processes:
 
     def in_turn(self, load: Callable[[], T]) -> T:
         """load() in the first process of each machine, then in the others, which find what it has written."""
+        # All come to the same barrier once: the first of a machine after loading, the others before.
         first_here = int(os.environ.get("LOCAL_RANK", self.rank)) == 0
         if not first_here:
             self.wait()
@@ -105,7 +112,7 @@ class Processes:
 
 
 def buckets(tensors: Sequence[Tensor], size: int) -> Iterator[list[Tensor]]:
-    """The tensors in their order, as many at a time as have `size` bytes together, at least one."""
+    """The tensors in their order, as many at a time as fit in `size` bytes, but at least one."""
     bucket: list[Tensor] = []
     for tensor in tensors:
         if bucket and sum(held.nbytes for held in bucket) + tensor.nbytes > size:
@@ -122,11 +129,12 @@ def join(run: RunConfig) -> Iterator[Processes]:
 
     Raises ValueError for a device that is not there."""
     device = device_of(run.device)
-    # For convolutions only: a likelihood or an overlap is a product that sums over thousands of pixels, of
-    # which TF32 would keep 10 bits. Products are less than a hundredth of ST-Net's work.
+    # TF32 keeps 10 bits of each factor. That does for convolutions, not for a likelihood or an overlap, which
+    # are products of matrices over thousands of pixels. Such products are under a hundredth of ST-Net's work.
     torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = run.tf32, False
     if run.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS needs a fixed one
+        # cuBLAS repeats its results only with a workspace of fixed size.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         print(f"device: {name_of(device)}")
@@ -136,7 +144,7 @@ def join(run: RunConfig) -> Iterator[Processes]:
     try:
         processes = Processes(device, dist.get_rank(), dist.get_world_size(),
                               dist.new_group(backend="gloo", timeout=PATIENCE))
-        # The scripts print without asking for the rank.
+        # The scripts print without asking for the rank, so the output of the other processes is dropped here.
         with open(os.devnull, "w") as nowhere, redirect_stdout(sys.stdout if processes.first else nowhere):
             print(f"device: {processes.count} processes, the first on {name_of(device)}")
             yield processes
@@ -150,14 +158,17 @@ def device_of(name: str) -> torch.device:
     Raises ValueError for one that is not there."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda":  # not torch's current GPU, which is the first in every process
+    # Plain "cuda" would be torch's current GPU, which is the first one in every process.
+    if name == "cuda":
         name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
     try:
+        # torch.device itself does not say whether there is such a device.
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"--device {name}: not available ({reason}); try auto or cpu") from error
     device = torch.device(name)
+    # For calls that take no device, such as those of the process group and of `peak_memory`.
     if device.type == "cuda":
         torch.cuda.set_device(device)
     return device
@@ -181,7 +192,7 @@ def in_bfloat16(amp: str, device: torch.device) -> bool:
 
 
 def precision_of(device: torch.device, run: RunConfig, amp: bool) -> str:
-    """In which the networks compute, in words; amp: of ST-Net."""
+    """The precision that the networks compute in, in words. amp: whether ST-Net does in bfloat16."""
     float32 = "float32, convolutions in TF32" if device.type == "cuda" and run.tf32 else "float32"
     return f"bfloat16 in ST-Net, else {float32}" if amp else float32
 
@@ -189,8 +200,9 @@ def precision_of(device: torch.device, run: RunConfig, amp: bool) -> str:
 def seed_step(seed: int, step: int, rank: int = 0) -> None:
     """Seeds torch on all devices for one step of one process, or for the INITIALIZATION.
 
-    Seed and step are hashed, because torch's CPU generator heeds the low 32 bits of a seed only."""
+    Seed and step are hashed, because torch's CPU generator uses only the low 32 bits of a seed."""
     digest = hashlib.blake2b(f"{seed} {step}".encode(), digest_size=8).digest()
+    # Each process draws other numbers: the ranks differ in the low bits, which are the ones that count.
     torch.manual_seed((int.from_bytes(digest, "little") + rank) % 2**64)
 
 
@@ -202,8 +214,10 @@ def lock(folder: Path, processes: Processes) -> Iterator[None]:
         file = open(folder / "lock", "w")
     except OSError as error:
         raise OSError(f"{folder}: cannot be written ({error}); use another --output_path") from error
+    # Closing the file ends the lock, so it stays open for as long as the block runs.
     with file:
-        if processes.first:  # the others of this run would be refused
+        # Only the first, because the lock would refuse the other processes of the same run.
+        if processes.first:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -211,15 +225,16 @@ def lock(folder: Path, processes: Processes) -> Iterator[None]:
                                  "--output_path") from None
             except OSError as error:
                 print(f"warning: {folder} cannot be locked ({error}): start no second run there")
-        processes.wait()  # nobody goes on before the folder is theirs
+        # No process goes on before the folder is theirs.
+        processes.wait()
         yield
 
 
 @contextmanager
 def stop_signals() -> Iterator[list[int]]:
-    """A list that receives SIGINT, SIGTERM or SIGHUP instead of the process; a second one acts at once.
+    """A list that receives SIGINT, SIGTERM or SIGHUP, which then do not end the process; a second one does.
 
-    SIGHUP, of a terminal that is closed, goes on being ignored where it is, as under nohup."""
+    SIGHUP comes when a terminal is closed. Where it is ignored, as under nohup, it stays so."""
     received: list[int] = []
     previous: dict[int, Any] = {
         n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
@@ -228,6 +243,7 @@ def stop_signals() -> Iterator[list[int]]:
 
     def receive(number: int, frame: object) -> None:
         received.append(number)
+        # A second signal acts as usual, for a process that does not come to look at the list.
         signal.signal(number, previous[number])
 
     for number in previous:
@@ -240,7 +256,7 @@ def stop_signals() -> Iterator[list[int]]:
 
 
 def leave(signals: Sequence[int], words: str, quiet: bool = False) -> None:
-    """Ends the process with the code that a shell gives for a signal, if one came; words: after its name."""
+    """If a signal came, ends the process with the code that a shell gives for it; words: printed after it."""
     if signals:
         if not quiet:
             print(f"\n{signal.Signals(signals[0]).name}{words}", file=sys.stderr)
@@ -248,8 +264,9 @@ def leave(signals: Sequence[int], words: str, quiet: bool = False) -> None:
 
 
 def peak_memory() -> int:
-    """Bytes: the most so far that tensors held on the current GPU, or without one that the process held."""
+    """Bytes at the peak so far: of tensors on the current GPU, or without a GPU of the whole process."""
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         return torch.cuda.max_memory_allocated()
+    # Bytes on macOS, KiB on Linux.
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -13,6 +13,7 @@ from models.gtr import GTR, TrainedOn
 from models.st_net import STNet
 
 GTR_HEADS = {"mean_l": "mean", "log_cov_diag_l": "log_cov_diag", "cov_factor_l": "cov_factor"}
+# (pattern in the authors' names, ours), applied in this order: to_out.1, their norm, comes before to_out.
 ST_NET_PARTS = [
     (r"^init_conv\.", "stem."),
     (r"^time_mlp\.1\.", "time_mlp.0."),
@@ -38,8 +39,8 @@ ST_NET_PARTS = [
 def load_released(module: GTR | STNet, state_dict: Mapping[str, Tensor]) -> None:
     """Fills a GTR (of the released layout: convs=3, pool="avg", up="bilinear") or an STNet, strictly.
 
-    Raises ValueError naming the first names and shapes that do not fit, or a name that comes twice; then the
-    module stays as it was.
+    Raises ValueError, naming the first names and shapes that do not fit, or a name that comes twice. In that
+    case the module stays as it was.
     """
     rename = _gtr_name if isinstance(module, GTR) else _st_net_name
     renamed: dict[str, Tensor] = {}
@@ -48,6 +49,7 @@ def load_released(module: GTR | STNet, state_dict: Mapping[str, Tensor]) -> None
             raise ValueError(f"released weights hold {rename(name)} twice, the second time as {name}; "
                              "expected it once")
         renamed[rename(name)] = weight
+    # Compared before anything is filled in: load_state_dict would fill what fits and then fail.
     expected = {name: weight.shape for name, weight in module.state_dict().items()}
     given = {name: weight.shape for name, weight in renamed.items()}
     wrong = [f"{name}: checkpoint {_shape(given, name)}, model {_shape(expected, name)}"
@@ -60,7 +62,8 @@ def load_released(module: GTR | STNet, state_dict: Mapping[str, Tensor]) -> None
 
 
 def released_gtr(path: Path, config: GTRConfig, metadata: Metadata) -> GTR:
-    """A GTR of a config's layout with the weights of an authors' file, which does not say its images."""
+    """A GTR of a config's layout with the weights of a file of the authors."""
+    # The file does not say what it was trained on: no image can be refused as one of them.
     gtr = GTR.of(config, metadata.channels)
     load_released(gtr, checkpoint.state_dict(path))
     gtr.trained_on = TrainedOn(metadata.side, metadata.channels, preset="released", path=path)
@@ -68,7 +71,7 @@ def released_gtr(path: Path, config: GTRConfig, metadata: Metadata) -> GTR:
 
 
 def released_flow(path: Path, atfm: ATFM, metadata: Metadata) -> ATFM:
-    """A flow with the weights of an authors' file."""
+    """A flow with the weights of a file of the authors."""
     load_released(atfm.net, checkpoint.state_dict(path))
     atfm.trained_on = TrainedOn(metadata.side, metadata.channels, preset="released", path=path)
     return atfm.eval()
@@ -88,12 +91,14 @@ def _gtr_name(name: str) -> str:
         return name
     path, level, layer, parameter = match.groups()
     blocks = "down_blocks" if path == "contracting_path" else "up_blocks"
-    # Their list starts with a layer without weights, and with the pooling below the first level.
+    # The authors' list starts with a layer without weights; on the way down below the first level, pooling
+    # comes before that.
     first = 2 if path == "contracting_path" and level != "0" else 1
     return f"unet.{blocks}.{level}.{int(layer) - first}.{parameter}"
 
 
 def _st_net_name(name: str) -> str:
     for pattern, ours in ST_NET_PARTS:
-        name = re.sub(pattern, ours, name)  # several of them change parts of the same name
+        # No break: several patterns change parts of the same name.
+        name = re.sub(pattern, ours, name)
     return name

@@ -21,16 +21,19 @@ from models import checkpoint
 from models.loading import refuse_other_settings
 from models.processes import NonFiniteLoss, Processes, leave, peak_memory
 
-# How scalars are printed whose number alone says little.
+# How scalars are printed for which a number without its unit says little.
 TEXTS: dict[str, Callable[[float], str]] = {
     "speed/images_per_second": lambda value: f"{value:.3g} images/s",
     "speed/hours_left": lambda value: f"{time_text(3600 * value)} left",
     "memory/peak_GiB": lambda value: f"memory {value:.2g} GiB"}
-UNTIMED_STEPS, TIMED_STEPS = 3, 10  # of a run: the first prepare what the others use
+# The first steps are slower, because they prepare what the others use, such as memory.
+UNTIMED_STEPS, TIMED_STEPS = 3, 10
 
 
 class Batches(Protocol):
-    """This process's part of batch number `step`, a function of (seed, step); len() steps make an epoch."""
+    """This process's part of batch number `step`, a function of (seed, step); len() steps make an epoch.
+
+    weight: of this process's mean loss in that of the whole batch. size, ids: of the whole batch's images."""
 
     def __len__(self) -> int: ...
     def __call__(self, step: int) -> tuple[Tensor, ...]: ...
@@ -41,9 +44,7 @@ class Batches(Protocol):
 
 @dataclass(frozen=True)
 class Validation:
-    """Scores on held-out images, of which the first chooses best.pt: lower is better.
-
-    picture: (h, w, 3) uint8."""
+    """Scores on held-out images and a picture (h, w, 3) uint8. best.pt has the lowest first score."""
 
     scores: dict[str, float]
     picture: np.ndarray
@@ -63,13 +64,14 @@ class State:
 class Terms:
     """The loss terms of a step, on their way from its device.
 
-    The host reads them one step later. On a GPU it waits until they are there, that is, for that step's
-    gradients and no longer: so it is at most one step ahead, and the GPU need not wait for it."""
+    The host reads them one step later and waits for them then, that is, for that step's gradients and no
+    longer. So the host is at most one step ahead of a GPU, and the GPU need not wait for the host."""
 
     def __init__(self, step: int, terms: dict[str, Tensor]) -> None:
         self.step, self.names = step, list(terms)
         values = torch.stack(list(terms.values()))
-        self.values = values.to("cpu", non_blocking=True)  # into pinned memory, if from a GPU
+        # From a GPU into pinned memory, while the host goes on: it reads them only after the event.
+        self.values = values.to("cpu", non_blocking=True)
         self.copied = torch.cuda.Event() if values.is_cuda else None
         if self.copied is not None:
             self.copied.record()
@@ -112,6 +114,7 @@ class Run:
         """Writes a checkpoint: the weights to use (averaged, if they are), and all that resuming needs."""
         if not (self.config.save_model and self.processes.first):
             return
+        # "model" has the weights to use. Training goes on from those without averaging.
         content = {**self.about, "state": vars(self.state), "optimizer": self.optimizer.state_dict(),
                    "measure": self.measure, "model": self.model.state_dict()}
         if self.average is not None:
@@ -125,6 +128,7 @@ class Run:
         if path.exists():
             self.load(path, checkpoint.load(path, self.about["stage"]))
             print(f"{path}: going on after step {self.state.step}")
+        # Each process has read its machine's file, and it has to be the same one.
         self.processes.check_same((self.state.step, checkpoint.fingerprint(self.model)),
                                   "where the run stands (step, weights)")
 
@@ -139,7 +143,8 @@ class Run:
                     parameter.copy_(weight)
         self.optimizer.load_state_dict(content["optimizer"])
         state, saved = self.state, content["state"]
-        # An older checkpoint does not count epochs: it is of before the epoch's log, or of after all of it.
+        # Older checkpoints do not count epochs. They were written before an epoch's log, with totals, or at
+        # its end, without. Others replace this number just below.
         state.epoch = (saved["step"] - bool(saved["totals"])) // len(self.batches)
         for name, value in saved.items():
             setattr(state, name, value)
@@ -152,7 +157,8 @@ class Run:
         """TensorBoard's file, to be used as a context; only the first process has one."""
         if not self.processes.first:
             return nullcontext()
-        # What a lost epoch logged is hidden; a finished epoch's scalars carry the number of its last step.
+        # Hides what was logged after the checkpoint. A finished epoch's scalars have the number of its last
+        # step, so they stay.
         purge = self.state.step + (0 if self.state.totals else 1)
         self.board = SummaryWriter(str(self.folder), purge_step=purge)
         return self.board
@@ -178,14 +184,17 @@ class Run:
         """Logs the means of the epoch's terms over its images, and the speed of its last `steps`."""
         self.read_terms()
         state = self.state
+        # The run was stopped between this epoch's log and its validation: it is logged already.
         if not (state.images or state.totals):
             return
         skipped = state.totals.pop("skipped_batches", 0.0)
+        # There are no images where every batch was skipped.
         scalars = {f"train/{name}": total / max(state.images, 1) for name, total in state.totals.items()}
         if self.config.skip_nonfinite:
             scalars["train/skipped_batches"] = skipped
         scalars["train/learning_rate"] = self.optimizer.param_groups[0]["lr"]
-        if steps:  # 0: resumed after the epoch's last step
+        # No steps: the run went on after the epoch's last one.
+        if steps:
             of_epoch = seconds * len(self.batches) / steps
             scalars["speed/images_per_second"] = state.images / of_epoch
             scalars["speed/hours_left"] = (epochs - epoch) * of_epoch / 3600
@@ -194,7 +203,8 @@ class Run:
         state.images, state.totals = 0, {}
 
     def validate(self, epoch: int, validate: Callable[[Any], Validation]) -> None:
-        """Validates, logs it and saves the best; what was trained is saved first."""
+        """Validates, logs the scores and writes best.pt if they are the best so far."""
+        # First, because a validation can run out of memory, and the epoch would be lost.
         self.save("last.pt")
         if self.board is None:
             return
@@ -203,6 +213,7 @@ class Run:
         self.board.add_image("validation/samples", validation.picture, self.state.step, dataformats="HWC")
         self.log(f"epoch {epoch} validation",
                  {f"validation/{name}": value for name, value in validation.scores.items()})
+        # best.pt is of a finished epoch.
         self.state.epoch, score = epoch, next(iter(validation.scores.values()))
         if score < self.state.best:
             self.state.best = score
@@ -225,26 +236,29 @@ class Run:
         """After a signal to any of the processes: saves, and exits with the code that a shell gives it."""
         if not self.processes.any(bool(signals)):
             return
+        # Terms first: weights after a step that was not finite are not saved.
         self.read_terms()
         self.save("last.pt")
-        # The first to exit ends the others: here all wait until the checkpoint is written.
+        # torchrun ends all processes when the first exits: here they wait until the checkpoint is written.
         self.processes.check_same((self.state.step, checkpoint.fingerprint(self.model)),
                                   "what was trained (step, weights)")
         kept = "saved; the same command goes on from here" if self.config.save_model else "nothing saved"
+        # Where the signal came to another process, this one ends in the same way.
         leave(signals or [signal.SIGTERM], f" after step {self.state.step}: {kept}",
               quiet=not self.processes.first)
 
 
 def moving_average(model: nn.Module, decay: float, state: State) -> AveragedModel:
-    """Exponential moving average of a model's weights; its decay after step s is at most s / (s + 10).
+    """Exponential moving average of a model's weights.
 
-    So early averages forget the initialization."""
+    Its decay after step s is at most s / (s + 10), so that early averages forget the initialization."""
 
     def update(averages: Any, weights: Any, _: Any) -> None:
         torch._foreach_lerp_(averages, weights, 1 - min(decay, state.step / (state.step + 10)))
 
     average = AveragedModel(model, multi_avg_fn=update)
-    average.update_parameters(model)  # the first update copies
+    # AveragedModel copies at its first update, so that the first step is already averaged.
+    average.update_parameters(model)
     return average
 
 
@@ -264,7 +278,7 @@ class Timer:
 
 
 def duration_text(seconds_per_step: float, steps: int) -> str:
-    """A line on how long the steps that remain take, and over a day on what helps."""
+    """A line on how long the remaining steps take; if that is over a day, also on what makes it shorter."""
     seconds = seconds_per_step * steps
     text = f"about {time_text(seconds)} for {steps:,} steps on this machine, without validation"
     if seconds <= DAY:

@@ -27,12 +27,14 @@ def truncated(image: Tensor, gaussian: LowRankGaussian | None, n: int,
               generator: torch.Generator | None = None) -> Tensor:
     """The paper's source: x_0 = sigmoid of n samples of GTR's logits per image (Eq. 3), (b, n, h, w)."""
     assert gaussian is not None  # `over_gtr` is checked where the flow is built
+    # The sigmoid brings logits to [0, 1], where the masks lie: x_0 is already a rough mask.
     return gaussian.sample(n, generator).sigmoid()
 
 
 def standard_normal(image: Tensor, gaussian: LowRankGaussian | None, n: int,
                     generator: torch.Generator | None = None) -> Tensor:
     """x_0 ~ N(0, I), without GTR (Table 4, SFM; CFM): (b, n, h, w)."""
+    # Of the image only the size is used.
     b, _, h, w = image.shape
     return torch.randn(b, n, h, w, device=image.device, generator=generator)
 

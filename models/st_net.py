@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from metadata_manager import FlowConfig
 
+# Of both kinds of attention, as in the released code.
 HEADS, HEAD_WIDTH = 4, 32
 Block = Callable[[int, int], nn.Module]  # (in_channels, out_channels) -> a residual block
 
@@ -27,7 +28,8 @@ def standardize(weight: Tensor, method: str) -> Tensor:
     if method == "none":
         return weight
     variance, mean = torch.var_mean(weight, dim=(1, 2, 3), correction=0, keepdim=True)
-    scale = (variance + 1e-5).rsqrt()  # finite for a filter of equal weights
+    # 1e-5 keeps the scale finite for a filter of equal weights.
+    scale = (variance + 1e-5).rsqrt()
     return (weight - mean) * scale if method == "standard" else (weight - mean) / scale
 
 
@@ -43,7 +45,7 @@ class StandardizedConv2d(nn.Conv2d):
 
 
 class SplitNorm(torch.autograd.Function):
-    """GroupNorm(1) of maps x (b, c, h, w), its moments reduced by all of a GPU; the gradient is torch's."""
+    """GroupNorm(1) of maps x (b, c, h, w) whose mean and variance all of a GPU computes; torch's gradient."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
@@ -55,17 +57,20 @@ class SplitNorm(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         x, mean, rstd, weight = ctx.saved_tensors
         b, c, h, w = x.shape
+        # The operation reads memory in order. 1 is the number of groups.
         of_inputs = torch.ops.aten.native_group_norm_backward(
             grad.contiguous(), x, mean, rstd, weight, b, c, h * w, 1, ctx.needs_input_grad[:3])
+        # eps is a number and has no gradient.
         return *of_inputs, None
 
 
 def normalized(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     """GroupNorm(1) of maps x (b, c, h, w), with their mean and 1 / standard deviation, both (b, 1).
 
-    weight, bias: (c,), or other ones for each map, (b, c)."""
+    weight, bias: (c,), or (b, c) where they differ from map to map."""
     variance, mean = torch.var_mean(x.flatten(1), dim=1, correction=0, keepdim=True)
     rstd = (variance + eps).rsqrt()
+    # (x - mean) * rstd * weight + bias, sorted so that one multiplication and one addition per pixel remain.
     factor = rstd * weight  # (b, c)
     return scaled(x, factor, bias - factor * mean), mean, rstd
 
@@ -78,8 +83,9 @@ def scaled(x: Tensor, factor: Tensor, shift: Tensor) -> Tensor:
 class Norm(nn.GroupNorm):
     """GroupNorm(1), each state's whole map (c, h, w) with one mean and variance, in float32.
 
-    On CUDA torch's kernel reduces a state with a single block of threads, which leaves most of a GPU idle at
-    ST-Net's few large maps: there `SplitNorm` uses all of it. torch.compile fuses torch's own operation."""
+    On CUDA torch's kernel computes the mean of a state with a single block of threads. For ST-Net's few large
+    maps this leaves most of a GPU idle, so `SplitNorm` is used there. Under torch.compile torch's operation
+    stays, because it can be fused with its neighbours."""
 
     def __init__(self, channels: int) -> None:
         super().__init__(1, channels)
@@ -96,6 +102,7 @@ class Norm(nn.GroupNorm):
 
     def split(self, x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
         """The same as `forward`, by `SplitNorm`; without a gradient, in a single pass after the moments."""
+        # Means over a whole map need float32, under autocast, too.
         with torch.autocast(x.device.type, enabled=False):
             x = x.float()
             if torch.is_grad_enabled():
@@ -118,16 +125,17 @@ class Recomputable(nn.Module):
     recompute = False
 
     def __call__(self, *inputs: Tensor) -> Tensor:
+        # Without a gradient nothing is kept, so there is nothing to save.
         if self.recompute and torch.is_grad_enabled():
             return checkpoint(super().__call__, *inputs, use_reentrant=False)
         return super().__call__(*inputs)
 
 
 class ResidualBlock(Recomputable):
-    """(Standardized 3x3 conv, GroupNorm, scale-shift by time for the first, SiLU) twice, plus a 1x1 shortcut.
+    """Twice a standardized 3x3 convolution, GroupNorm and SiLU, plus a 1x1 shortcut.
 
-    method: see `standardize`.
-    Takes x and, on the way up, the skip, joined to it here, so that recomputing need not keep the copy.
+    method: see `standardize`. Called with the time and x, on the way up also with the skip. x and the skip
+    are joined here, so that with recomputing the joined copy need not be kept.
     """
 
     def __init__(self, in_channels: int, out_channels: int, *, time_channels: int, method: str) -> None:
@@ -143,6 +151,7 @@ class ResidualBlock(Recomputable):
     def forward(self, time: Tensor, *joined: Tensor) -> Tensor:
         x = torch.cat(joined, dim=1) if len(joined) > 1 else joined[0]
         scale, shift = self.time(F.silu(time)).chunk(2, dim=1)  # (b, out_channels)
+        # Time scales and shifts the channels once per block, after the first norm.
         y = F.silu(self.norm1(self.conv1(x), scale, shift))
         y = F.silu(self.norm2(self.conv2(y)))
         return y + self.shortcut(x)
@@ -160,7 +169,7 @@ class LinearAttention(Recomputable):
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = _heads(self.to_qkv(self.norm(x)))  # each (b, heads, width, h * w)
-        # k and v first: a width x width matrix per head in place of an h w x h w one.
+        # k and v first: this makes a width x width matrix per head in place of an h w x h w one.
         context = k.softmax(dim=-1) @ v.transpose(-1, -2)  # (b, heads, width, width)
         out = context.transpose(-1, -2) @ (q.softmax(dim=-2) * HEAD_WIDTH**-0.5)
         return x + self.out_norm(self.to_out(out.reshape(len(x), -1, *x.shape[2:])))
@@ -176,7 +185,8 @@ class Attention(Recomputable):
         self.to_out = nn.Conv2d(HEADS * HEAD_WIDTH, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        # Contiguous, as fused kernels ask for: without them the h w x h w products are kept for the gradient.
+        # Fused kernels ask for contiguous inputs. Without such a kernel the h w x h w products are kept for
+        # the gradient.
         q, k, v = (part.transpose(-1, -2).contiguous() for part in _heads(self.to_qkv(self.norm(x))))
         out = F.scaled_dot_product_attention(q, k, v).transpose(-1, -2)  # (b, heads, width, h * w)
         return x + self.to_out(out.reshape(len(x), -1, *x.shape[2:]))
@@ -189,7 +199,7 @@ def _heads(qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 class Resample(nn.Module):
-    """A change of the sides, which is none at the last level, then a convolution."""
+    """A change of the map's size (none at the last level), then a convolution."""
 
     def __init__(self, change: Callable[[Tensor], Tensor], conv: nn.Conv2d) -> None:
         super().__init__()
@@ -200,9 +210,10 @@ class Resample(nn.Module):
 
 
 def downsample(in_channels: int, out_channels: int, last: bool) -> Resample:
-    """Halves each side: 2x2 space-to-depth, 1x1 convolution; the last level keeps its size, a 3x3 one."""
+    """Halves each side: 2x2 space-to-depth, 1x1 convolution. The last level keeps its size: a 3x3 one."""
     if last:
         return Resample(nn.Identity(), nn.Conv2d(in_channels, out_channels, 3, padding=1))
+    # Pixels go into channels, so that nothing is lost before the convolution chooses what to keep.
     return Resample(nn.PixelUnshuffle(2), nn.Conv2d(4 * in_channels, out_channels, 1))
 
 
@@ -253,6 +264,7 @@ class Up(nn.Module):
         self.resample = upsample(in_channels, out_channels, last)
 
     def forward(self, x: Tensor, time: Tensor, skip1: Tensor, skip2: Tensor) -> Tensor:
+        # The skips come in the reverse of the order in which the way down left them.
         x = self.block1(time, x, skip2)
         x = self.attention(self.block2(time, x, skip1))
         return self.resample(x)
@@ -264,9 +276,9 @@ class STNet(nn.Module):
     dim: width of the first level; dim_mults: its multiple per level.
     weight_standardization: see `standardize`.
     time_scale: t in [0, 1] is multiplied by it before the sinusoidal embedding, whose base 10000 is meant for
-    steps counted to 1000; the released code leaves t as it is.
-    recompute: gradient checkpointing; in training keep only the inputs of residual blocks and attentions.
-    image_channels: of the image, and of whatever else the velocity is conditioned on; may be 0.
+    steps counted to 1000. The released code leaves t as it is.
+    recompute: gradient checkpointing: training keeps only the inputs of residual blocks and attentions.
+    image_channels: of all that the velocity is conditioned on, which is the image in ATFM; may be 0.
     """
 
     def __init__(self, dim: int = 128, dim_mults: Sequence[int] = (1, 2, 4),
@@ -276,6 +288,7 @@ class STNet(nn.Module):
         if weight_standardization not in ("standard", "released", "none"):
             raise ValueError(f"weight_standardization={weight_standardization!r}: expected standard, "
                              "released or none")
+        # The embedding of time has dim / 2 frequencies and divides by dim / 2 - 1.
         if dim < 4 or dim % 2:
             raise ValueError(f"dim={dim}: expected an even number of at least 4")
         self.dim, self.time_scale, self.image_channels = dim, time_scale, image_channels
@@ -284,14 +297,17 @@ class STNet(nn.Module):
         levels = list(pairwise([dim, *(dim * mult for mult in dim_mults)]))  # (channels in, channels out)
         deepest = len(levels) - 1
 
+        # Image and state enter together, as channels of one map.
         self.stem = nn.Conv2d(image_channels + 1, dim, 1)
         self.time_mlp = nn.Sequential(nn.Linear(dim, time_channels), nn.GELU(),
                                       nn.Linear(time_channels, time_channels))
         self.downs = nn.ModuleList(Down(above, below, block, last=i == deepest)
                                    for i, (above, below) in enumerate(levels))
         self.middle = Middle(levels[-1][1], block)
+        # Levels are reversed here, so that `last` is the finest one, which has reached the full size.
         self.ups = nn.ModuleList(Up(below, above, block, last=i == deepest)
                                  for i, (above, below) in enumerate(reversed(levels)))
+        # It also takes the stem's output, a skip around all levels.
         self.final_block = block(2 * dim, dim)
         self.final_conv = nn.Conv2d(dim, 1, 1)
         for module in self.modules():
@@ -309,6 +325,7 @@ class STNet(nn.Module):
 
         Raises ValueError for other shapes, or if h or w is no multiple of 2 ** (levels - 1).
         """
+        # All levels but the last halve the sides, and the way up has to come back to the same size.
         factor = 2 ** (len(self.downs) - 1)
         b, _, h, w = x_t.shape if x_t.ndim == 4 else (0, 0, 0, 0)
         fits = (x_t.shape == (b, 1, h, w) and t.shape == (b,)
@@ -320,7 +337,7 @@ class STNet(nn.Module):
         time = self.time_mlp(time_embedding(t * self.time_scale, self.dim))  # (b, 4 dim)
         stem = self.stem(torch.cat([image, x_t], dim=1))  # (b, dim, h, w)
         x, skips = stem, []
-        # Each level leaves two skips, which its counterpart on the way up takes: the last level's first.
+        # Each level leaves two skips for its counterpart on the way up, which starts with the last level's.
         for down in self.downs:
             x, *level_skips = down(x, time)
             skips.append(level_skips)
@@ -336,19 +353,21 @@ class STNet(nn.Module):
         for module in net.modules():
             if isinstance(module, StandardizedConv2d):
                 module.weight.copy_(standardize(module.weight, module.method))
+                # Else the next call would standardize it again.
                 module.method = "none"
         return net
 
 
 def time_embedding(t: Tensor, dim: int) -> Tensor:
     """Sinusoidal embedding with base 10000: (b,) -> (b, dim)."""
+    # From 1 down to 1/10000 in equal ratios (arXiv 1706.03762, Sec. 3.5).
     frequencies = torch.exp(torch.arange(dim // 2, device=t.device) * (-math.log(10000) / (dim // 2 - 1)))
     angles = t.float()[:, None] * frequencies
     return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
-# Networks of the flow: (settings, channels of the condition) -> a module with `image_channels`, called as
-# STNet is and copied for sampling by its `with_fixed_weights`. One that is added is one entry here.
+# Networks of the flow: (settings, channels of the condition) -> a module that is called as STNet is, with the
+# attribute `image_channels` and the method `with_fixed_weights`. A network that is added is one entry here.
 NETWORKS: dict[str, Callable[[FlowConfig, int], nn.Module]] = {"st-net": STNet.of}
 
 

@@ -39,9 +39,8 @@ Sampler = Callable[..., Tensor]
 class System:
     """A trained system with its way of sampling, a row of the test's table.
 
-    sample(image (b, c, h, w), n, generator=None) -> probabilities (b, n, h, w). nfe: network
-    evaluations per sample. parameters: of all its networks. checkpoints: the files it is made of, the flow's
-    last."""
+    sample(image (b, c, h, w), n, generator=None) -> probabilities (b, n, h, w). nfe: network evaluations per
+    sample. parameters: how many all its networks have. checkpoints: its files, the flow's last."""
 
     label: str
     method: str
@@ -50,13 +49,13 @@ class System:
     parameters: int
     checkpoints: tuple[str, ...]
     trained_on: TrainedOn
-    weights: str | None  # a fingerprint of all of them
-    alpha: float | None = None  # of --alphas
+    weights: str | None  # a fingerprint of all its networks
+    alpha: float | None = None  # which of --alphas
     solver: str | None = None
     steps: int | None = None
     precision: str = "float32"  # of its networks
-    preset: str = "paper"  # that it was trained under; custom: with other choices
-    training: dict[str, dict[str, Any]] = field(default_factory=dict)  # stage -> its whole configuration
+    preset: str = "paper"  # under which it was trained; custom: with other choices
+    training: dict[str, dict[str, Any]] = field(default_factory=dict)  # stage -> all its settings
 
 
 @dataclass(frozen=True)
@@ -72,6 +71,7 @@ class RowOfMethod:
 
         Raises ValueError, naming the flag, for another name."""
         known = ("act-gtr", *CONTROLS, *METHODS)
+        # The test's preset holds for a name that does not end in one.
         for ending in PRESETS:
             if name not in known and name.endswith(f"-{ending}"):
                 name, preset = name.removesuffix(f"-{ending}"), ending
@@ -81,7 +81,7 @@ class RowOfMethod:
         return cls(name, preset)
 
     def label(self, trained_as: str) -> str:
-        """The row's name: paper's settings are not said, others are."""
+        """The row's name: with the preset in brackets, unless it is the paper's."""
         return self.method if trained_as == "paper" else f"{self.method} ({trained_as})"
 
 
@@ -89,9 +89,10 @@ def load_systems(config: EvaluationConfig, metadata: Metadata, run: RunConfig, d
                  control: Callable[[str, Sampler], Sampler], test: Images | None = None) -> list[System]:
     """The systems that the flags of a test name, ready to sample on a device.
 
-    control(method, sample): the sampler of one of CONTROLS, from GTR's. test: the images to be tested on;
-    None: the user's own images, which are resized. Raises ValueError for a system that was trained on one of
-    the images to be tested on or on their patients, or on images of another size."""
+    control(method, sample): the sampler of one of CONTROLS, made from GTR's. test: the images to be tested
+    on; None: the user's images, which are resized. Raises ValueError for a system that was trained on images
+    to be tested on or on their patients, or on images of another size."""
+    # Flags are checked before the first checkpoint is read.
     rows = [RowOfMethod.of(name, run.preset) for name in config.methods]
     check_flags(config, [row.method for row in rows])
     check_checkpoint_flags(config, metadata, rows)
@@ -103,6 +104,7 @@ def load_systems(config: EvaluationConfig, metadata: Metadata, run: RunConfig, d
             continue
         for alpha in config.alphas if config.alphas and row.method in FLOWS else (None,):
             systems += trained_systems(row, alpha, checkpoints)
+    # Results are stored by label, so that two systems may not share one.
     labels = [system.label for system in systems]
     twice = sorted({name for name in labels if labels.count(name) > 1})
     if twice:
@@ -134,6 +136,7 @@ class Checkpoints:
                 gtr = released_gtr(path, experiment(self.metadata.what, preset).gtr, self.metadata)
             else:
                 gtr = load_gtr(path, self.metadata, same_size=self.test is not None)
+            # GTR saw its training images' masks: a test on them would be too good, with any flow after it.
             refuse_overlap(gtr.trained_on, self.test, self.config.allow_overlap)
             self.gtrs[preset] = gtr.to(self.device)
         return self.gtrs[preset]
@@ -141,11 +144,13 @@ class Checkpoints:
     def system(self, row: RowOfMethod, alpha: float | None) -> ATFM | Baseline:
         """A system of step 2, on the device; alpha: of one of several flows."""
         path = self.find(self.config.prior, stage_folder(row.method, row.preset, alpha))
+        # The user's images are resized, so that any size will do. GTR is loaded only where a system needs it.
         same_size, gtr = self.test is not None, partial(self.gtr, row.preset)
         system: ATFM | Baseline
         if self.config.released_checkpoint and row.method in BASELINES:
             raise ValueError(f"--released_checkpoint True: not for {row.method}, only for GTR and the flows")
         if self.config.released_checkpoint:
+            # The authors' files have weights only; the settings are those of the preset.
             settings = experiment(self.metadata.what, row.preset, row.method).flow
             system = released_flow(path, flow_of(settings, gtr, self.metadata), self.metadata)
         elif row.method in BASELINES:
@@ -173,10 +178,12 @@ def trained_systems(row: RowOfMethod, alpha: float | None, checkpoints: Checkpoi
     """A system of step 2, once for each way of sampling that the test asks for."""
     config, device = checkpoints.config, checkpoints.device
     system = checkpoints.system(row, alpha)
+    # In the order of training: the last part is the system of this row.
     parts = {} if system.gtr is None else {"GTR": system.gtr.trained_on}
     parts[row.method] = trained_on = system.trained_on
     name, weights = row.label(trained_on.preset), checkpoint.fingerprint(system)
     amp = in_bfloat16(config.amp, device)
+    # Baselines compute in float32, whatever --amp says.
     return [System(label(name, config, alpha, way), row.method, sample, system.nfe(**way), size(system),
                    tuple(str(part.path) for part in parts.values()), trained_on, weights, alpha, **way,
                    precision=precision_of(device, checkpoints.run, amp and row.method in FLOWS),
@@ -192,7 +199,8 @@ def size(module: nn.Module) -> int:
 
 def ways_to_sample(system: ATFM | Baseline, config: EvaluationConfig, amp: bool
                    ) -> Iterator[tuple[dict[str, Any], Sampler]]:
-    """The settings of sampling that a test asks for, each with its sample function; amp: of a flow."""
+    """The ways of sampling that a test asks for, each with its sample function; amp: of a flow's net."""
+    # None: the system does not sample in steps.
     numbers: tuple[int | None, ...] = (None,) if system.steps is None else config.steps or (system.steps,)
     if isinstance(system, Baseline):
         for steps in numbers:
@@ -200,6 +208,7 @@ def ways_to_sample(system: ATFM | Baseline, config: EvaluationConfig, amp: bool
                 raise ValueError(f"--steps {steps}: {type(system).__name__} has {system.most_steps} at most")
             yield {"steps": steps}, partial(system.sample, steps=steps, batch_size=config.batch_size)
         return
+    # One copy for all ways: it is compiled once.
     fast = system.for_sampling(amp, config.channels_last, config.compile)
     for solver, steps in product(config.solver or (system.objective.solver,), numbers):
         way: dict[str, Any] = {"solver": solver, "steps": steps}
@@ -210,9 +219,11 @@ def check_flags(config: EvaluationConfig, methods: Sequence[str]) -> None:
     """Raises ValueError for a flag of a test that none of its systems has."""
     flows = [method for method in methods if method in FLOWS]
     stepwise = [method for method in methods if issubclass(CLASSES.get(method, Baseline), Stepwise)]
+    # A flag that does nothing would leave someone believing that it did.
     without_effect = [] if flows else ["solver", "amp", "channels_last", "compile", "alphas"]
     without_effect += [] if flows or stepwise else ["steps"]
     for name in without_effect:
+        # "auto" is the default of --amp, "False" what the baselines do anyway.
         if getattr(config, name) and getattr(config, name) not in ("auto", "False"):
             raise ValueError(f"--{name}: none of --methods {' '.join(config.methods)} has it; leave it out")
 

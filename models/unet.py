@@ -16,6 +16,7 @@ class ConvBlock(nn.Sequential):
         layers: list[nn.Module] = []
         for i in range(convs):
             layers.append(nn.Conv2d(in_channels if i == 0 else out_channels, out_channels, 3, padding=1))
+            # In place: the gradient of ReLU needs its output only, so that one map less is kept.
             layers.append(nn.ReLU(inplace=True))
         super().__init__(*layers)
 
@@ -49,7 +50,7 @@ class UNet(nn.Module):
         for below, filters in zip(reversed(num_filters[1:]), reversed(num_filters[:-1])):
             self.ups.append(nn.ConvTranspose2d(below, filters, 2, stride=2) if up == "transposed"
                             else Bilinear())
-            # Bilinear upsampling keeps the channels of the level below.
+            # Bilinear upsampling keeps the channels of the level below; the block has to take them.
             upsampled = filters if up == "transposed" else below
             self.up_blocks.append(ConvBlock(upsampled + filters, filters, convs))
 
@@ -58,6 +59,7 @@ class UNet(nn.Module):
 
     def ascend(self, maps: Sequence[Tensor]) -> Tensor:
         """The features Z of the maps that `descend` gives, from the coarsest up."""
+        # Every map but the coarsest is a skip; the coarsest of the skips is taken first.
         x, skips = maps[-1], list(maps[:-1])
         for up, block in zip(self.ups, self.up_blocks):
             x = block(torch.cat([up(x), skips.pop()], dim=1))
@@ -68,11 +70,13 @@ def descend(image: Tensor, blocks: nn.ModuleList, pool: Callable[..., Tensor]) -
     """The maps of a U-Net's levels on the way down, the finest first: (b, filters[i], h / 2^i, w / 2^i).
 
     Raises ValueError if h or w is no multiple of 2 ** (levels - 1)."""
+    # Pooling would drop an odd last row, and the way up would then not fit the skips.
     factor = 2 ** (len(blocks) - 1)
     if image.shape[-2] % factor or image.shape[-1] % factor:
         raise ValueError(f"image of {tuple(image.shape[-2:])} pixels: with {len(blocks)} levels each side "
                          f"must be a multiple of {factor}; choose fewer levels (--num_filters of GTR, "
                          "--dim_mults of the others), or --crop")
+    # The first level sees the image at full size.
     maps: list[Tensor] = []
     for block in blocks:
         maps.append(block(pool(maps[-1], 2) if maps else image))

@@ -1,4 +1,4 @@
-"""The systems that the papers compare with, on shared parts, one file each: citation, loss, deviations."""
+"""The systems that the papers compare with, a file each: its first lines are citation, loss, deviations."""
 
 from dataclasses import fields
 from pkgutil import resolve_name
@@ -6,6 +6,7 @@ from pkgutil import resolve_name
 from metadata_manager import BASELINES, FlowConfig
 from models.baselines.baseline import Baseline
 
+# metadata_manager has the names as text only, because it imports nothing of this project.
 CLASSES: dict[str, type[Baseline]] = {
     method: resolve_name(f"models.baselines.{name}") for method, (name, _) in BASELINES.items()}
 
@@ -17,7 +18,8 @@ def baseline(method: str, channels: int, config: FlowConfig) -> Baseline:
     kind = CLASSES[method]
     for setting in fields(FlowConfig):
         value = getattr(config, setting.name)
-        # "False" is of --amp: these systems are in float32 anyway.
+        # A flag that does nothing would leave someone believing that it did. "False" is --amp's, which is
+        # allowed because these systems compute in float32 anyway.
         if setting.name not in kind.settings and value != setting.default and value != "False":
             flag = (setting.metadata["flags"] or (f"--{setting.name}",))[-1]
             raise ValueError(f"{flag} {value}: {method} has no such part; leave it out")

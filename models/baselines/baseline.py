@@ -12,8 +12,10 @@ from metadata_manager import FlowConfig, OptimizerConfig
 from models.chunks import STATES_ON_CPU, Chunks
 from models.gtr import TrainedOn
 
-STATES_ON_GPU = 16  # estimated, not measured: about 10 GiB for 256x256 pixels at dim 256
-# What all take of a FlowConfig; none uses `gtr`, but so a loop over methods may pass --gtr to them all.
+# Estimated, not measured: about 10 GiB for 256x256 pixels at dim 256.
+STATES_ON_GPU = 16
+# The settings of a FlowConfig that every baseline takes. None uses `gtr`: it is here so that a loop over
+# methods may pass --gtr to all of them.
 SETTINGS = {"method", "gtr", "num_epochs", "batch_size", "experts", "dim", "dim_mults",
             *(setting.name for setting in fields(OptimizerConfig))}
 
@@ -21,20 +23,21 @@ SETTINGS = {"method", "gtr", "num_epochs", "batch_size", "experts", "dim", "dim_
 class Baseline(nn.Module):
     """A system that is trained in one stage: `losses` for the training loop, `sample` for tests.
 
-    A subclass takes the image's channels and a FlowConfig, and keyword arguments with its paper's values: to
-    change one, edit it there. A checkpoint does not keep them, it is loaded with what is there then.
+    A subclass takes the image's channels, a FlowConfig, and keyword arguments whose defaults are its paper's
+    values. To change one, edit the default. Checkpoints do not keep these values: after an edit, an older
+    checkpoint is loaded with the new one.
 
-    losses(image (b, c, h, w) in [0, 1], masks (b, k, h, w) of 0/1), and style (b, k) where it `needs_style`:
-    yields the pieces of a batch's loss, dicts of "loss", for backward(), and of terms to log, all scalars
-    whose sums are the batch's means. `OneShot` and `Stepwise` have the rest but for `draw`."""
+    losses(image (b, c, h, w) in [0, 1], masks (b, k, h, w) of 0/1; style (b, k) if `needs_style`) yields a
+    batch's loss in pieces. A piece is a dict of "loss", for backward(), and of terms to log, all scalars.
+    Their sums over the pieces are the batch's means. `OneShot` and `Stepwise` have all else but `draw`."""
 
     losses: Callable[..., Iterator[dict[str, Tensor]]]
     gtr = None
     per_annotator_loss = True  # whether the loss of an annotator's mask does not depend on the others' masks
     needs_style = False  # whether `losses` takes the experts' styles (b, k) too
     settings = SETTINGS  # what it takes of a FlowConfig
-    steps: int | None = None  # of a sample, where there are any,
-    most_steps = math.inf  # and how many it can take
+    steps: int | None = None  # of a sample, unless told otherwise; None: it does not sample in steps
+    most_steps = math.inf  # that a sample can take
     trained_on: TrainedOn  # set where a checkpoint is loaded
 
     def __init__(self, channels: int, config: FlowConfig) -> None:

@@ -29,7 +29,8 @@ from models.st_net import STNet
 class CIMD(Diffusion):
     """latents: numbers in e (as in Prob. U-Net). T: noise levels, and steps of a sample (the original: 1000).
 
-    beta: of the KL; about Prob. U-Net's 10 over the 128 x 128 pixels that its other term sums."""
+    beta: weight of the KL, about Prob. U-Net's 10 divided by 128 x 128: its other term sums over pixels, this
+    one's is their mean."""
 
     def __init__(self, channels: int, config: FlowConfig, *, T: int = 1000, latents: int = 6,
                  beta: float = 1e-3) -> None:
@@ -41,7 +42,8 @@ class CIMD(Diffusion):
         self.beta = beta
 
     def terms(self, image: Tensor, y: Tensor) -> dict[str, Tensor]:
-        """loss, MSE and KL, the sum over latents, a mean over images."""
+        """loss, MSE and KL; the KL is summed over latents, and its mean taken over images."""
+        # The posterior sees the mask, as -1 / 1, and only in training.
         p, q = self.prior(image), self.posterior(torch.cat([image, 2 * y - 1], dim=1))
         t, z = self.draw_levels(len(y)), torch.randn_like(y)
         to_t = self.at(t)
@@ -52,6 +54,7 @@ class CIMD(Diffusion):
 
     def draw(self, image: Tensor, n: int, steps: int, in_chunks: Callable[..., Tensor],
              generator: torch.Generator | None) -> Tensor:
+        # One latent per sample, for all its steps: it says which of the experts' opinions this sample has.
         p = self.prior(image)
         mean, std = p.mean.repeat_interleave(n, dim=0), p.std.repeat_interleave(n, dim=0)
         e = mean + std * normal_like(mean, generator)
@@ -60,6 +63,8 @@ class CIMD(Diffusion):
         for t, s in pairwise(self.levels(steps)):
             to_t, to_s = self.alpha_bar[t], self.alpha_bar[s]
             z = in_chunks(self.net, x, x.new_full((len(x),), t / self.T), condition)
+            # x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) z, solved for x_0.
             x_0 = ((x - (1 - to_t).sqrt() * z) / to_t.sqrt()).clamp(-1, 1)
             x = gaussian_step(x, x_0, to_t, to_s, normal_like(x, generator))
+        # From -1 / 1 to a probability.
         return (x_0 + 1) / 2

@@ -20,7 +20,8 @@ from models.baselines.ssn import SSN
 from models.flow import check_masks, one_expert
 from models.gtr import LowRankGaussian, monte_carlo_nll
 
-STYLES = 3  # f, m, p of ISIC3's file names
+# f, m and p in the names of ISIC3's files.
+STYLES = 3
 
 
 class ConditionedSSN(SSN):
@@ -36,6 +37,7 @@ class ConditionedSSN(SSN):
                ) -> Iterator[dict[str, Tensor]]:
         """As SSN's, with the style (b, k) of 0, 1, 2 of each mask."""
         targets, style = targets_with_style(self, image, masks, style)
+        # The U-Net sees each image once; the style comes in after it, once per mask.
         features = self.net.unet(image)[rows_of(image, targets.shape[1])]
         logits = self.gaussian(features, style.flatten()).rsample(self.mc_samples, antithetic=True)
         yield {"loss": monte_carlo_nll(logits, targets.flatten(0, 1))}
@@ -48,7 +50,8 @@ class ConditionedSSN(SSN):
              generator: torch.Generator | None) -> Tensor:
         styles, rows = random_styles(image, n, generator)
         gaussian = self.gaussian(self.net.unet(image)[rows_of(image, STYLES)], styles)  # b * 3 rows
-        samples = gaussian.sample(n, generator)  # (b * 3, n, h, w), of which one in three is taken
+        # n samples of every style, of which one in three is taken: heads for each sample would cost more.
+        samples = gaussian.sample(n, generator)  # (b * 3, n, h, w)
         return samples[rows.view(-1, n), torch.arange(n, device=image.device)].flatten(0, 1)
 
 
@@ -68,6 +71,7 @@ class ConditionedProbUNet(ProbUNet):
         yield self.elbo(image, targets, self.prior(condition), condition)
 
     def prior_of_samples(self, image: Tensor, n: int, generator: torch.Generator | None) -> DiagonalGaussian:
+        # Three passes of the prior per image, whatever n is.
         styles, rows = random_styles(image, n, generator)
         return self.prior(with_style(image[rows_of(image, STYLES)], styles)).rows(rows)
 
@@ -83,14 +87,14 @@ def targets_with_style(system: OneShot, image: Tensor, masks: Tensor, style: Ten
                          "ISIC3 has")
     if system.experts == "all":
         return masks, style
-    # An expert's number in place of its mask, so that the random one is the same for masks and styles.
+    # Experts' numbers stand in for their masks, so that mask and style are of the same random expert.
     experts = torch.arange(masks.shape[1], device=masks.device).expand(masks.shape[:2])
     chosen = one_expert(experts)
     return masks.take_along_dim(chosen[..., None, None], 1), style.take_along_dim(chosen, 1)
 
 
 def random_styles(image: Tensor, n: int, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
-    """Every style of every image, (b * 3,), and the row of it that each of b * n samples has, at random."""
+    """The three styles of every image, (b * 3,), and for b * n samples a random row of their image's."""
     b = len(image)
     styles = torch.arange(STYLES, device=image.device).repeat(b)
     chosen = torch.randint(STYLES, (b * n,), device=image.device, generator=generator)

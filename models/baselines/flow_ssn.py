@@ -39,8 +39,10 @@ class FlowSSN(Stepwise):
 
     def terms(self, image: Tensor, y: Tensor) -> dict[str, Tensor]:
         """loss and CE, the same number."""
+        # The noise is added to mu, not drawn around a constant: gradients reach mu through x_0 (one stage).
         mu, t = self.mean(image), torch.rand(len(y), device=y.device)
         x_t = linear_path(mu + torch.randn_like(mu), y, t).x_t
+        # The net predicts the mask, not the velocity. It sees none of the image's channels.
         loss = F.binary_cross_entropy_with_logits(self.net(x_t, t, image[:, :0]), y)
         return {"loss": loss, "CE": loss}
 
@@ -48,9 +50,11 @@ class FlowSSN(Stepwise):
              generator: torch.Generator | None) -> Tensor:
         mu = self.mean(image).repeat_interleave(n, dim=0)  # (b * n, 1, h, w)
         x_0 = mu + normal_like(mu, generator)
-        no_image = mu[:, :0]  # the tiny net does not see it
+        # The image has done its part in mu: the tiny net gets zero channels of it.
+        no_image = mu[:, :0]
 
         def velocity(x: Tensor, t: float) -> Tensor:
             return in_chunks(self.net, x, x.new_full((len(x),), t), no_image).sigmoid() - x_0
 
+        # Clamped for rounding only: what Euler ends at is a mean of sigmoids.
         return euler(velocity, x_0, steps).clamp(0, 1)

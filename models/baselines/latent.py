@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from models.unet import ConvBlock, descend
 
-MIN_STD = 1e-3  # keeps the divergence finite
+# Keeps the KL finite.
+MIN_STD = 1e-3
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,7 @@ class DiagonalGaussian:
     @classmethod
     def of(cls, parameters: Tensor) -> "DiagonalGaussian":
         """From a network's output (m, 2 l, ...): the mean, then standard deviations before softplus."""
+        # softplus, because exp overflows at larger learning rates.
         mean, raw = parameters.chunk(2, dim=1)
         return cls(mean, F.softplus(raw) + MIN_STD)
 
@@ -35,11 +37,12 @@ class DiagonalGaussian:
         return self.at(torch.randn_like(self.mean))
 
     def rows(self, index: Tensor) -> "DiagonalGaussian":
-        """Those of the rows (m',) of indices."""
+        """The Gaussians of the rows `index` (m',)."""
         return DiagonalGaussian(self.mean[index], self.std[index])
 
     def kl(self, other: "DiagonalGaussian") -> Tensor:
         """KL(self, other) in nats, summed over all but the rows: (m,)."""
+        # Per dimension (ratio^2 + shift^2 - 1) / 2 - log ratio.
         ratio = self.std / other.std
         shift = (self.mean - other.mean) / other.std
         return ((ratio.square() + shift.square() - 1) / 2 - ratio.log()).flatten(1).sum(1)
@@ -56,6 +59,7 @@ class Encoder(nn.Module):
 
     def forward(self, x: Tensor) -> DiagonalGaussian:
         """x (m, in_channels, h, w) -> Gaussian with mean and std (m, latents)."""
+        # The average over all pixels makes z independent of the image's size.
         deepest = descend(x, self.blocks, F.avg_pool2d)[-1]
         return DiagonalGaussian.of(self.parameters_of_z(deepest.mean((2, 3))))
 

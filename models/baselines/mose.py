@@ -1,6 +1,6 @@
 """MoSE, a mixture of stochastic experts (Gao et al. 2023, arXiv 2212.07328).
 
-    y ~ sum_e gate_e(x) f(x, z),  z ~ N(mu_e, sigma_e^2)
+    y ~ f(x, z),  z ~ N(mu_e, sigma_e^2) with probability gate_e(x)
     L = sum_ij P_ij (1 - IoU(s_i, y_j)) + weight KL(P's mass of each component, gate(x))
 
 s_i are samples of every component, y_j the experts' masks. P couples them: y_j gives away mass 1/k, s_i takes
@@ -8,10 +8,11 @@ at most gamma, the cheapest pairs come first. The mixture's experts are `compone
 annotators.
 Deviations: widths are `--dim` times `--dim_mults`; GroupNorm of the features instead of batch norm. Gamma
 stays 1/2 (original: 1 later in training). The components' first means, from -1 to 1, the first influence of z
-and the weight of the gate's term are ours. Samples count equally, drawn by the gate (original: or weighted by
-it). The optimizer is the project's (original: Adam 1e-3, halved on a plateau).
-Meant for `--experts all`: with one mask per step P couples the samples to that one. The IoU's best
-compromise between masks in two places is their union; on a toy set 1 of 3 runs came to sample both masks."""
+and the weight of the gate's term are ours. Samples are drawn by the gate and count equally (original: so, or
+weighted by the gate). The optimizer is the project's (original: Adam 1e-3, halved on a plateau).
+Meant for `--experts all`: with one mask per step, P couples all samples to that mask. Where experts mark two
+places, the union of both is a compromise that IoU rewards: on a toy set only 1 of 3 runs sampled both masks.
+"""
 
 import math
 from collections.abc import Callable, Iterator
@@ -23,8 +24,10 @@ from metadata_manager import FlowConfig
 from models.baselines.one_shot import OneShot, he_normal, rows_of
 from models.unet import UNet, descend
 
-ENOUGH = 1e-6  # mass that counts as none
-INFLUENCE = 10.0  # of z on features of standard deviation 1, at first; with 1 the components stay alike
+# Mass below this is rounding and counts as none.
+ENOUGH = 1e-6
+# How strongly z first acts on features of standard deviation 1. At 1 the components stay alike.
+INFLUENCE = 10.0
 
 
 class MoSE(OneShot):
@@ -52,9 +55,10 @@ class MoSE(OneShot):
         nn.init.normal_(self.shift.weight, std=INFLUENCE)
 
     def losses(self, image: Tensor, masks: Tensor) -> Iterator[dict[str, Tensor]]:
-        """L and its two terms, means over the batch, at once; see `OneShot.targets`."""
+        """L and its two terms, means over the batch, in one piece; see `OneShot.targets`."""
         targets = self.targets(image, masks)
         features, log_gate = self.features(image)
+        # All components are sampled, not those that the gate draws, so that each can be taught by some mask.
         component = torch.arange(len(self.mean), device=image.device)
         component = component.repeat_interleave(self.component_samples)
         component = component.repeat(len(image))  # (b * m,), m = components * component_samples
@@ -62,9 +66,10 @@ class MoSE(OneShot):
         rows = rows_of(image, len(self.mean) * self.component_samples)
         samples = self.decode(features[rows], component, noise).sigmoid().unflatten(0, (len(image), -1))
         cost = 1 - soft_iou(samples[:, :, None], targets[:, None])  # (b, m, j)
+        # The coupling is chosen, not learned: gradients go through the cost alone.
         coupling = greedy_coupling(cost.detach(), self.gamma)
         transport = (coupling * cost).sum((1, 2)).mean()
-        # The gate learns how much of the masks each component explains.
+        # The gate learns how much of the masks' mass each component takes.
         mass = coupling.sum(2).unflatten(1, (-1, self.component_samples)).sum(2)  # (b, components)
         kl = (torch.xlogy(mass, mass) - mass * log_gate).sum(1).mean()
         yield {"loss": transport + self.gate_weight * kl, "transport": transport.detach(), "KL": kl.detach()}
@@ -88,7 +93,7 @@ class MoSE(OneShot):
 
 
 def soft_iou(predicted: Tensor, mask: Tensor) -> Tensor:
-    """Of maps (..., h, w) in [0, 1]: (...). One is added to both parts, so that two empty maps score 1."""
+    """IoU of maps (..., h, w) in [0, 1]: (...). With 1 added to both parts, two empty maps score 1."""
     overlap = (predicted * mask).sum((-2, -1))
     return (overlap + 1) / (predicted.sum((-2, -1)) + mask.sum((-2, -1)) - overlap + 1)
 
@@ -97,14 +102,15 @@ def greedy_coupling(cost: Tensor, gamma: float) -> Tensor:
     """Mass P (b, m, j) between m samples and j masks, by costs (b, m, j).
 
     Columns sum to 1 / j, rows to at most gamma. The cheapest pair with mass left gets all it can, then the
-    next. With gamma >= 1 every mask takes its nearest sample, which is optimal; below, it need not be.
+    next. With gamma >= 1 every mask takes its nearest sample, which is optimal; with less, P need not be.
     Raises ValueError if m samples cannot take mass 1."""
     b, m, j = cost.shape
     if gamma * m < 1:
         raise ValueError(f"gamma={gamma} for {m} samples: expected gamma * samples of at least 1")
     rows, columns = cost.new_full((b, m), gamma), cost.new_full((b, j), 1 / j)
     coupling, image = torch.zeros_like(cost), torch.arange(b, device=cost.device)
-    for _ in range(j + int(1 / gamma)):  # every time a mask or a sample is done with
+    # Each time round, a mask or a sample is used up: j masks, and as many samples as mass 1 can fill.
+    for _ in range(j + int(1 / gamma)):
         done = (rows < ENOUGH)[:, :, None] | (columns < ENOUGH)[:, None]
         pair = cost.masked_fill(done, math.inf).flatten(1).argmin(1)
         row, column = pair // j, pair % j

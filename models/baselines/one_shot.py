@@ -13,7 +13,7 @@ from models.flow import check_masks, one_expert
 class OneShot(Baseline):
     """The checks and the settings of such a system; a subclass has `losses` and `draw`.
 
-    config: its dim and dim_mults give the filters of the U-Net's levels, its experts the masks of a step."""
+    config: dim and dim_mults give the filters of the U-Net's levels, experts the masks of a step."""
 
     def __init__(self, channels: int, config: FlowConfig) -> None:
         super().__init__(channels, config)
@@ -21,7 +21,7 @@ class OneShot(Baseline):
         self.experts = config.experts
 
     def targets(self, image: Tensor, masks: Tensor) -> Tensor:
-        """The masks that a step learns from, (b, j, h, w) of (b, k, h, w): all, or one random expert's."""
+        """The masks that a step learns from: of (b, k, h, w) all, or a random expert's, (b, 1, h, w)."""
         check_masks(image, masks)
         return one_expert(masks) if self.experts == "one" else masks
 
@@ -35,6 +35,7 @@ class OneShot(Baseline):
         if steps not in (None, 1) or min(n, 1 if batch_size is None else batch_size) < 1:
             raise ValueError(f"steps={steps}, n={n}, batch_size={batch_size}: expected one step (this system "
                              "has no solver), and the numbers to be at least 1")
+        # `draw` makes all random numbers at once, so that samples do not depend on batch_size.
         logits = self.draw(image, n, self.parts(image, batch_size), generator)
         return logits.view(len(image), n, *image.shape[2:]).sigmoid()
 
@@ -54,6 +55,6 @@ def rows_of(image: Tensor, n: int) -> Tensor:
 def he_normal(module: nn.Module) -> None:
     """He's initialization of a convolution, for `Module.apply`.
 
-    With torch's default, activations shrink from layer to layer, and latents have no influence at first."""
+    With torch's default, activations shrink from layer to layer, and a latent hardly changes the output."""
     if isinstance(module, nn.Conv2d):
         nn.init.kaiming_normal_(module.weight, nonlinearity="relu")

@@ -2,8 +2,8 @@
 
     L = sum_l [ sum over pixels of cross-entropy(y, a_l) + 4^l KL(q(z_l | z_>l, x, y), p(z_l | z_>l, x)) ]
 
-Level l = 0 is the finest. a_l are the logits of level l and of all coarser ones, enlarged and added up; a
-sample is a_0.
+Level l = 0 is the finest. a_l is the sum of the logits of level l and of all coarser ones, enlarged. A sample
+is a_0.
 Deviations: GroupNorm of one group instead of batch norm, as the project's loop has one mode. A resolution
 per entry of `--dim_mults` (original: 7, of 32, 64, 128, 192, 192, 192, 192 filters); 5 latent levels as in
 the original, or as many as there are resolutions. A latent is enlarged to its level's size in one bilinear
@@ -34,9 +34,9 @@ class NormBlock(nn.Sequential):
 
 
 class Ladder(nn.Module):
-    """p(z_l | z_>l, x), or with a mask beside the image the posterior: an encoder and a head per level.
+    """The prior p(z_l | z_>l, x), or the posterior, if it sees a mask, too: an encoder and a head per level.
 
-    Levels are counted from the coarsest here, 0."""
+    Here level 0 is the coarsest."""
 
     def __init__(self, in_channels: int, filters: Sequence[int], levels: int, latents: int) -> None:
         super().__init__()
@@ -52,7 +52,8 @@ class Ladder(nn.Module):
         return descend(image, self.blocks, F.avg_pool2d)[::-1]
 
     def gaussian(self, level: int, maps: Sequence[Tensor], latents: Sequence[Tensor]) -> DiagonalGaussian:
-        """Of z (m, latents, h', w') at a level, given the coarser z, of which it sees the last."""
+        """The Gaussian of z (m, latents, h', w') at a level, given the coarser z."""
+        # It sees the last of them only, and none at the coarsest level.
         joined = torch.cat([maps[level], *(enlarge(z, 2) for z in latents[-1:])], dim=1)
         return DiagonalGaussian.of(self.heads[level](joined))
 
@@ -77,6 +78,7 @@ class Likelihood(nn.Module):
             if level:
                 y = self.rise[level](enlarge(latents[level], self.enlarged))
                 x = self.join[level - 1](torch.cat([enlarge(x, 2), y], dim=1))
+            # At full size, so that logits of different levels can be added up.
             logits.append(enlarge(head(x), 2 ** (len(self.heads) - 1 - level)))
         return torch.cat(logits, dim=1).cumsum(1)
 
@@ -96,7 +98,7 @@ class PHiSeg(OneShot):
         self.likelihood = Likelihood(self.filters[:self.levels], 2 ** (resolutions - self.levels), latents)
 
     def losses(self, image: Tensor, masks: Tensor) -> Iterator[dict[str, Tensor]]:
-        """L and its two terms, means over the batch, at once; see `OneShot.targets`."""
+        """L and its two terms, means over the batch, in one piece; see `OneShot.targets`."""
         targets = self.targets(image, masks)
         rows, y = rows_of(image, targets.shape[1]), targets.flatten(0, 1)[:, None]  # (b * j, 1, h, w)
         of_prior = [level_map[rows] for level_map in self.prior.maps(image)]
@@ -108,8 +110,10 @@ class PHiSeg(OneShot):
             # 4^l, where l counts from the finest level and `level` from the coarsest.
             weight = 4 ** (self.levels - 1 - level)
             kl = kl + weight * posterior.kl(self.prior.gaussian(level, of_prior, latents)).mean()
+            # Finer levels of prior and posterior both see z of the posterior.
             latents.append(posterior.rsample())
         logits = self.likelihood(latents)  # (b * j, levels, h, w)
+        # Every level has to match the mask, so that coarse latents hold what is coarse.
         cross_entropy = F.binary_cross_entropy_with_logits(logits, y.expand_as(logits),
                                                            reduction="sum") / len(y)
         yield {"loss": cross_entropy + kl, "cross_entropy": cross_entropy.detach(), "KL": kl.detach()}
@@ -126,6 +130,7 @@ class PHiSeg(OneShot):
             maps_of_rows = [level_map[row] for level_map in maps]
             for level, normal in enumerate(noise):
                 latents.append(self.prior.gaussian(level, maps_of_rows, latents).at(normal))
+            # The last is the finest, a_0.
             return self.likelihood(latents)[:, -1]
 
         return in_chunks(decode, rows, *noise)

@@ -2,8 +2,8 @@
 
     L = E_{z ~ q(z | x, y)} [ sum over pixels of cross-entropy(y, f(x, z)) ] + beta KL(q(z | x, y), p(z | x))
 
-Deviations: widths are `--dim` times `--dim_mults` (original: 32, 64, 128, 192). The standard deviations are
-softplus, not exp, of the encoders' output, with which the divergence overflows at larger learning rates. The
+Deviations: widths are `--dim` times `--dim_mults` (original: 32, 64, 128, 192). Standard deviations are the
+softplus of the encoders' output; with the original's exp, the KL overflows at larger learning rates. The
 optimizer is the project's (original: Adam 1e-4)."""
 
 from collections.abc import Callable, Iterator
@@ -19,13 +19,14 @@ from models.energy import energy_score
 from models.flow import check_masks
 from models.unet import UNet
 
-CONVS = 3  # per block, original
+# Convolutions per block, as in the original.
+CONVS = 3
 
 
 class ProbUNet(OneShot):
     """A U-Net whose last layers also see a latent z, one vector for the whole image.
 
-    condition_channels: of what prior and posterior see beside the image."""
+    condition_channels: how many channels prior and posterior see beside the image."""
 
     def __init__(self, channels: int, config: FlowConfig,
                  latents: int = 6,  # original
@@ -42,7 +43,7 @@ class ProbUNet(OneShot):
         self.apply(he_normal)
 
     def losses(self, image: Tensor, masks: Tensor) -> Iterator[dict[str, Tensor]]:
-        """L and its two terms, means over the batch, at once; see `OneShot.targets`."""
+        """L and its two terms, means over the batch, in one piece; see `OneShot.targets`."""
         targets = self.targets(image, masks)
         rows = rows_of(image, targets.shape[1])
         yield self.elbo(image, targets, self.prior(image).rows(rows), image[rows])
@@ -52,8 +53,10 @@ class ProbUNet(OneShot):
         """L for targets (b, j, h, w); prior and condition, which the posterior sees too, have b * j rows."""
         y = targets.flatten(0, 1)  # (b * j, h, w)
         posterior = self.posterior(torch.cat([condition, y[:, None]], dim=1))
+        # The U-Net sees each image once; only its last layers see z, once per mask.
         features = self.unet(image)[rows_of(image, targets.shape[1])]
         logits = self.decode(features, posterior.rsample())
+        # Summed over pixels, as L says, and so beta can be 10; the mean is over masks.
         cross_entropy = F.binary_cross_entropy_with_logits(logits, y, reduction="sum") / len(y)
         kl = posterior.kl(prior).mean()
         return {"loss": cross_entropy + self.beta * kl, "cross_entropy": cross_entropy.detach(),
@@ -75,9 +78,9 @@ class ProbUNet(OneShot):
 
 
 class EnergyProbUNet(ProbUNet):
-    """The same networks, without a posterior, by the energy score of samples against all experts' masks.
+    """The same networks without the posterior, trained by the energy score against all experts' masks.
 
-    A control of ours, in no paper: it tells what the loss does from what the model does."""
+    A control of ours, in no paper: it separates what the loss does from what the model does."""
 
     per_annotator_loss = False  # the score takes all masks of an image together
 
@@ -86,11 +89,13 @@ class EnergyProbUNet(ProbUNet):
                  ) -> None:
         super().__init__(channels, config)
         self.mc_samples = mc_samples
+        # The score needs samples only. Left in place, it would be kept in checkpoints untrained.
         del self.posterior
 
     def losses(self, image: Tensor, masks: Tensor) -> Iterator[dict[str, Tensor]]:
-        """The energy score of samples from the prior, the mean over the batch, at once."""
+        """The energy score of samples from the prior, the mean over the batch, in one piece."""
         check_masks(image, masks)
+        # As in sampling, but with gradients, which need all samples of a batch at once.
         logits = self.draw(image, self.mc_samples, lambda net, *states: net(*states), None)
         samples = logits.sigmoid().view(len(image), self.mc_samples, *image.shape[2:])
         yield {"loss": energy_score(samples, masks)}

@@ -17,7 +17,7 @@ from models.gtr import GTR, monte_carlo_nll
 
 
 class SSN(OneShot):
-    """Image -> low-rank Gaussian over logit maps, trained and sampled as it is."""
+    """Image -> low-rank Gaussian over logit maps, which is GTR's, without a flow after it."""
 
     def __init__(self, channels: int, config: FlowConfig,
                  rank: int = 10,  # original
@@ -28,11 +28,13 @@ class SSN(OneShot):
         self.mc_samples = mc_samples
 
     def losses(self, image: Tensor, masks: Tensor) -> Iterator[dict[str, Tensor]]:
-        """The likelihood's negative logarithm, the mean over the batch, at once; see `OneShot.targets`."""
+        """The negative log likelihood, the mean over the batch, in one piece; see `OneShot.targets`."""
+        # All annotators of an image are scored under the same samples of it.
         targets = self.targets(image, masks)
         logits = self.net(image).rsample(self.mc_samples, antithetic=True)
         yield {"loss": monte_carlo_nll(logits, targets)}
 
     def draw(self, image: Tensor, n: int, in_chunks: Callable[..., Tensor],
              generator: torch.Generator | None) -> Tensor:
+        # Nothing for `in_chunks`: a sample costs no pass through the network.
         return self.net(image).sample(n, generator).flatten(0, 1)

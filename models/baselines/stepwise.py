@@ -14,14 +14,15 @@ from metadata_manager import FlowConfig
 from models.baselines.baseline import SETTINGS, Baseline
 from models.flow import check_masks, one_expert
 
-MAX_BETA = 0.999  # noise of a single step (arXiv 2102.09672, Sec. 3.2)
+# The most noise of a single step: near t = T the cosine would have 1 (arXiv 2102.09672, Sec. 3.2).
+MAX_BETA = 0.999
 
 
 class Stepwise(Baseline):
     """A system whose sampler takes `steps` steps unless told otherwise; its net is an `STNet`.
 
-    channels: of its images. config: its experts; "one": a random one per image and step; "all": the mean over
-    them. A subclass has `terms` and `draw`."""
+    channels: of its images. config: `experts` is "one" for a random one per image and step, or "all" for the
+    mean over them. A subclass has `terms` and `draw`."""
 
     settings = SETTINGS | {"weight_standardization", "time_scale", "recompute"}
 
@@ -31,7 +32,7 @@ class Stepwise(Baseline):
         self.steps: int = steps
 
     def terms(self, image: Tensor, y: Tensor) -> dict[str, Tensor]:
-        """Scalars: loss, and what it is made of; of images (b, c, h, w) with a mask (b, 1, h, w) each."""
+        """The loss and its parts, as scalars, for images (b, c, h, w) with a mask (b, 1, h, w) each."""
         raise NotImplementedError
 
     def draw(self, image: Tensor, n: int, steps: int, in_chunks: Callable[..., Tensor],
@@ -48,6 +49,7 @@ class Stepwise(Baseline):
         self._check_channels(image)
         check_masks(image, masks)
         targets = one_expert(masks) if self.experts == "one" else masks
+        # One expert at a time, which keeps the activations of one pass only.
         for y in targets.split(1, dim=1):
             terms = {name: value / targets.shape[1] for name, value in self.terms(image, y).items()}
             yield {name: value if name == "loss" else value.detach() for name, value in terms.items()}
@@ -84,7 +86,7 @@ class Diffusion(Stepwise):
         self.T = len(alpha_bar) - 1
         super().__init__(channels, config, steps=self.T)
         self.most_steps = self.T
-        # Not persistent: it follows the device, but is no weight of a checkpoint.
+        # A buffer goes to the device with the module. Not persistent: it is no weight of a checkpoint.
         self.register_buffer("alpha_bar", alpha_bar, persistent=False)
 
     def draw_levels(self, b: int) -> Tensor:
@@ -107,6 +109,7 @@ def normal_like(x: Tensor, generator: torch.Generator | None) -> Tensor:
 
 def cosine(T: int) -> Tensor:
     """alpha_bar (T + 1,): f(t) / f(0), f(t) = cos^2((t / T + 0.008) / 1.008 * pi / 2) (arXiv 2102.09672)."""
+    # In float64, because near t = 0 the ratios of f are close to 1.
     angle = (torch.arange(T + 1, dtype=torch.float64) / T + 0.008) / 1.008 * math.pi / 2
     f = angle.cos().square()
     return of_betas(1 - f[1:] / f[:-1])
@@ -114,6 +117,7 @@ def cosine(T: int) -> Tensor:
 
 def linear(T: int) -> Tensor:
     """alpha_bar (T + 1,) of betas from 1e-4 to 0.02 (arXiv 2006.11239), times 1000 / T if T is not 1000."""
+    # The factor keeps alpha_bar_T about the same for every T.
     return of_betas(torch.linspace(1e-4, 0.02, T, dtype=torch.float64) * 1000 / T)
 
 
@@ -128,6 +132,8 @@ def gaussian_step(x_t: Tensor, x_0: Tensor, to_t: Tensor, to_s: Tensor, noise: T
 
     to_t, to_s: alpha_bar at t and s. noise: standard normal, as x_t. At s = 0 this is x_0. DDPM's Eq. 6-7
     (arXiv 2006.11239)."""
+    # The part of x_s that is left in x_t: alpha of all levels between.
     kept = to_t / to_s
     mean = (to_s.sqrt() * (1 - kept) * x_0 + kept.sqrt() * (1 - to_s) * x_t) / (1 - to_t)
+    # The variance is the posterior's. At s = 0 it vanishes.
     return mean + ((1 - kept) * (1 - to_s) / (1 - to_t)).sqrt() * noise
