@@ -72,9 +72,10 @@ def load_flow(path: Path, method: str, gtr: Callable[[], GTR], metadata: Metadat
               ) -> ATFM:
     """A trained flow; gtr(): the GTR that gives its x_0, called where its source needs one.
 
-    Prints a line if it was trained over another GTR. Raises ValueError if it was trained with another method
-    or, if `same_size`, on images of another size."""
+    Prints a line if it was trained over another GTR. Raises ValueError if it was trained with another method,
+    on images of other channels or, if `same_size`, of another size."""
     content = checkpoint.load(path, method)
+    check_channels(path, content, metadata)
     config, of_images = (settings_in(content, kind, path) for kind in (FlowConfig, Metadata))
     # Built for the images of the training: whether the net sees them in grey does not depend on the flags of
     # this test.

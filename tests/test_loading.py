@@ -81,8 +81,12 @@ def test_images_of_another_kind_are_refused(run, isic_folder):
     with pytest.raises(ValueError, match="trained on 8 x 8 pixels.*pass the same --crop to all stages"):
         systems(run, replace(METADATA, crop=16))
     assert systems(run, replace(METADATA, crop=16), test=None)  # the user's own are resized
+    rgb = experiment("isic3_style_concat").metadata
     with pytest.raises(ValueError, match="1-channel images of LIDC, but isic3_style_concat has 3"):
-        systems(run, experiment("isic3_style_concat").metadata)
+        systems(run, rgb)
+    # A flow that sees grey images could take those of any data set.
+    with pytest.raises(ValueError, match="atfm/best.pt: trained on 1-channel images of LIDC"):
+        load_flow(run / "atfm" / "best.pt", "atfm", lambda: load_gtr(run / "GTR" / "best.pt", METADATA), rgb)
 
 
 def test_a_checkpoint_of_the_other_step_is_refused(run):
