@@ -81,7 +81,7 @@ def _read(path: Path) -> Any:
     except FileNotFoundError:
         raise FileNotFoundError(
             f"{path}: no such checkpoint; train that stage first (its first validation writes best.pt), or "
-            "name another") from None
+            "name another folder or file by --gtr (step 1) or --prior (step 2)") from None
     # These name the file and say all that there is to say.
     except (PermissionError, IsADirectoryError):
         raise

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from models.sources import SOURCES
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")),
@@ -38,6 +40,7 @@ def test_a_command_is_accepted(module, script, flags, monkeypatch):
         raise Accepted
 
     monkeypatch.setattr(argparse.ArgumentParser, "parse_args", accepted)
+    monkeypatch.setitem(SOURCES, "soft", SOURCES["gtr"])  # which README's example adds
     monkeypatch.setattr("sys.argv", ["", *[str(ROOT / "data" / "LIDC_demo.h5") if word == USERS_FILE else word
                                            for word in shlex.split(flags)]])
     with pytest.raises(Accepted):
