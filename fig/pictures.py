@@ -239,7 +239,9 @@ def case_sheet(items: Sequence[tuple[Tensor, Tensor]]) -> Figure:
     items: (image (c, h, w), masks (k, h, w)) of one size; k may differ between them."""
     k = max(len(masks) for _, masks in items)
     h, w = items[0][0].shape[1:]
-    figure, axes = panel_grid([[0, *[GAP] * (len(items) - 1)]] * 2, h / w, experts=k, top=0.05)
+    figure, axes = panel_grid([[0, *[GAP] * (len(items) - 1)]] * 2, h / w,
+                              [f"image {i + 1}" for i in range(len(items))], ["image", "contours"], experts=k,
+                              left=0.3)
     for (image, masks), (above, below) in zip(items, axes.T, strict=True):
         pixels, outlines = checked(image=(image, "c h w"), masks=(masks, "k h w"))
         show(above, pixels)
