@@ -46,7 +46,7 @@ def trained(name, steps, lr, options, seed):
     model = CLASSES[name](1, config, **options)
     optimizer = torch.optim.Adam(model.parameters(), lr)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    image, masks = (one.expand(8, -1, -1, -1) for one in toy(name))
+    image, masks = (tensor.expand(8, -1, -1, -1) for tensor in toy(name))
     style = []
     if model.needs_style:
         masks, style = masks.repeat(1, 2, 1, 1), [torch.tensor(STYLE).expand(8, 4)]

@@ -32,8 +32,8 @@ def system(kind, channels=1, experts="all", dim_mults=(1, 2), **options):
 
 def terms(model, seed=3, style=STYLE):
     torch.manual_seed(seed)
-    (found,) = model.losses(*batch(), *([style] if model.needs_style else []))
-    return found
+    (values,) = model.losses(*batch(), *([style] if model.needs_style else []))
+    return values
 
 
 def cross_entropy(logits, y):
@@ -44,7 +44,8 @@ def cross_entropy(logits, y):
 
 def kl(q, p):
     """Of one row."""
-    q, p = (Independent(Normal(one.mean.flatten().double(), one.std.flatten().double()), 1) for one in (q, p))
+    q, p = (Independent(Normal(normal.mean.flatten().double(), normal.std.flatten().double()), 1)
+            for normal in (q, p))
     return kl_divergence(q, p).item()
 
 
@@ -55,7 +56,7 @@ def planes(style, size=SIZE):
 @pytest.mark.parametrize("kind", [SSN, ConditionedSSN])
 def test_ssn_is_the_likelihood_of_the_mean_over_antithetic_draws(kind):
     model, (image, masks) = system(kind, rank=2, mc_samples=4), batch()
-    found = terms(model)["loss"].item()
+    loss = terms(model)["loss"].item()
 
     torch.manual_seed(3)
     if kind is SSN:
@@ -67,15 +68,15 @@ def test_ssn_is_the_likelihood_of_the_mean_over_antithetic_draws(kind):
         logits = of.rsample(4, antithetic=True).unflatten(0, (B, K))
     expected = 0.0
     for i, j in product(range(B), range(K)):
-        mean = sum(math.exp(-cross_entropy(one, masks[i, j])) for one in logits[i, j]) / 4
+        mean = sum(math.exp(-cross_entropy(draw, masks[i, j])) for draw in logits[i, j]) / 4
         expected -= math.log(mean) / (B * K)
-    assert found == pytest.approx(expected, rel=1e-5)
+    assert loss == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("kind", [ProbUNet, ConditionedProbUNet])
 def test_prob_unet_is_the_negative_evidence_bound(kind):
     model, (image, masks) = system(kind, latents=3, beta=7.0), batch()
-    found = terms(model)
+    values = terms(model)
 
     torch.manual_seed(3)
     noise = torch.randn(B, K, 3)
@@ -89,9 +90,9 @@ def test_prob_unet_is_the_negative_evidence_bound(kind):
         stacked = torch.cat([model.unet(image[i, None]), z.view(1, 3, 1, 1).expand(1, 3, SIZE, SIZE)], 1)
         reconstruction += cross_entropy(model.combine(stacked)[0, 0], masks[i, j]) / (B * K)
         divergence += kl(q, p) / (B * K)
-    assert found["cross_entropy"].item() == pytest.approx(reconstruction, rel=1e-5)
-    assert found["KL"].item() == pytest.approx(divergence, rel=1e-4) and divergence > 0.01
-    assert found["loss"].item() == pytest.approx(reconstruction + 7 * divergence, rel=1e-5)
+    assert values["cross_entropy"].item() == pytest.approx(reconstruction, rel=1e-5)
+    assert values["KL"].item() == pytest.approx(divergence, rel=1e-4) and divergence > 0.01
+    assert values["loss"].item() == pytest.approx(reconstruction + 7 * divergence, rel=1e-5)
 
 
 def test_the_prob_unet_by_the_energy_score_takes_it_of_samples_from_its_prior():
@@ -106,7 +107,7 @@ def test_the_prob_unet_by_the_energy_score_takes_it_of_samples_from_its_prior():
 @pytest.mark.parametrize("mults, levels, sides", [((1, 2), 5, [4, 8]), ((1, 1, 2), 2, [2, 4])])
 def test_phiseg_adds_a_cross_entropy_and_a_weighted_divergence_per_level(mults, levels, sides):
     model, (image, masks) = system(PHiSeg, dim_mults=mults, latent_levels=levels), batch()
-    found = terms(model)
+    values = terms(model)
 
     torch.manual_seed(3)
     noise = [torch.randn(B, K, 2, side, side) for side in sides]  # the coarsest first
@@ -120,10 +121,10 @@ def test_phiseg_adds_a_cross_entropy_and_a_weighted_divergence_per_level(mults, 
         z_0 = q_0.mean + q_0.std * noise[1][i, j]
         divergence += (4 * kl(q_1, p_1) + kl(q_0, p_0)) / (B * K)
         a = model.likelihood([z_1, z_0])[0]
-        reconstruction += sum(cross_entropy(one, masks[i, j]) for one in a) / (B * K)
-    assert found["cross_entropy"].item() == pytest.approx(reconstruction, rel=1e-4)
-    assert found["KL"].item() == pytest.approx(divergence, rel=1e-4)
-    assert found["loss"].item() == pytest.approx(reconstruction + divergence, rel=1e-4)
+        reconstruction += sum(cross_entropy(logits, masks[i, j]) for logits in a) / (B * K)
+    assert values["cross_entropy"].item() == pytest.approx(reconstruction, rel=1e-4)
+    assert values["KL"].item() == pytest.approx(divergence, rel=1e-4)
+    assert values["loss"].item() == pytest.approx(reconstruction + divergence, rel=1e-4)
 
 
 def test_a_level_of_phiseg_adds_its_logits_to_those_of_the_coarser_ones():
@@ -138,7 +139,7 @@ def test_a_level_of_phiseg_adds_its_logits_to_those_of_the_coarser_ones():
 def test_mose_is_the_cost_of_the_coupling_and_the_divergence_of_the_gate_from_it():
     model = system(MoSE, components=3, component_samples=2, gamma=0.25, gate_weight=0.5)
     image, masks = batch()
-    found = terms(model)
+    values = terms(model)
 
     torch.manual_seed(3)
     noise = torch.randn(B, 6)
@@ -160,9 +161,9 @@ def test_mose_is_the_cost_of_the_coupling_and_the_divergence_of_the_gate_from_it
             shares[s // 2] += moved
         divergence += sum(share * (math.log(share) - log_gate[0, c].item())
                           for c, share in enumerate(shares) if share > 1e-9) / B
-    assert found["transport"].item() == pytest.approx(transport, rel=1e-5)
-    assert found["KL"].item() == pytest.approx(divergence, rel=1e-4)
-    assert found["loss"].item() == pytest.approx(transport + 0.5 * divergence, rel=1e-5)
+    assert values["transport"].item() == pytest.approx(transport, rel=1e-5)
+    assert values["KL"].item() == pytest.approx(divergence, rel=1e-4)
+    assert values["loss"].item() == pytest.approx(transport + 0.5 * divergence, rel=1e-5)
 
 
 def optimal_cost(cost, gamma):
@@ -179,9 +180,9 @@ def test_the_greedy_coupling_is_feasible_and_not_far_from_the_best(gamma, m, j):
     coupling = greedy_coupling(cost, gamma)
     torch.testing.assert_close(coupling.sum(1), torch.full((8, j), 1 / j))
     assert (coupling >= 0).all() and (coupling.sum(2) <= gamma + 1e-6).all()
-    for one, found in zip(cost, (coupling * cost).sum((1, 2))):
-        best = optimal_cost(one, gamma)
-        assert best - 1e-5 <= found.item() <= (best + 1e-5 if gamma == 1 else 2.5 * best)
+    for matrix, total in zip(cost, (coupling * cost).sum((1, 2))):
+        best = optimal_cost(matrix, gamma)
+        assert best - 1e-5 <= total.item() <= (best + 1e-5 if gamma == 1 else 2.5 * best)
 
 
 def test_the_greedy_coupling_takes_the_cheapest_pair_first():
@@ -212,23 +213,23 @@ def test_the_divergence_of_gaussians_is_that_of_torch_and_finite_for_extreme_out
 @pytest.mark.parametrize("name", ONE_SHOT)
 def test_every_weight_learns_and_only_the_loss_has_a_gradient(name, experts):
     model = system(CLASSES[name], experts=experts)
-    found = terms(model)
-    found["loss"].backward()
+    values = terms(model)
+    values["loss"].backward()
     gradients = {weight: value.grad for weight, value in model.named_parameters()}
     assert not [weight for weight, gradient in gradients.items() if gradient is None or not gradient.any()]
-    assert [term for term, value in found.items() if value.requires_grad] == ["loss"]
+    assert [term for term, value in values.items() if value.requires_grad] == ["loss"]
 
 
 @pytest.mark.parametrize("name", [name for name in ONE_SHOT if name != "prob-unet-energy"])
 def test_a_random_expert_per_step_has_the_loss_of_its_mask_and_style(name):
     model, every, (image, masks) = system(CLASSES[name], experts="one"), system(CLASSES[name]), batch()
-    found = terms(model)["loss"].item()
+    loss = terms(model)["loss"].item()
 
     torch.manual_seed(3)
     each, chosen = torch.arange(B), torch.randint(K, (B,))
     style = [STYLE[each, chosen][:, None]] if model.needs_style else []
     (expected,) = every.losses(image, masks[each, chosen][:, None], *style)
-    assert found == pytest.approx(expected["loss"].item(), rel=1e-6)
+    assert loss == pytest.approx(expected["loss"].item(), rel=1e-6)
 
 
 @pytest.mark.parametrize("name", ONE_SHOT)
@@ -248,13 +249,13 @@ def test_samples_are_probabilities_that_the_generator_decides(name):
 @pytest.mark.parametrize("name", ONE_SHOT)
 def test_a_sample_is_of_its_own_image(name):
     model, image = system(CLASSES[name]), batch()[0]
-    found = model.sample(image, 4, generator=seeded())
+    samples = model.sample(image, 4, generator=seeded())
     for i in range(2):
         other = image.clone()
         other[i] *= 5
         changed = model.sample(other, 4, generator=seeded())
-        assert torch.equal(found[1 - i], changed[1 - i])
-        assert all((a != b).any() for a, b in zip(found[i], changed[i]))
+        assert torch.equal(samples[1 - i], changed[1 - i])
+        assert all((a != b).any() for a, b in zip(samples[i], changed[i]))
 
 
 @pytest.mark.parametrize("kind", [ConditionedSSN, ConditionedProbUNet])
@@ -271,11 +272,11 @@ def test_every_style_is_sampled_equally_often(kind):
     assert ((counts - 200).abs() < 5 * math.sqrt(600 * 2 / 9)).all()
 
 
-@pytest.mark.parametrize("style, found", [
+@pytest.mark.parametrize("style, message", [
     (STYLE[:, :2], r"shape \(2, 2\)"), (STYLE + 1, r"values \[1, 2, 3\]"), (STYLE[0], r"shape \(3,\)")])
-def test_styles_that_are_none_are_refused(style, found):
+def test_styles_that_are_none_are_refused(style, message):
     for kind in (ConditionedSSN, ConditionedProbUNet):
-        with pytest.raises(ValueError, match=rf"style of .*{found}.*expected \(2, 3\) of 0 to 2"):
+        with pytest.raises(ValueError, match=rf"style of .*{message}.*expected \(2, 3\) of 0 to 2"):
             terms(system(kind), style=style)
 
 

@@ -66,17 +66,17 @@ def test_memory_of_each_measure(capsys):
 
 @pytest.mark.slow
 def test_training_of_both_stages(capsys):
-    found = rows(benchmark_training, capsys)
-    assert [row["stage"] for row in found] == ["GTR"] * 2 + ["flow"] * 3
-    assert found[0]["times faster"] == found[2]["times faster"] == 1
+    table = rows(benchmark_training, capsys)
+    assert [row["stage"] for row in table] == ["GTR"] * 2 + ["flow"] * 3
+    assert table[0]["times faster"] == table[2]["times faster"] == 1
 
 
 def test_sampling_from_trained_checkpoints(lidc, run, monkeypatch, capsys):
     monkeypatch.setenv("ATFM_LIDC_PATH", str(lidc))
     checkpoints = ["--what", "LIDC", "--size", "8", "--gtr", str(run / "GTR"), "--prior", str(run / "atfm")]
-    found = rows(benchmark_sampling, capsys, [*checkpoints, *SAMPLING])
-    assert [row["masks agree"] for row in found[:3]] == ["100.00%"] * 3
-    assert [row["grows"] for row in found if "grows" in row] == ["n", "steps", "size", "dim"]
+    table = rows(benchmark_sampling, capsys, [*checkpoints, *SAMPLING])
+    assert [row["masks agree"] for row in table[:3]] == ["100.00%"] * 3
+    assert [row["grows"] for row in table if "grows" in row] == ["n", "steps", "size", "dim"]
 
 
 def test_scoring_and_several_processes(capsys):
@@ -174,10 +174,10 @@ def test_a_plan_is_of_the_default_settings(what, preset, method, passes, nfe, mo
 @pytest.mark.slow
 def test_the_plan_s_table_is_marked_estimated_beside_what_the_authors_measured(capsys):
     plan.main(["--what", "LIDC_demo"])
-    found = [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
-    assert [row["stage"] for row in found[:3]] == ["GTR", "flow", "test, 4 NFE"]
-    assert {name for name in found[0] if ", h" in name} == {f"{name}, h (estimated)" for name in plan.GPUS}
-    last = found[-1]
+    table = [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
+    assert [row["stage"] for row in table[:3]] == ["GTR", "flow", "test, 4 NFE"]
+    assert {name for name in table[0] if ", h" in name} == {f"{name}, h (estimated)" for name in plan.GPUS}
+    last = table[-1]
     assert last["authors, s (measured, precision unknown)"] == 113
     assert 0 < last["bfloat16, s (estimated)"] < last["TF32, s (estimated)"] < 113
 
@@ -187,15 +187,15 @@ def test_the_check_of_a_gpu_runs_on_a_cpu_at_tiny_size(monkeypatch, capsys):
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))  # minutes less
     tiny = ["--device", "cpu", "--what", "LIDC_demo", "--samples", "2", "--repeats", "1"]
     gpu.main(tiny)
-    found = [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
-    right, timed = ([row for row in found if name in row] for name in ("right", "way"))
+    table = [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
+    right, timed = ([row for row in table if name in row] for name in ("right", "way"))
     assert {row["system"] for row in right if row["right"]} == {"gtr", *FLOWS, *BASELINES}
     assert len(timed) == 1 + 2 * len(gpu.WAYS) and all(row["s"] > 0 for row in timed)
     monkeypatch.setattr(gpu, "correctness", lambda device: [{"system": "atfm", "loss": 1.0, "right": False}])
     with pytest.raises(SystemExit, match="cpu: atfm differ from the CPU by more than"):
         gpu.main([*tiny, "--minutes", "0"])
-    found = [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
-    assert {row["s"] for row in found if "way" in row} == {"not run: no time left"}
+    table = [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
+    assert {row["s"] for row in table if "way" in row} == {"not run: no time left"}
 
 
 @pytest.mark.parametrize("name, known", [
@@ -224,10 +224,10 @@ def test_training_lists_differ_only_in_whose_slices_they_hold():
 @pytest.mark.slow
 def test_what_a_leaking_split_buys(lidc, tmp_path, no_pictures, capsys):
     flags = ["--data_path", str(lidc), "--output_path", str(tmp_path), "--crop", "8", "--epochs", "1"]
-    found = rows(leak, capsys, [*flags, "--seeds", "0", "1"])
-    assert [(row["training list"], row["runs"]) for row in found] == [
+    table = rows(leak, capsys, [*flags, "--seeds", "0", "1"])
+    assert [(row["training list"], row["runs"]) for row in table] == [
         ("by patient", 2), ("by slice", 2), ("test slices too", 2)]
-    assert [row["GED16 minus by patient"] is None for row in found] == [True, False, False]
+    assert [row["GED16 minus by patient"] is None for row in table] == [True, False, False]
 
 
 def test_other_ways_of_scoring(lidc, run, capsys):
@@ -235,8 +235,8 @@ def test_other_ways_of_scoring(lidc, run, capsys):
     samples, masks = torch.stack([a, empty, empty, empty])[None], torch.stack([a, empty])[None]
     by_hand = [2 * 0.5 - 3 / 8 - 1 / 2, 2 * 0.5 - 1 / 2 - 1, 2 * 0.75 - 3 / 8, 3 / 4, 1, 1 / 4]
     assert [score(samples, masks) for _, score in protocol.WAYS.values()] == pytest.approx(by_hand)
-    found = rows(protocol, capsys, ["--gtr", str(run / "GTR"), "--data_path", str(lidc), "--samples", "4"])
-    assert [row["score"] for row in found] == ["GED"] * 3 + ["HM-IoU"] * 3
+    table = rows(protocol, capsys, ["--gtr", str(run / "GTR"), "--data_path", str(lidc), "--samples", "4"])
+    assert [row["score"] for row in table] == ["GED"] * 3 + ["HM-IoU"] * 3
 
 
 def test_the_tables_of_the_results_are_those_of_the_files(tmp_path):

@@ -35,7 +35,7 @@ def enumerated_posterior(alpha_bar, x_0, x_t, t):
 @pytest.mark.parametrize("seed", range(4))
 def test_ccdms_loss_is_the_divergence_of_posteriors(seed):
     model = system("ccdm")
-    found = one_piece(model, seed)
+    terms = one_piece(model, seed)
     image, y, t = replay(seed)
     kept = model.alpha_bar[t][:, None, None, None]
     x_t = torch.bernoulli(kept * y + (1 - kept) / 2)
@@ -47,7 +47,7 @@ def test_ccdms_loss_is_the_divergence_of_posteriors(seed):
         p = Bernoulli((1 - p_0[at]) * of[0] + p_0[at] * of[1])
         divergences.append(kl_divergence(Bernoulli(torch.tensor(of[int(y[at])])), p).item())
     expected = sum(divergences) / len(divergences)
-    assert found == pytest.approx({"loss": expected, "KL": expected}, rel=1e-3, abs=1e-6)
+    assert terms == pytest.approx({"loss": expected, "KL": expected}, rel=1e-3, abs=1e-6)
 
 
 @pytest.mark.parametrize("value", [-200.0, 200.0])

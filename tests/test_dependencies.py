@@ -28,15 +28,15 @@ SCRIPTS = {name for name in FILES if "." not in name and name not in (*PACKAGES,
 
 def imported(source):
     """Names of ours that a module imports: `from models import gtr` is models.gtr."""
-    found = set()
+    names = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, "imports are absolute"
             full = {f"{node.module}.{alias.name}" for alias in node.names}
-            found |= {name if name in FILES else node.module for name in full}
-    return {name for name in found if name.split(".")[0] in (*PACKAGES, *SCRIPTS, "metadata_manager")}
+            names |= {name if name in FILES else node.module for name in full}
+    return {name for name in names if name.split(".")[0] in (*PACKAGES, *SCRIPTS, "metadata_manager")}
 
 
 IMPORTS = {name: imported(path.read_text()) for name, path in FILES.items()}
@@ -76,9 +76,9 @@ def test_no_module_imports_itself_by_way_of_others():
     "data.prepare_lidc", "data.prepare", "data.demo", "data.export", "fig.draw"])
 def test_a_module_started_by_its_path_says_how_to_start_it(module, tmp_path):
     path = ROOT / f"{module.replace('.', '/')}.py"
-    found = subprocess.run([sys.executable, path, "--help"], cwd=tmp_path, capture_output=True, text=True)
-    assert found.returncode == 1
-    assert found.stderr == f"error: start it from the project's folder, as `python -m {module} ...`\n"
+    process = subprocess.run([sys.executable, path, "--help"], cwd=tmp_path, capture_output=True, text=True)
+    assert process.returncode == 1
+    assert process.stderr == f"error: start it from the project's folder, as `python -m {module} ...`\n"
 
 
 def test_help_does_not_wait_for_what_only_some_commands_need():

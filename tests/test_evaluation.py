@@ -76,9 +76,9 @@ def test_image_seed_is_the_same_in_every_process():
 def test_mean_and_standard_deviation_are_over_seeds_of_means_over_images():
     scores = {"GED16": np.array([[0.1, 0.3], [0.2, 0.6]])}  # runs .2 and .4
     two = Evaluation(("a", "b"), (0, 1), scores)
-    one = Evaluation(("a", "b"), (0,), {"GED16": scores["GED16"][:1]})
+    single = Evaluation(("a", "b"), (0,), {"GED16": scores["GED16"][:1]})
     assert two.mean_std()["GED16"] == pytest.approx((0.3, 0.1 * 2**0.5))
-    assert one.mean_std()["GED16"] == (pytest.approx(0.2), None)
+    assert single.mean_std()["GED16"] == (pytest.approx(0.2), None)
     assert two.means(16, "GED") == {"GED": pytest.approx(0.3)}
     assert json.loads(json.dumps(two.as_dict())) == {
         "ids": ["a", "b"], "seeds": [0, 1], "scores": {"GED16": [[0.1, 0.3], [0.2, 0.6]]},

@@ -54,8 +54,8 @@ def test_states_have_the_distribution_of_their_levels(name, steps):
         return x_0.expand_as(x_t) if name == "ab" else (x_t - kept.sqrt() * x_0) / (1 - kept).sqrt()
 
     model.net = Known(answer)
-    found = model.sample(torch.zeros(1, 1, 64, 64), 8, steps, seeded(), batch_size=8)
-    torch.testing.assert_close(found, y.expand_as(found), rtol=0, atol=1e-4)
+    samples = model.sample(torch.zeros(1, 1, 64, 64), 8, steps, seeded(), batch_size=8)
+    torch.testing.assert_close(samples, y.expand_as(samples), rtol=0, atol=1e-4)
     for state, t in zip(model.net.states, model.levels(steps), strict=False):
         kept = model.alpha_bar[t]
         z = (state - kept.sqrt() * x_0) / (1 - kept).sqrt()
@@ -68,7 +68,7 @@ def test_states_have_the_distribution_of_their_levels(name, steps):
 def test_analog_bits_learns_x_0_with_and_without_its_own_guess():
     model, guessed = system("ab"), []
     for seed in range(3):
-        found = one_piece(model, seed)
+        terms = one_piece(model, seed)
         image, y, t = replay(seed)
         kept, x_0 = model.alpha_bar[t][:, None, None, None], 2 * y - 1
         x_t = kept.sqrt() * x_0 + (1 - kept).sqrt() * torch.randn(x_0.shape)
@@ -78,7 +78,7 @@ def test_analog_bits_learns_x_0_with_and_without_its_own_guess():
             guess = model.net(x_t, t / T, torch.cat([image, guess], 1))
         error = model.net(x_t, t / T, torch.cat([image, guess], 1)) - x_0
         expected = sum(value**2 for value in error.flatten().tolist()) / error.numel()
-        assert found == pytest.approx({"loss": expected, "MSE": expected}, rel=1e-5)
+        assert terms == pytest.approx({"loss": expected, "MSE": expected}, rel=1e-5)
     assert set(guessed) == {True, False}
 
 
@@ -97,14 +97,14 @@ def test_analog_bits_sees_in_sampling_what_it_said_before():
 @pytest.mark.parametrize("beta", [0.0, 2.0])
 def test_cimds_terms_agree_with_their_formulas(beta):
     model = system("cimd", beta=beta)
-    found = one_piece(model, 3)
+    terms = one_piece(model, 3)
     image, y, t = replay(3)
     z = torch.randn(y.shape)
     p, q = model.prior(image), model.posterior(torch.cat([image, 2 * y - 1], 1))
     e = q.mean + q.std * torch.randn(2, 2)
     kl = 0.0
     for i, latent in product(range(2), range(2)):
-        m_p, s_p, m_q, s_q = (one[i, latent].item() for one in (p.mean, p.std, q.mean, q.std))
+        m_p, s_p, m_q, s_q = (tensor[i, latent].item() for tensor in (p.mean, p.std, q.mean, q.std))
         kl += (math.log(s_p / s_q) + (s_q**2 + (m_q - m_p) ** 2) / (2 * s_p**2) - 0.5) / 2  # of two images
     errors = []
     for i in range(2):
@@ -114,7 +114,7 @@ def test_cimds_terms_agree_with_their_formulas(beta):
         predicted = model.net(x_t[None], t[i, None] / T, torch.cat([image[i], planes])[None])[0]
         errors.append((predicted - z[i]).square().mean().item())
     mse = sum(errors) / 2
-    assert found == pytest.approx({"loss": mse + beta * kl, "MSE": mse, "KL": kl}, rel=1e-4)
+    assert terms == pytest.approx({"loss": mse + beta * kl, "MSE": mse, "KL": kl}, rel=1e-4)
 
 
 def test_cimd_draws_a_latent_per_sample_from_the_prior_and_keeps_it():
@@ -127,6 +127,6 @@ def test_cimd_draws_a_latent_per_sample_from_the_prior_and_keeps_it():
     assert (e == e[..., :1, :1]).all()
     prior = model.prior(image)
     for i, latent in product(range(2), range(2)):
-        found, mean, std = e[i, :, latent, 0, 0], prior.mean[i, latent].item(), prior.std[i, latent].item()
-        assert abs(found.mean().item() - mean) < 5 * std / math.sqrt(2000)
-        assert found.std().item() == pytest.approx(std, rel=0.1)
+        draws, mean, std = e[i, :, latent, 0, 0], prior.mean[i, latent].item(), prior.std[i, latent].item()
+        assert abs(draws.mean().item() - mean) < 5 * std / math.sqrt(2000)
+        assert draws.std().item() == pytest.approx(std, rel=0.1)

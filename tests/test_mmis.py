@@ -16,10 +16,10 @@ METADATA = Metadata("MMIS", reader="mmis", channels=3, split="file", grey=False)
 def sample(seed, depth=4):
     """The arrays of a patient; the first slice is marked by nobody."""
     random = np.random.RandomState(seed)
-    found = {name: random.rand(depth, 29, 36).astype(np.float32) * (100 + 50 * i) - 10
-             for i, name in enumerate(mmis.MODALITIES)}
+    arrays = {name: random.rand(depth, 29, 36).astype(np.float32) * (100 + 50 * i) - 10
+              for i, name in enumerate(mmis.MODALITIES)}
     marked = np.arange(depth)[:, None, None] > 0
-    return found | {name: np.uint8(marked & (random.rand(depth, 29, 36) > 0.5)) for name in mmis.LABELS}
+    return arrays | {name: np.uint8(marked & (random.rand(depth, 29, 36) > 0.5)) for name in mmis.LABELS}
 
 
 def write(path, arrays):
@@ -92,7 +92,7 @@ def test_two_dimensional_files_stand_in_for_a_fold_without_volumes(folder):
 def test_a_bad_file_is_named(folder, name, value, message):
     path = folder / "validation" / "Sample_1.h5"
     arrays = sample(11) | {name: value}
-    write(path, {key: one for key, one in arrays.items() if one is not None})
+    write(path, {key: array for key, array in arrays.items() if array is not None})
     with pytest.raises(ValueError, match=f"validation/Sample_1.h5: {message}"):
         data.load(metadata(folder), "train")
 

@@ -213,9 +213,9 @@ def two(processes):
 def test_two_processes_train_as_one_does_up_to_rounding(lidc, two, tmp_path):
     deterministic(tmp_path / "one", lidc)
     assert two(deterministic, tmp_path / "two", lidc) == [0, 0]
-    one, both = (checkpoint.load(tmp_path / name / "last.pt") for name in ("one", "two"))
-    assert both["state"]["step"] == one["state"]["step"] == 4  # of 4 images, and of one that is divided
-    for name, weight in one["model"].items():
+    single, both = (checkpoint.load(tmp_path / name / "last.pt") for name in ("one", "two"))
+    assert both["state"]["step"] == single["state"]["step"] == 4  # of 4 images, and of one that is divided
+    for name, weight in single["model"].items():
         torch.testing.assert_close(both["model"][name], weight, rtol=1e-5, atol=1e-7)
     logs = [(tmp_path / name / "log.txt").read_text() for name in ("one", "two")]
     assert re.findall(r" loss \S+", logs[0]) == re.findall(r" loss \S+", logs[1])
@@ -280,10 +280,10 @@ def test_two_processes_score_as_one_does(lidc, run, tmp_path, no_pictures):
     test_prior_LIDC.main(argv("one"))
     printed, _ = finish(torchrun("test_prior_LIDC.py", *argv("two")))
     assert printed.count("| system |") == 1
-    one, both = (json.loads((tmp_path / name / "test" / "results.json").read_text())["systems"]
-                 for name in ("one", "two"))
+    single, both = (json.loads((tmp_path / name / "test" / "results.json").read_text())["systems"]
+                    for name in ("one", "two"))
     assert [(both[name]["ids"], both[name]["scores"]) for name in both] == [
-        (one[name]["ids"], one[name]["scores"]) for name in one]
+        (single[name]["ids"], single[name]["scores"]) for name in single]
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ CHANNELS = r"image of shape .*: expected \(b, 1, h, w\)"
 
 def test_flow_ssn_learns_the_endpoint_from_a_source_of_unit_variance():
     model = system("flow-ssn")
-    found = one_piece(model, 4)
+    terms = one_piece(model, 4)
     torch.manual_seed(4)
     image, masks = batch()
     y = masks[[0, 1], torch.randint(3, (2,))][:, None]
@@ -24,12 +24,12 @@ def test_flow_ssn_learns_the_endpoint_from_a_source_of_unit_variance():
         p = model.net(x_t, t[i, None], torch.zeros(1, 0, SIZE, SIZE))[0].sigmoid()
         entropies.append(-(y[i] * p.log() + (1 - y[i]) * (1 - p).log()).mean().item())
     expected = sum(entropies) / 2
-    assert found == pytest.approx({"loss": expected, "CE": expected}, rel=1e-4)
+    assert terms == pytest.approx({"loss": expected, "CE": expected}, rel=1e-4)
 
 
 def test_flow_ssns_sample_is_the_mean_of_its_steps_probabilities():
     model, (image, _) = system("flow-ssn"), batch()
-    found = model.sample(image, 2, 5, seeded())
+    samples = model.sample(image, 2, 5, seeded())
     with torch.no_grad():
         x_0 = model.mean(image).repeat_interleave(2, 0) + torch.randn(4, 1, SIZE, SIZE, generator=seeded())
         x, total = x_0, torch.zeros_like(x_0)
@@ -37,7 +37,7 @@ def test_flow_ssns_sample_is_the_mean_of_its_steps_probabilities():
             p = model.net(x, torch.full((4,), i / 5), x[:, :0]).sigmoid()
             total += p / 5
             x = x + (p - x_0) / 5
-    torch.testing.assert_close(found.flatten(0, 1)[:, None], total, rtol=0, atol=1e-5)
+    torch.testing.assert_close(samples.flatten(0, 1)[:, None], total, rtol=0, atol=1e-5)
 
 
 def test_flow_ssns_flow_is_tiny_at_full_size():
@@ -64,8 +64,8 @@ def test_the_generator_alone_decides_samples_up_to_rounding(name):
     assert (samples[:, 0] != samples[:, 1]).any()
     assert not torch.equal(model.sample(image, 3, 2, seeded(6)), samples)
     for batch_size in (1, 4):
-        found = model.sample(image, 3, 2, seeded(5), batch_size)
-        torch.testing.assert_close(found, samples, rtol=0, atol=1e-4)
+        batched = model.sample(image, 3, 2, seeded(5), batch_size)
+        torch.testing.assert_close(batched, samples, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", SYSTEMS)

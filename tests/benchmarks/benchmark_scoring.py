@@ -43,9 +43,9 @@ def pairwise_loops(samples: Tensor, masks: Tensor) -> tuple[float, ...]:
 
 
 def require_equal_scores(samples: Tensor, masks: Tensor) -> None:
-    expected, found = pairwise_loops(samples, masks), matrix_products(samples, masks)
-    if max(abs(a - b) for a, b in zip(expected, found)) > 1e-6:
-        raise SystemExit(f"scores differ: loops {expected}, matrix products {found}")
+    expected, scores = pairwise_loops(samples, masks), matrix_products(samples, masks)
+    if max(abs(a - b) for a, b in zip(expected, scores)) > 1e-6:
+        raise SystemExit(f"scores differ: loops {expected}, matrix products {scores}")
 
 
 def main(flags: Sequence[str] | None = None) -> None:

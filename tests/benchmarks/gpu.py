@@ -104,10 +104,10 @@ def differences(make: Callable[[], GTR | ATFM | Baseline], device: torch.device)
     for place in (torch.device("cpu"), device):
         torch.manual_seed(0)
         both.append(results(make(), place))
-    expected, found = both
-    relative = {name: float((found[name] - expected[name]).norm() / expected[name].norm())
+    expected, result = both
+    relative = {name: float((result[name] - expected[name]).norm() / expected[name].norm())
                 for name in ("loss", "gradient")}
-    return relative | {"masks": float((found["masks"] != expected["masks"]).float().mean())}
+    return relative | {"masks": float((result["masks"] != expected["masks"]).float().mean())}
 
 
 def correctness(device: torch.device) -> list[dict[str, Any]]:
@@ -115,9 +115,9 @@ def correctness(device: torch.device) -> list[dict[str, Any]]:
     rows = []
     for name, make in systems():
         with backends(tf32=False):
-            found = differences(make, device)
-        right = all(found[what] <= most for what, most in RIGHT.items())
-        rows.append({"system": name, **found, "right": right})
+            errors = differences(make, device)
+        right = all(errors[what] <= most for what, most in RIGHT.items())
+        rows.append({"system": name, **errors, "right": right})
     return rows
 
 

@@ -58,9 +58,9 @@ def scores(folder: Path, path: Path, crop: str, epochs: str, seed: int) -> tuple
     if not results.exists():
         train_GTR.main([*common, *GTR, "--epochs", epochs, "--validate_every", epochs, "--seed", str(seed)])
         test_prior_LIDC.main([*common, *TEST])
-    found = json.loads(results.read_text())
-    (system,) = found["systems"].values()
-    return np.array([system["scores"][score][0] for score in SCORES]), found["groups"]
+    content = json.loads(results.read_text())
+    (system,) = content["systems"].values()
+    return np.array([system["scores"][score][0] for score in SCORES]), content["groups"]
 
 
 def main(flags: Sequence[str] | None = None) -> None:

@@ -65,14 +65,14 @@ def main(flags: Sequence[str] | None = None) -> None:
     metadata = replace(experiment("LIDC").metadata, data_path=arguments.data_path, crop=trained["crop"],
                        limit=arguments.limit)
     gtr, test = load_gtr(path, metadata), load(metadata, "test")
-    found: dict[str, list[float]] = {name: [] for name in WAYS}
+    scores: dict[str, list[float]] = {name: [] for name in WAYS}
     for index, name in enumerate(test.ids):
         image, masks = test[index]
         samples = draw(gtr.sample, image[None], arguments.samples, 0, name)
         for way, (_, score) in WAYS.items():
-            found[way].append(score(samples, masks[None].bool()))
-    report([{"score": score, "way": way, "mean": float(np.nanmean(found[way])),
-             "images": int(np.isfinite(found[way]).sum())} for way, (score, _) in WAYS.items()])
+            scores[way].append(score(samples, masks[None].bool()))
+    report([{"score": score, "way": way, "mean": float(np.nanmean(scores[way])),
+             "images": int(np.isfinite(scores[way]).sum())} for way, (score, _) in WAYS.items()])
 
 
 if __name__ == "__main__":

@@ -199,7 +199,7 @@ def train(row: Row, seed: int, common: Sequence[str], folder: Path, images: int,
 def score(row: Row, metadata: Metadata, folder: Path) -> dict[str, Any]:
     """Scores of the trained system, by split: what each image has, and what samples cost."""
     config = EvaluationConfig(methods=(row.method,), steps=() if row.steps is None else (row.steps,))
-    found: dict[str, Any] = {}
+    record: dict[str, Any] = {}
     for split, count in IMAGES.items():
         images = load(metadata, "val" if split == "validation" else "test").spread(count)
         of_control = partial(control, validation=lambda: load(metadata, "val").spread(200), device=CPU)
@@ -211,12 +211,12 @@ def score(row: Row, metadata: Metadata, folder: Path) -> dict[str, Any]:
         start = time.process_time()
         result = evaluate(sample, images, (SAMPLES,), device=CPU)
         seconds = time.process_time() - start
-        found[split] = {
+        record[split] = {
             "ids": list(result.ids), "groups": [str(patient) for patient in images.patients],
             "scores": {name: np.round(result.scores[name][0], 5).tolist() for name in KEPT},
             "seconds_per_100": 100 * seconds / SAMPLES / len(images)}
-        found |= {"nfe": system.nfe, "parameters": system.parameters, "training": system.training}
-    return found
+        record |= {"nfe": system.nfe, "parameters": system.parameters, "training": system.training}
+    return record
 
 
 def metadata_of(arguments: argparse.Namespace) -> Metadata:
