@@ -8,9 +8,9 @@ import pytest
 from metrics import program
 
 
-def test_a_tilde_is_the_home_folder_and_none_without_a_home(monkeypatch):
-    monkeypatch.setenv("HOME", "/home/anna")
-    assert str(program.path("~/x.h5")) == "/home/anna/x.h5" and str(program.path("a~/~")) == "a~/~"
+def test_a_tilde_is_the_home_folder_and_none_without_a_home(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert str(program.path("~/x.h5")) == f"{tmp_path}/x.h5" and str(program.path("a~/~")) == "a~/~"
 
     def no_home(path):
         raise RuntimeError("Could not determine home directory.")

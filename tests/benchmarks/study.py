@@ -280,20 +280,18 @@ def scores_of(results: Results, seeds: Sequence[int], split: str, score: str) ->
     return np.array([results[seed][split]["scores"][score] for seed in seeds])
 
 
-def difference(size: int, ours: str, other: str, seeds: Sequence[int], split: str, score: str) -> str:
+def difference(ours: Results, other: Results, seeds: Sequence[int], split: str, score: str) -> str:
     """Ours minus the other over the same training seeds and images, with its 95 % interval over both."""
-    results = read_results(size)
-    values = (scores_of(results[ours], seeds, split, score) - scores_of(results[other], seeds, split, score))
-    mean, low, high = two_level_interval(values, results[ours][seeds[0]][split]["groups"])
+    values = scores_of(ours, seeds, split, score) - scores_of(other, seeds, split, score)
+    mean, low, high = two_level_interval(values, ours[seeds[0]][split]["groups"])
     return f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]"
 
 
-def table(size: int, rows: Sequence[str], ours: str) -> str:
+def table(results: Mapping[str, Results], rows: Sequence[str], ours: str) -> str:
     """Markdown: means over runs and images; the row `ours` minus each other, over runs and patients.
 
     Differences are of the test images and of the seeds that both rows have, with 95 % intervals. A row
     without a file says that it was not run."""
-    results = read_results(size)
     head = ["system", "runs", "epochs", "NFE", "s per 100", "GED16", "HM-IoU16", "empty",
             *(f"best minus it: {score}" for score in SHOWN), "validation GED16", "HM-IoU16"]
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
@@ -310,7 +308,7 @@ def table(size: int, rows: Sequence[str], ours: str) -> str:
         cells += [f"{scores_of(runs, seeds, 'test', score).mean():.3f}" for score in SHOWN]
         cells.append(f"{scores_of(runs, seeds, 'test', 'Empty').mean():.2f}")
         both = [seed for seed in seeds if seed in results.get(ours, {})]
-        cells += ["" if name == ours or not both else difference(size, ours, name, both, "test", score)
+        cells += ["" if name == ours or not both else difference(results[ours], runs, both, "test", score)
                   for score in SHOWN]
         cells += [f"{scores_of(runs, seeds, 'validation', score).mean():.3f}" for score in SHOWN]
         lines.append(f"| {' | '.join(cells)} |")
@@ -324,23 +322,24 @@ def table(size: int, rows: Sequence[str], ours: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def each_run(size: int, ours: str, other: str) -> str:
+def each_run(ours: Results, other: Results) -> str:
     """Markdown: a row minus another in each training run, over patients; and in all, over both."""
-    results = read_results(size)
-    both = sorted(results.get(ours, {}).keys() & results.get(other, {}).keys())
+    both = sorted(ours.keys() & other.keys())
     columns = list(product(IMAGES, SHOWN))
     lines = [f"| seed | {' | '.join(f'{score}, {split}' for split, score in columns)} |",
              "|---" * (1 + len(columns)) + "|"]
     for title, seeds in ([*((str(seed), [seed]) for seed in both), ("all", both)] if both else []):
-        cells = [title, *(difference(size, ours, other, seeds, *column) for column in columns)]
+        cells = [title, *(difference(ours, other, seeds, *column) for column in columns)]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
 def write_tables(document: Path) -> None:
     """Replaces what stands between `<!-- table: NAME -->` and `<!-- end -->` in a document."""
-    made = {name: table(*content) for name, content in TABLES.items()}
-    made |= {f"each-run-{size}": each_run(size, "best", "nll-flips") for size in (32, 48)}
+    results = {size: read_results(size) for size in (32, 48)}  # each file is read once
+    made = {name: table(results[size], rows, ours) for name, (size, rows, ours) in TABLES.items()}
+    made |= {f"each-run-{size}": each_run(runs.get("best", {}), runs.get("nll-flips", {}))
+             for size, runs in results.items()}
 
     def replaced(match: re.Match) -> str:
         if match[1] not in made:
