@@ -5,7 +5,7 @@ from statistics import median_low
 from typing import Any
 
 from metadata_manager import EvaluationConfig
-from metrics.program import DAY, counted, time_text
+from metrics.program import counted, time_text, with_advice
 from metrics.record import SystemRecord
 
 TIMED_IMAGES = 2  # of each system; the first one also pays for what a device prepares once
@@ -35,8 +35,6 @@ def duration_text(records: Sequence[SystemRecord], images: Collection[str], conf
     text = (f"about {time_text(seconds)} for {counted(len(images), 'image')} x "
             f"{counted(len(config.seeds), 'seed')} x {counted(len(records), 'system')} on this machine")
     text += f", in each of {processes} processes" if processes > 1 else ""
-    if seconds <= DAY:
-        return text
-    return (f"{text}. More than a day; what makes it affordable: --seeds 0 (one run of sampling), --limit "
-            "200 (images), --samples 16, fewer --steps, several GPUs (torchrun --nproc_per_node 4), or "
-            "--part 1/4 to 4/4 on four machines")
+    return with_advice(text, seconds, "--seeds 0 (one run of sampling), --limit 200 (images), --samples 16, "
+                       "fewer --steps, several GPUs (torchrun --nproc_per_node 4), or --part 1/4 to 4/4 on "
+                       "four machines")

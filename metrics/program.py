@@ -22,7 +22,7 @@ NO_GPU_MEMORY = re.compile(r"_STATUS_ALLOC_FAILED|DEVICE_ALLOCATION_FAILED|CUDA 
 # enough card.
 CANNOT_COMPILE = re.compile(r"No working C\+\+ compiler|Cannot find a working triton"
                             r"|Failed to find C compiler|too old to be supported by the triton")
-DAY = 24 * 3600  # seconds: what takes longer says which flags help
+DAY = 24 * 3600  # seconds
 LONGEST = 390  # characters of a message: a longer one is not read
 
 
@@ -122,3 +122,8 @@ def time_text(seconds: float) -> str:
     if seconds < 90 * 60:
         return f"{seconds / 60:.0f} min"
     return f"{seconds / 3600:.1f} h" if seconds < 10 * 3600 else f"{seconds / 3600:,.0f} h"
+
+
+def with_advice(text: str, seconds: float, ways: str) -> str:
+    """A text on how long something takes; if that is over a day, also on the `ways` to make it shorter."""
+    return text if seconds <= DAY else f"{text}. More than a day; what makes it affordable: {ways}"

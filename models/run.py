@@ -16,7 +16,7 @@ from torch.optim.swa_utils import AveragedModel
 from torch.utils.tensorboard import SummaryWriter
 
 from metadata_manager import LoopConfig, OptimizerConfig
-from metrics.program import DAY, memory_advice, time_text
+from metrics.program import memory_advice, time_text, with_advice
 from models import checkpoint
 from models.loading import refuse_other_settings
 from models.processes import NonFiniteLoss, Processes, leave, peak_memory
@@ -281,7 +281,5 @@ def duration_text(seconds_per_step: float, steps: int) -> str:
     """A line on how long the remaining steps take; if that is over a day, also on what makes it shorter."""
     seconds = seconds_per_step * steps
     text = f"about {time_text(seconds)} for {steps:,} steps on this machine, without validation"
-    if seconds <= DAY:
-        return text
-    return (f"{text}. More than a day; what makes it affordable: fewer epochs (--epochs of GTR, "
-            "--num_epochs), a narrower --dim, --crop, several GPUs (torchrun --nproc_per_node 4)")
+    return with_advice(text, seconds, "fewer epochs (--epochs of GTR, --num_epochs), a narrower --dim, "
+                       "--crop, several GPUs (torchrun --nproc_per_node 4)")
