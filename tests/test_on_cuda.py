@@ -12,11 +12,11 @@ import torch
 from data import Loader, augmentations, load
 from metadata_manager import BASELINES, FLOWS, FlowConfig, GTRConfig, LoopConfig, Metadata
 from metrics import evaluate
-from models import ATFM, GTR, STNet, Validation, baseline, energy_score, monte_carlo_nll, st_net, train_loop
+from models import ATFM, GTR, STNet, Validation, baseline, energy_score, monte_carlo_nll, norm, train_loop
 from models.flags import experiment
 from models.flow import SOLVERS, one_expert
+from models.norm import SplitNorm
 from models.processes import Processes
-from models.st_net import SplitNorm
 from tests import pretended
 from tests.benchmarks import gpu
 
@@ -121,8 +121,8 @@ def test_st_net_takes_the_norm_for_cuda(cuda, monkeypatch):
     net(x, torch.rand(1, device=cuda), x).sum().backward()
     assert len(calls) == norms > 30
     # Without a gradient scale and shift by time take no pass of their own over a map.
-    passes, scaled = [], st_net.scaled
-    monkeypatch.setattr(st_net, "scaled", lambda *inputs: passes.append(1) or scaled(*inputs))
+    passes, scaled = [], norm.scaled
+    monkeypatch.setattr(norm, "scaled", lambda *inputs: passes.append(1) or scaled(*inputs))
     with torch.no_grad():
         net(x, torch.rand(1, device=cuda), x)
     assert len(passes) == norms
@@ -151,7 +151,7 @@ def test_the_check_of_a_gpu_finds_what_is_wrong_on_it(cuda, monkeypatch):
         result = gpu.differences(systems[name], cuda)
         assert all(result[what] <= most for what, most in gpu.RIGHT.items()), (name, result)
     assert gpu.differences(systems["atfm"], cuda)["gradient"] > 0  # by the norm for CUDA
-    monkeypatch.setattr("models.st_net.scaled",
+    monkeypatch.setattr("models.norm.scaled",
                         lambda x, a, d: 1.05 * x * a[:, :, None, None] + d[:, :, None, None])
     assert gpu.differences(systems["atfm"], cuda)["gradient"] > gpu.RIGHT["gradient"]
 

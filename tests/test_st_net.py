@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from metadata_manager import FlowConfig
 from models import STNet
 from models.flags import experiment
-from models.st_net import Norm, ResidualBlock, StandardizedConv2d, standardize, time_embedding
+from models.norm import Norm
+from models.st_net import ResidualBlock, StandardizedConv2d, standardize, time_embedding
 
 
 def inputs(b=2, size=8):

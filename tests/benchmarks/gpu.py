@@ -34,8 +34,8 @@ from models import ATFM, GTR, STNet, baseline, energy_score, monte_carlo_nll
 from models.baselines import Baseline
 from models.flags import experiment
 from models.flow import one_expert
+from models.norm import Norm
 from models.processes import device_of, in_bfloat16
-from models.st_net import Norm
 from tests.benchmarks import plan
 from tests.benchmarks.measure import machine, medians, report
 

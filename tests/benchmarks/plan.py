@@ -29,7 +29,7 @@ from metadata_manager import Experiment
 from models import ATFM, GTR, STNet, energy_score, monte_carlo_nll
 from models.flags import experiment
 from models.flow import one_expert
-from models.st_net import Norm
+from models.norm import Norm
 from tests.benchmarks.measure import report
 
 # Images to train on and to test on: 64 % and 20 % of 15,096 slices; of 2,000 lesions, a guess at ISIC3's.
