@@ -185,6 +185,7 @@ class GTRConfig(OptimizerConfig):
                                "score under 1 - IoU, see models/energy.py", ("nll", "energy"))
     nll_first: float = setting(0.3, "fraction of steps with Eq. 5 before --loss energy takes over", "[0, 1]")
     temperature: float = setting(1.0, "multiplies the standard deviations of samples (Eq. 3: 1)", "(0, inf)")
+    tta: bool = setting(False, "test-time augmentation: each sample's image is flipped and turned")
     mc_samples: int = setting(20, "samples per image and step; Eq. 5's M: 10 and their negatives", "[1, inf)")
     experts: str = setting("one", "one: a random expert per image and step (released); all: the likelihood "
                                   "under each, averaged", ("one", "all"))
@@ -374,10 +375,10 @@ def released(base: Experiment) -> Experiment:
 def best(base: Experiment) -> Experiment:
     """Ours, what did best on validation patients at small size: docs/results.md.
 
-    GTR is trained by the energy score of its samples under 1 - IoU, of which GED is made, and samples more
-    narrowly than its Gaussian. Both steps flip and turn images, average weights and lower the learning rate.
-    The flow takes one expert per step, and as many more steps as there are experts."""
-    gtr = replace(base.gtr, loss="energy", mc_samples=16, ema=0.99, schedule="cosine", temperature=0.8)
+    GTR is trained by the energy score of its samples, of which GED is made, and samples narrowly. Both steps
+    flip images, average weights and lower the rate. The flow takes one expert a step, and more steps."""
+    gtr = replace(base.gtr, loss="energy", mc_samples=16, ema=0.99, schedule="cosine", temperature=0.8,
+                  tta=True)
     flow = replace(base.flow, steps=2, schedule="cosine", clip=1.0, weight_standardization="none",
                    time_scale=10.0)
     if flow.experts == "all":

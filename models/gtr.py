@@ -95,13 +95,13 @@ class GTR(nn.Module):
 
     def __init__(self, in_channels: int = 1, num_filters: Sequence[int] = (32, 64, 128, 192), rank: int = 10,
                  convs: int = 2, pool: str = "max", up: str = "transposed", backbone: nn.Module | None = None,
-                 temperature: float = 1.0) -> None:
+                 temperature: float = 1.0, tta: bool = False) -> None:
         """An untrained GTR.
 
         backbone: another network in the U-Net's place, (b, in_channels, h, w) -> (b, num_filters[0], h, w).
-        temperature: of `sample`; Eq. 3 has 1."""
+        temperature, tta: of `sample`; Eq. 3 has 1 and no test-time augmentation."""
         super().__init__()
-        self.in_channels, self.temperature = in_channels, temperature
+        self.in_channels, self.temperature, self.tta = in_channels, temperature, tta
         # `unet` whatever network it is, because the names of weights in checkpoints begin with it.
         self.unet = UNet(in_channels, num_filters, convs, pool, up) if backbone is None else backbone
         # The three heads read the same features Z (Eq. 3): a 1x1 convolution each.
@@ -117,7 +117,7 @@ class GTR(nn.Module):
         if config.backbone not in BACKBONES:
             raise ValueError(f"--backbone {config.backbone}: unknown; expected one of {', '.join(BACKBONES)}")
         return cls(channels, config.num_filters, config.rank, config.convs, config.pool, config.up,
-                   BACKBONES[config.backbone](channels, config), config.temperature)
+                   BACKBONES[config.backbone](channels, config), config.temperature, config.tta)
 
     def forward(self, image: Tensor) -> LowRankGaussian:
         """image (b, c, h, w) in [0, 1]; raises ValueError for other channels or an indivisible size."""
@@ -138,13 +138,35 @@ class GTR(nn.Module):
     def sample(self, image: Tensor, n: int, generator: torch.Generator | None = None) -> Tensor:
         """sigmoid of n logit maps per image (b, c, h, w): (b, n, h, w), the paper's x_0.
 
-        Thresholded at 0.5, without a flow, they are what the paper calls Act. GTR (Table 4)."""
-        return self.truncation(image).sample(n, generator).sigmoid()
+        Thresholded at 0.5, without a flow, they are what the paper calls Act. GTR (Table 4). With `tta`,
+        test-time augmentation, each is drawn from the Gaussian of the image in one of its eight positions and
+        turned back: independent samples of a mixture, whose energy score is at most the mean of the parts',
+        because the score is convex in the distribution."""
+        if not self.tta:
+            return self.truncation(image).sample(n, generator).sigmoid()
+        positions = torch.randint(8, (n,), device=image.device, generator=generator)
+        logits = image.new_empty(len(image), n, *image.shape[2:])
+        for position in positions.unique().tolist():
+            chosen = positions == position
+            moved = self.truncation(moved_to(image, position)).sample(int(chosen.sum()), generator)
+            logits[:, chosen] = moved_back(moved, position)
+        return logits.sigmoid()
 
     def truncation(self, image: Tensor) -> LowRankGaussian:
         """The Gaussian that samples are drawn from, at the temperature of sampling."""
         # Not in `forward`: Eq. 5 trains the Gaussian as it is, the temperature only changes the samples.
         return self(image).tempered(self.temperature)
+
+
+def moved_to(maps: Tensor, position: int) -> Tensor:
+    """Maps (..., h, w) in one of eight positions: flipped from the fifth on, and quarter turns."""
+    return torch.rot90(maps.flip(-1) if position >= 4 else maps, position % 4, (-2, -1))
+
+
+def moved_back(maps: Tensor, position: int) -> Tensor:
+    """The maps that `moved_to` has moved."""
+    turned = torch.rot90(maps, -(position % 4), (-2, -1))
+    return turned.flip(-1) if position >= 4 else turned
 
 
 def monte_carlo_nll(logits: Tensor, mask: Tensor) -> Tensor:

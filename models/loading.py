@@ -21,7 +21,7 @@ C = TypeVar("C", bound=Config)
 REMOVED = {"groups": 1, "draws": 1, "times": "uniform", "objective": "velocity", "coupling": "independent",
            "path_noise": 0.0, "condition": "image", "residual": False, "nll_weight": 0.0}
 # Settings that a run may change when it goes on: none alters what a step computes, beyond rounding.
-CHANGEABLE = {"data_path", "epochs", "num_epochs", "gtr", "alphas", "solver", "steps", "temperature",
+CHANGEABLE = {"data_path", "epochs", "num_epochs", "gtr", "alphas", "solver", "steps", "temperature", "tta",
               "annotators_per_pass", "images_per_pass", "recompute", "channels_last", "compile",
               "checkpoint"}  # `recompute` in older files
 # The values of these are fingerprints, which say nothing to a reader: differences are told in words.

@@ -58,6 +58,22 @@ def test_a_sample_is_the_sigmoid_of_a_logit_map():
     assert torch.equal(x_0, torch.sigmoid(gtr(image).sample(5, seeded(3))))
 
 
+def test_test_time_augmentation_draws_from_the_gaussians_of_all_eight_positions():
+    gtr, image = GTR(1, (4, 8), rank=2, tta=True), torch.rand(1, 1, 8, 12)
+    with torch.no_grad():
+        gtr.cov_factor.weight.zero_(), gtr.cov_factor.bias.zero_()
+        gtr.log_cov_diag.weight.zero_(), gtr.log_cov_diag.bias.fill_(-30.0)  # a sample is nearly the mean,
+        gtr.mean.weight.mul_(300)  # which differs from pixel to pixel
+    samples = gtr.sample(image, 200, seeded(0))[0]
+    means = []
+    for flips, turns in product(([], [-1]), range(4)):
+        mean = gtr(torch.rot90(image.flip(flips), turns, (-2, -1))).mean
+        means.append(torch.rot90(mean, -turns, (-2, -1)).flip(flips)[0].sigmoid())
+    distance, position = (samples[:, None] - torch.stack(means)).flatten(2).abs().amax(2).min(1)
+    assert distance.max() < 0.01
+    assert position.bincount(minlength=8).min() >= 10  # of 25 expected
+
+
 @pytest.mark.parametrize("shape, expected", [
     ((2, 3, 16, 16), r"\(2, 3, 16, 16\): expected \(b, 1, h, w\)"),
     ((1, 16, 16), r"\(1, 16, 16\): expected \(b, 1, h, w\)"),

@@ -83,7 +83,8 @@ def to_older_form(path: Path) -> None:
     content["config"]["checkpoint"] = content["config"].pop("recompute", False)
     if "amp" in content["config"]:
         content["config"]["amp"] = content["config"]["amp"] == "True"
-    for name in ("schedule", "clip", "backbone", "network", "loss", "nll_first", "nll_weight", "temperature"):
+    for name in ("schedule", "clip", "backbone", "network", "loss", "nll_first", "nll_weight", "temperature",
+                 "tta"):
         content["config"].pop(name, None)
     # Settings that were removed since.
     content["config"] |= {"groups": 1, "draws": 1, "times": "uniform", "objective": "velocity"}

@@ -21,7 +21,7 @@ import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -77,7 +77,7 @@ class Stage:
 class Row:
     """A system: how it is trained, which of a test's --methods it is, and what it is shown for.
 
-    like: the row whose training it shares, with other flags of sampling, `temperature`."""
+    like: the row whose training it shares, and sampling: what of GTR it changes."""
 
     title: str
     stages: tuple[Stage, ...]
@@ -85,7 +85,7 @@ class Row:
     preset: str = "paper"
     steps: int | None = None
     like: str | None = None
-    temperature: float | None = None
+    sampling: Mapping[str, Any] = field(default_factory=dict)
 
 
 def _gtr(flags: str, share: float = 1.0) -> Stage:
@@ -110,7 +110,10 @@ ROWS = {
     "best": Row("Act. GTR (best)", (_gtr("--preset best"),), preset="best"),
     "best-no-flips": Row("best, images as they are", (_gtr("--preset best --dihedral False"),),
                          preset="best"),
-    "best-temperature-1": Row("best without temperature", (), preset="best", like="best", temperature=1.0),
+    "best-temperature-1": Row("best without temperature", (), preset="best", like="best",
+                              sampling={"temperature": 1.0}),
+    "best-no-tta": Row("best without test-time augmentation", (), preset="best", like="best",
+                       sampling={"tta": False}),
     "best-m-8": Row("best with m = 8", (_gtr("--preset best --mc_samples 8"),), preset="best"),
     "best-nll-all": Row("best without the energy score", (_gtr("--preset best --loss nll --mc_samples 20"),),
                         preset="best"),
@@ -205,11 +208,10 @@ def score(row: Row, metadata: Metadata, folder: Path) -> dict[str, Any]:
         of_control = partial(control, validation=lambda: load(metadata, "val").spread(200), device=CPU)
         system, = load_systems(config, metadata, RunConfig(output_path=str(folder), preset=row.preset), CPU,
                                of_control, images)
-        sample = system.sample
-        if row.temperature is not None:
-            sample.__self__.temperature = row.temperature
+        for name, value in row.sampling.items():
+            setattr(system.sample.__self__, name, value)
         start = time.process_time()
-        result = evaluate(sample, images, (SAMPLES,), device=CPU)
+        result = evaluate(system.sample, images, (SAMPLES,), device=CPU)
         seconds = time.process_time() - start
         record[split] = {
             "ids": list(result.ids), "groups": [str(patient) for patient in images.patients],
@@ -256,8 +258,8 @@ def run(arguments: argparse.Namespace) -> None:
 
 Results = dict[int, dict[str, Any]]  # seed -> content of a run's file
 TABLES = {  # name of a table -> its size, its rows, and the row that is compared with the others
-    "gains-32": (32, ("nll", "nll-flips", "best-nll-all", "best", "best-temperature-1", "best-m-8",
-                      "best-no-nll", "best-nll-10", "best-no-flips", "best-augment", "best-decay",
+    "gains-32": (32, ("nll", "nll-flips", "best-nll-all", "best", "best-temperature-1", "best-no-tta",
+                      "best-m-8", "best-no-nll", "best-nll-10", "best-no-flips", "best-augment", "best-decay",
                       "best-wide"), "best"),
     "systems-32": (32, ("nll", "ssn", "prob-unet", "prob-unet-energy", "phiseg", "flow-ssn", "mose-no-flips",
                         "mose", "atfm", "atfm-best", "best"), "best"),
