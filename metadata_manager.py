@@ -56,7 +56,7 @@ METHODS = (*FLOWS, *BASELINES)
 CONTROLS = ("act-gtr-emptied",)  # GTR's samples, simply post-processed
 
 AMP = ("products of ST-Net in bfloat16; auto: on a GPU that has it, not on a CPU; False: the paper's "
-       "float32; GTR, losses, statistics of norms and the ODE's state are in float32 always")
+       "float32, in which all else is always")
 AMP_CHOICES = ("auto", "True", "False")
 LAYOUT = "ST-Net in the layout that CUDA's convolutions are fastest in; with --compile only"
 COMPILE = "torch.compile ST-Net: minutes at the start, faster from then on"
@@ -142,6 +142,7 @@ class Metadata(Config):
     crop: int | None = count(None, "centre crop to S x S pixels")
     augment: bool = setting(False, "flip, rotate, scale and shear training images together with their masks")
     dihedral: bool = setting(False, "flip and turn them by quarter turns, which makes up no pixels")
+    jitter: bool = setting(False, "change contrast and brightness of training images a little")
     grey: bool = setting(True, "ST-Net sees RGB in grey, as in the released code; False: every channel")
 
     @property
@@ -289,10 +290,8 @@ class EvaluationConfig(Config):
     channels_last: bool = setting(False, LAYOUT)
     compile: bool = setting(False, COMPILE)
     released_checkpoint: bool = setting(False, "--gtr and --prior are files of weights of the authors' code")
-    part: str = setting("1/1", "i/m: test every m-th image from the i-th; when all m parts are done, the "
-                               "same command without --part makes the table")
-    report_images: int = setting(100, "images in report.html, evenly spaced over the last system's GED; on "
-                                      "each the first seed's samples are drawn again", "[0, inf)")
+    part: str = setting("1/1", "i/m: test every m-th image from the i-th; then without --part: the table")
+    report_images: int = setting(100, "images in report.html, evenly spaced over GED", "[0, inf)")
     images: tuple[str, ...] = setting((), "draw samples for these image files instead of testing", path=True)
     allow_overlap: bool = setting(False, "test even if test images were trained on (as in split released)")
 
@@ -383,7 +382,7 @@ def best(base: Experiment) -> Experiment:
                    time_scale=10.0)
     if flow.experts == "all":
         flow = replace(flow, experts="one", num_epochs=flow.num_epochs * base.metadata.annotators, ema=0.999)
-    return replace(base, metadata=replace(base.metadata, dihedral=True), gtr=gtr, flow=flow)
+    return replace(base, metadata=replace(base.metadata, dihedral=True, jitter=True), gtr=gtr, flow=flow)
 
 
 def dataset(what: str) -> Metadata:
