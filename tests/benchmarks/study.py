@@ -47,14 +47,17 @@ RESULTS = Path(__file__).parent / "results"
 EXPERTS = 4  # of LIDC
 IMAGES = {"validation": 200, "test": 240}  # evenly spaced over the split, so of all its patients
 SAMPLES = 16
-KEPT = ("GED16", "HM-IoU16", "Diversity16", "Empty", "Experts empty", "Experts' diversity", "Size")
+SHOWN = ("GED16", "HM-IoU16")
+OF_MORE = ("GED32", "GED100", "HM-IoU32", "MDM32")  # from LARGE on, of systems that draw at once
+KEPT = (*SHOWN, *OF_MORE, "Diversity16", "Empty", "Experts empty", "Experts' diversity", "Size")
 CPU = torch.device("cpu")
 EPOCHS = 43  # of the row `best`; the other rows have as many as take the same time
-# The same optimizer for all; sizes for a CPU.
+LARGE = 64  # pixels per side, from which on the U-Nets have a fourth level
+# The same optimizer for all; sizes for a CPU, in the papers' proportions.
 OPTIMIZER = "--lr 1e-3 --schedule cosine --val_images 8"
-GTR = f"{OPTIMIZER} --ema 0.99 --batchsize 8 --num_filters 16 32 64"
+GTR = f"{OPTIMIZER} --ema 0.99 --batchsize 8 --num_filters 16 32 64 {{fourth_filters}}"
 FLOW = f"{OPTIMIZER} --ema 0.999 --clip 1 --dim 16 --val_steps 1"
-SYSTEM = f"{FLOW} --batch_size 8 --dim_mults 1 2 4 --weight_decay 0"
+SYSTEM = f"{FLOW} --batch_size 8 --dim_mults 1 2 4 {{fourth_mult}} --weight_decay 0"
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,12 @@ class Stage:
     flags: str
     share: float = 1.0
     epochs: int | None = None
+
+    def flags_at(self, size: int) -> list[str]:
+        """Its flags for images of size x size pixels."""
+        fourth = {"fourth_filters": 96, "fourth_mult": 6} if size >= LARGE else {
+            "fourth_filters": "", "fourth_mult": ""}
+        return self.flags.format(**fourth).split()
 
     @property
     def epochs_flag(self) -> str:
@@ -148,30 +157,31 @@ def cpu_seconds(call: Callable[[], Any]) -> float:
     return time.process_time() - start
 
 
-def seconds_per_epoch(stage: Stage, common: Sequence[str], images: int, folder: Path, gtr: Sequence[str]
-                      ) -> float:
+def seconds_per_epoch(stage: Stage, size: int, common: Sequence[str], images: int, folder: Path,
+                      gtr: Sequence[str]) -> float:
     """CPU seconds of an epoch, from runs of one and of three epochs on 320 images."""
     def run(epochs: int) -> None:
         shutil.rmtree(folder, ignore_errors=True)
-        stage.script.main([*common, *stage.flags.split(), *gtr, stage.epochs_flag, str(epochs),
+        stage.script.main([*common, *stage.flags_at(size), *gtr, stage.epochs_flag, str(epochs),
                            "--limit", "320", "--validate_every", "9", "--output_path", str(folder)])
 
     short, long = cpu_seconds(lambda: run(1)), cpu_seconds(lambda: run(3))
     return (long - short) / 2 * images / 320
 
 
-def equal_epochs(stage: Stage, common: Sequence[str], images: int, folder: Path, gtr: Sequence[str]) -> int:
+def equal_epochs(stage: Stage, size: int, common: Sequence[str], images: int, folder: Path,
+                 gtr: Sequence[str]) -> int:
     """As many epochs as take the time of the stage's part of EPOCHS epochs of `best`.
 
     The two are measured in turn, twice, since other processes slow both down."""
     reference, = ROWS["best"].stages
-    ratios = [seconds_per_epoch(reference, common, images, folder, [])
-              / seconds_per_epoch(stage, common, images, folder, gtr) for _ in range(2)]
+    ratios = [seconds_per_epoch(reference, size, common, images, folder, [])
+              / seconds_per_epoch(stage, size, common, images, folder, gtr) for _ in range(2)]
     return max(1, round(EPOCHS * stage.share * float(np.mean(ratios))))
 
 
-def train(row: Row, seed: int, common: Sequence[str], folder: Path, images: int, epochs_of: Mapping[str, int]
-          ) -> dict[str, Any]:
+def train(row: Row, seed: int, size: int, common: Sequence[str], folder: Path, images: int,
+          epochs_of: Mapping[str, int]) -> dict[str, Any]:
     """Trains a row's stages on `images` images; what each took.
 
     epochs_of: a script's name -> the epochs of another seed of the row: all seeds have the same number."""
@@ -181,11 +191,11 @@ def train(row: Row, seed: int, common: Sequence[str], folder: Path, images: int,
         gtr = [] if stage.script is train_GTR or len(row.stages) == 1 else ["--gtr", str(folder)]
         plan = folder / f"{script}.json"
         if not plan.exists():
-            epochs = stage.epochs or epochs_of.get(script) or equal_epochs(stage, common, images,
+            epochs = stage.epochs or epochs_of.get(script) or equal_epochs(stage, size, common, images,
                                                                            folder / "speed", gtr)
             plan.write_text(json.dumps(epochs))
         epochs = json.loads(plan.read_text())
-        flags = [*common, *stage.flags.split(), *gtr, "--seed", str(seed), stage.epochs_flag, str(epochs),
+        flags = [*common, *stage.flags_at(size), *gtr, "--seed", str(seed), stage.epochs_flag, str(epochs),
                  "--validate_every", str(epochs), "--output_path", str(folder)]
         seconds = cpu_seconds(partial(stage.script.main, flags))
         done[script] = {"flags": flags[len(common):], "epochs": epochs, "cpu_seconds": seconds}
@@ -203,13 +213,16 @@ def score(row: Row, metadata: Metadata, folder: Path) -> dict[str, Any]:
                                of_control, images)
         for name, value in row.sampling.items():
             setattr(system.sample.__self__, name, value)
+        # 100 samples of a flow would cost longer than its training.
+        samples = (SAMPLES, 32, 100) if metadata.side >= LARGE and system.nfe <= 1 else (SAMPLES,)
         start = time.process_time()
-        result = evaluate(system.sample, images, (SAMPLES,), device=CPU)
+        result = evaluate(system.sample, images, samples, device=CPU)
         seconds = time.process_time() - start
         record[split] = {
             "ids": list(result.ids), "groups": [str(patient) for patient in images.patients],
-            "scores": {name: np.round(result.scores[name][0], 5).tolist() for name in KEPT},
-            "seconds_per_100": 100 * seconds / SAMPLES / len(images)}
+            "scores": {name: np.round(result.scores[name][0], 5).tolist()
+                       for name in KEPT if name in result.scores},
+            "seconds_per_100": 100 * seconds / max(samples) / len(images)}
         record |= {"nfe": system.nfe, "parameters": system.parameters, "training": system.training}
     return record
 
@@ -234,7 +247,7 @@ def run(arguments: argparse.Namespace) -> None:
                 others = read_results(arguments.size).get(row.like or name, {})
                 epochs_of = {script: stage["epochs"] for run in others.values()
                              for script, stage in run["stages"].items()}
-                trained = train(ROWS[row.like] if row.like else row, seed, common, folder,
+                trained = train(ROWS[row.like] if row.like else row, seed, arguments.size, common, folder,
                                 len(load(metadata, "train")), epochs_of)
                 content = {"row": name, "seed": seed, "size": arguments.size,
                            "commit": commit(), "machine": measure.machine(CPU), "stages": trained,
@@ -257,7 +270,6 @@ TABLES = {  # name of a table -> its size, its rows, and the row that is compare
                         "mose-jitter", "atfm", "atfm-best", "best"), "best"),
     "systems-48": (48, ("nll-flips", "mose", "atfm", "best"), "best"),
 }
-SHOWN = ("GED16", "HM-IoU16")
 
 
 def read_results(size: int) -> dict[str, Results]:
@@ -286,7 +298,9 @@ def table(results: Mapping[str, Results], rows: Sequence[str], ours: str) -> str
 
     Differences are of the test images and of the seeds that both rows have, with 95 % intervals. A row
     without a file says that it was not run."""
-    head = ["system", "runs", "epochs", "NFE", "s per 100", "GED16", "HM-IoU16", "empty",
+    more = [score for score in OF_MORE
+            if any(score in run["test"]["scores"] for runs in results.values() for run in runs.values())]
+    head = ["system", "runs", "epochs", "NFE", "s per 100", *SHOWN, *more, "empty",
             *(f"best minus it: {score}" for score in SHOWN), "validation GED16", "HM-IoU16"]
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for name in rows:
@@ -299,7 +313,8 @@ def table(results: Mapping[str, Results], rows: Sequence[str], ours: str) -> str
         epochs = " + ".join(str(stage["epochs"]) for stage in first["stages"].values())
         cells = [ROWS[name].title, str(len(seeds)), epochs, str(first["nfe"]),
                  f"{np.mean([run['test']['seconds_per_100'] for run in runs.values()]):.2g}"]
-        cells += [f"{scores_of(runs, seeds, 'test', score).mean():.3f}" for score in SHOWN]
+        cells += [f"{scores_of(runs, seeds, 'test', score).mean():.3f}"
+                  if score in first["test"]["scores"] else "-" for score in (*SHOWN, *more)]
         cells.append(f"{scores_of(runs, seeds, 'test', 'Empty').mean():.2f}")
         both = [seed for seed in seeds if seed in results.get(ours, {})]
         cells += ["" if name == ours or not both else difference(results[ours], runs, both, "test", score)
@@ -311,8 +326,9 @@ def table(results: Mapping[str, Results], rows: Sequence[str], ours: str) -> str
         least = {split: floor(np.array(known[split]["scores"]["Experts' diversity"]), np.array(EXPERTS),
                               SAMPLES).mean() for split in IMAGES}
         empty = np.mean(known["test"]["scores"]["Experts empty"])
-        lines.append(f"| perfect sampler (independent readers) | | | | | {least['test']:.3f} | | {empty:.2f} "
-                     f"| | | {least['validation']:.3f} | |")
+        cells = ["perfect sampler (independent readers)", *[""] * 4, f"{least['test']:.3f}",
+                 *[""] * (1 + len(more)), f"{empty:.2f}", "", "", f"{least['validation']:.3f}", ""]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
