@@ -159,8 +159,8 @@ def zoom(axes: Iterable[Axes], *marks: np.ndarray, framed: Axes | None = None) -
     for ax in axes:
         ax.set(xlim=(left, left + part[0]), ylim=(top + part[1], top))
     if framed is not None and part[0] < marks[0].shape[2]:
-        framed.add_patch(Rectangle((left, top), *part, fill=False, color=COLOURS[-1], linewidth=0.8))
-        framed.annotate(" shown beside", (left, top), color=COLOURS[-1], fontsize=5, va="top")
+        framed.add_patch(Rectangle((left, top), *part, fill=False, color="white", linewidth=0.8))
+        framed.annotate(" shown beside", (left, top), color="white", fontsize=5, va="top")
 
 
 def marked_part(*marks: np.ndarray) -> tuple[float, float, float, float]:
