@@ -142,7 +142,6 @@ class Metadata(Config):
     crop: int | None = count(None, "centre crop to S x S pixels")
     augment: bool = setting(False, "flip, rotate, scale and shear training images together with their masks")
     dihedral: bool = setting(False, "flip and turn them by quarter turns, which makes up no pixels")
-    jitter: bool = setting(False, "change contrast and brightness of training images a little")
     grey: bool = setting(True, "ST-Net sees RGB in grey, as in the released code; False: every channel")
 
     @property
@@ -382,7 +381,7 @@ def best(base: Experiment) -> Experiment:
                    time_scale=10.0)
     if flow.experts == "all":
         flow = replace(flow, experts="one", num_epochs=flow.num_epochs * base.metadata.annotators, ema=0.999)
-    return replace(base, metadata=replace(base.metadata, dihedral=True, jitter=True), gtr=gtr, flow=flow)
+    return replace(base, metadata=replace(base.metadata, dihedral=True), gtr=gtr, flow=flow)
 
 
 def dataset(what: str) -> Metadata:

@@ -8,8 +8,7 @@ from metrics.program import name_user
 name_user()  # torchvision and torch.compile ask for it where they are imported
 
 from data.dataset import ExpertDataset, load
-from data.loader import Loader, augment, augmentations, dihedral, jitter
+from data.loader import Loader, augment, augmentations, dihedral
 from data.writer import Writer
 
-__all__ = ["ExpertDataset", "Loader", "Writer", "augment", "augmentations", "dihedral", "jitter",
-           "load"]
+__all__ = ["ExpertDataset", "Loader", "Writer", "augment", "augmentations", "dihedral", "load"]

@@ -13,7 +13,6 @@ from metadata_manager import Metadata
 DEGREES = 15.0  # rotation, scale and shear of the augmentation of ISIC3 (App. 6)
 SCALE = (0.9, 1.1)
 SHEAR = 5.0  # degrees; the sources only say "small"
-CONTRAST, BRIGHTNESS = 1.25, 0.1  # largest factor and shift of `jitter`, chosen on validation patients
 
 Augment = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
@@ -108,7 +107,7 @@ class Loader:
 
 def augmentations(metadata: Metadata) -> list[Augment]:
     """What the settings ask for, in the order in which it is applied to a batch."""
-    return [augment] * metadata.augment + [dihedral] * metadata.dihedral + [jitter] * metadata.jitter
+    return [augment] * metadata.augment + [dihedral] * metadata.dihedral
 
 
 def dihedral(image: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
@@ -127,18 +126,6 @@ def dihedral(image: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
         return x.flatten(2).gather(2, source[:, None].expand(-1, x.shape[1], -1)).view_as(x)
 
     return moved(image), moved(masks)
-
-
-def jitter(image: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
-    """Change contrast and brightness of each image of a batch a little; the masks stay as they are.
-
-    image (b, c, h, w) in [0, 1] -> the same: a (image - mean) + mean + d, cut off at 0 and 1, with a from
-    1 / CONTRAST to CONTRAST, uniform in its logarithm, and d uniform from -BRIGHTNESS to BRIGHTNESS. Draws
-    from torch's global CPU generator, whatever the device."""
-    numbers = 2 * torch.rand(2, len(image), 1, 1, 1) - 1
-    contrast, brightness = numbers.to(image.device, non_blocking=True)
-    mean = image.mean((1, 2, 3), keepdim=True)
-    return (CONTRAST**contrast * (image - mean) + mean + BRIGHTNESS * brightness).clamp(0, 1), masks
 
 
 def augment(image: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:

@@ -138,19 +138,11 @@ class GTR(nn.Module):
     def sample(self, image: Tensor, n: int, generator: torch.Generator | None = None) -> Tensor:
         """sigmoid of n logit maps per image (b, c, h, w): (b, n, h, w), the paper's x_0.
 
-        Thresholded at 0.5, without a flow, they are what the paper calls Act. GTR (Table 4). With `tta`,
-        test-time augmentation, each is drawn from the Gaussian of the image in one of its eight positions and
-        turned back: independent samples of a mixture, whose energy score is at most the mean of the parts',
-        because the score is convex in the distribution."""
-        if not self.tta:
+        Thresholded at 0.5, without a flow, they are what the paper calls Act. GTR (Table 4)."""
+        def draw(image: Tensor, n: int, generator: torch.Generator | None) -> Tensor:
             return self.truncation(image).sample(n, generator).sigmoid()
-        positions = torch.randint(8, (n,), device=image.device, generator=generator)
-        logits = image.new_empty(len(image), n, *image.shape[2:])
-        for position in positions.unique().tolist():
-            chosen = positions == position
-            moved = self.truncation(moved_to(image, position)).sample(int(chosen.sum()), generator)
-            logits[:, chosen] = moved_back(moved, position)
-        return logits.sigmoid()
+
+        return sample_with_tta(draw, image, n, generator) if self.tta else draw(image, n, generator)
 
     def truncation(self, image: Tensor) -> LowRankGaussian:
         """The Gaussian that samples are drawn from, at the temperature of sampling."""
@@ -158,15 +150,22 @@ class GTR(nn.Module):
         return self(image).tempered(self.temperature)
 
 
-def moved_to(maps: Tensor, position: int) -> Tensor:
-    """Maps (..., h, w) in one of eight positions: flipped from the fifth on, and quarter turns."""
-    return torch.rot90(maps.flip(-1) if position >= 4 else maps, position % 4, (-2, -1))
+def sample_with_tta(sample: Callable[..., Tensor], image: Tensor, n: int,
+                    generator: torch.Generator | None = None) -> Tensor:
+    """n samples per image (b, c, h, w), each of the image in one of its eight positions, turned back.
 
-
-def moved_back(maps: Tensor, position: int) -> Tensor:
-    """The maps that `moved_to` has moved."""
-    turned = torch.rot90(maps, -(position % 4), (-2, -1))
-    return turned.flip(-1) if position >= 4 else turned
+    sample(image, n, generator=None) -> (b, n, h, w). The position, flipped or not and a number of quarter
+    turns, is drawn for each sample, so that they are independent samples of a mixture. Its energy score is
+    at most the mean of the parts', because the score is convex in the distribution."""
+    positions = torch.randint(8, (n,), device=image.device, generator=generator)
+    samples = image.new_empty(len(image), n, *image.shape[2:])
+    for position in positions.unique().tolist():
+        flips, turns = [-1] * (position // 4), position % 4
+        moved = torch.rot90(image.flip(flips), turns, (-2, -1))
+        chosen = positions == position
+        drawn = sample(moved, int(chosen.sum()), generator=generator)
+        samples[:, chosen] = torch.rot90(drawn, -turns, (-2, -1)).flip(flips)
+    return samples
 
 
 def monte_carlo_nll(logits: Tensor, mask: Tensor) -> Tensor:

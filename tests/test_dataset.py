@@ -13,7 +13,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional
 
 import data
-from data import ExpertDataset, Loader, Writer, augment, augmentations, dihedral, jitter, prepare
+from data import ExpertDataset, Loader, Writer, augment, augmentations, dihedral, prepare
 from data.convert import Reader
 from data.readers import READERS
 from data.store import open_store
@@ -306,8 +306,7 @@ def test_augmentations_follow_each_other_and_the_global_seed(dataset):
     assert all(torch.equal(a, b) for a, b in zip(first, loader(1)))
     assert not torch.equal(first[1], loader(1)[1])
     assert augmentations(Metadata()) == []
-    everything = Metadata(augment=True, dihedral=True, jitter=True)
-    assert augmentations(everything) == [augment, dihedral, jitter]
+    assert augmentations(Metadata(augment=True, dihedral=True)) == [augment, dihedral]
 
 
 def test_positions_are_a_flip_then_turns_of_the_numbers_drawn():
@@ -344,20 +343,7 @@ def test_a_batch_is_moved_as_torchvision_moves_each_image(shape):
     assert len(flips) == 4
 
 
-def test_each_image_gets_a_contrast_and_a_brightness_and_its_masks_stay():
-    image, masks = torch.rand(8, 3, 4, 6), (torch.rand(8, 2, 4, 6) < 0.5).float()
-    torch.manual_seed(9)
-    changed, its_masks = jitter(image, masks)
-    torch.manual_seed(9)
-    contrasts, shifts = torch.rand(2, 8).tolist()
-    for i in range(8):
-        contrast, shift = 1.25 ** (2 * contrasts[i] - 1), 0.1 * (2 * shifts[i] - 1)
-        expected = contrast * image[i] + (1 - contrast) * image[i].mean() + shift
-        torch.testing.assert_close(changed[i], expected.clamp(0, 1))
-    assert its_masks is masks
-
-
-@pytest.mark.parametrize("change", [augment, dihedral, jitter])
+@pytest.mark.parametrize("change", [augment, dihedral])
 def test_operations_on_the_images_do_not_grow_with_the_batch(change):
     """On a GPU each is a launch."""
     counts = []

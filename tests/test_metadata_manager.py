@@ -201,7 +201,7 @@ def test_a_flow_per_alpha_and_per_preset_has_a_folder_of_its_own():
     ("--loss energy", "gtr", "custom"), ("--alpha 0.5", "flow", "custom"),
     ("--dim 8 --amp True", "flow", "paper"),
     ("--loss energy --mc_samples 16 --ema 0.99 --schedule cosine --temperature 0.8 --tta True "
-     "--dihedral True --jitter True", "gtr", "best"),
+     "--dihedral True", "gtr", "best"),
     ("--preset best --method ssn", "flow", "best"), ("--preset best --temperature 1", "gtr", "custom"),
 ])
 def test_a_run_says_which_preset_its_settings_are_those_of(line, script, label):
