@@ -139,10 +139,13 @@ class GTR(nn.Module):
         """sigmoid of n logit maps per image (b, c, h, w): (b, n, h, w), the paper's x_0.
 
         Thresholded at 0.5, without a flow, they are what the paper calls Act. GTR (Table 4)."""
-        def draw(image: Tensor, n: int, generator: torch.Generator | None) -> Tensor:
-            return self.truncation(image).sample(n, generator).sigmoid()
+        if self.tta:
+            return sample_with_tta(self._draw, image, n, generator)
+        return self._draw(image, n, generator)
 
-        return sample_with_tta(draw, image, n, generator) if self.tta else draw(image, n, generator)
+    def _draw(self, image: Tensor, n: int, generator: torch.Generator | None = None) -> Tensor:
+        """The same without test-time augmentation."""
+        return self.truncation(image).sample(n, generator).sigmoid()
 
     def truncation(self, image: Tensor) -> LowRankGaussian:
         """The Gaussian that samples are drawn from, at the temperature of sampling."""

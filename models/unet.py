@@ -55,6 +55,8 @@ class UNet(nn.Module):
             # Bilinear upsampling keeps the channels of the level below; the block has to take them.
             upsampled = filters if up == "transposed" else below
             self.up_blocks.append(ConvBlock(upsampled + filters, filters, convs))
+        # As ConvBlock's: the gradient of a weight in another layout than its maps' would be copied.
+        self.ups.to(memory_format=torch.channels_last)
 
     def forward(self, image: Tensor) -> Tensor:
         return self.ascend(descend(image, self.down_blocks, self.pool))

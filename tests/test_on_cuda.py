@@ -57,7 +57,7 @@ def validation(sample, metadata, device):
 def test_step_1(what, loss, changes, cuda, tmp_path):
     metadata = demo(what, **changes)
     config = GTRConfig(ema=0.9, clip=1.0, weight_decay=0.1)
-    gtr = GTR(metadata.channels, (4, 8), rank=2).to(cuda)
+    gtr = GTR(metadata.channels, (4, 8), rank=2, tta=loss == "energy").to(cuda)
 
     def losses(done, image, masks):
         if loss == "energy":
