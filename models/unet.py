@@ -1,12 +1,23 @@
 """The U-Net whose features Z feed the heads of GTR (paper, Eq. 3 and App. 6)."""
 
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+Conv = TypeVar("Conv", nn.Conv2d, nn.ConvTranspose2d)
 POOLS: dict[str, Callable[..., Tensor]] = {"max": F.max_pool2d, "avg": F.avg_pool2d}
+
+
+def channels_last(conv: Conv) -> Conv:
+    """The convolution with its weight in the layout whose maps have their channels innermost.
+
+    Maps keep the layout from there on. On a CPU a training step takes 10 to 40 % less time. All weights have
+    it, because a gradient in another layout than its weight would be copied."""
+    conv.weight = nn.Parameter(conv.weight.detach().contiguous(memory_format=torch.channels_last))
+    return conv
 
 
 class ConvBlock(nn.Sequential):
@@ -15,12 +26,11 @@ class ConvBlock(nn.Sequential):
     def __init__(self, in_channels: int, out_channels: int, convs: int) -> None:
         layers: list[nn.Module] = []
         for i in range(convs):
-            layers.append(nn.Conv2d(in_channels if i == 0 else out_channels, out_channels, 3, padding=1))
+            layers.append(channels_last(
+                nn.Conv2d(in_channels if i == 0 else out_channels, out_channels, 3, padding=1)))
             # In place: the gradient of ReLU needs its output only, so that one map less is kept.
             layers.append(nn.ReLU(inplace=True))
         super().__init__(*layers)
-        # Channels innermost: on a CPU a training step takes 10 to 40 % less time. Maps keep the layout.
-        self.to(memory_format=torch.channels_last)
 
 
 class Bilinear(nn.Module):
@@ -50,13 +60,11 @@ class UNet(nn.Module):
             self.down_blocks.append(ConvBlock(before, filters, convs))
         self.ups, self.up_blocks = nn.ModuleList(), nn.ModuleList()
         for below, filters in zip(reversed(num_filters[1:]), reversed(num_filters[:-1])):
-            self.ups.append(nn.ConvTranspose2d(below, filters, 2, stride=2) if up == "transposed"
-                            else Bilinear())
+            self.ups.append(channels_last(nn.ConvTranspose2d(below, filters, 2, stride=2))
+                            if up == "transposed" else Bilinear())
             # Bilinear upsampling keeps the channels of the level below; the block has to take them.
             upsampled = filters if up == "transposed" else below
             self.up_blocks.append(ConvBlock(upsampled + filters, filters, convs))
-        # As ConvBlock's: the gradient of a weight in another layout than its maps' would be copied.
-        self.ups.to(memory_format=torch.channels_last)
 
     def forward(self, image: Tensor) -> Tensor:
         return self.ascend(descend(image, self.down_blocks, self.pool))
