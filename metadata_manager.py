@@ -328,7 +328,7 @@ class Experiment:
 
 LIDC_DEMO = Experiment(  # minutes on a CPU
     Metadata("LIDC_demo", size=64, crop=32),
-    gtr=GTRConfig(epochs=20, batchsize=8, lr=2e-3, num_filters=(16, 32, 64)),
+    gtr=GTRConfig(epochs=20, batchsize=8, lr=1e-3, num_filters=(16, 32, 64)),
     flow=FlowConfig(num_epochs=5, batch_size=8, experts="one", lr=2e-3, ema=0.99, dim=8, steps=4),
     loop=LoopConfig(validate_every=5, val_samples=8, val_steps=4),
     evaluation=EvaluationConfig(samples=(16,), seeds=(0,), report_images=24),
@@ -351,7 +351,7 @@ EXPERIMENTS = {
         LIDC_DEMO,
         metadata=Metadata("isic3_demo", reader="isic3", channels=3, annotators=3, size=64, crop=48,
                           augment=True),
-        gtr=replace(LIDC_DEMO.gtr, epochs=15, lr=1e-3),
+        gtr=replace(LIDC_DEMO.gtr, epochs=15),
         flow=replace(LIDC_DEMO.flow, num_epochs=6, alpha=1e-4),
         loop=replace(LIDC_DEMO.loop, validate_every=6),
     ),
