@@ -373,8 +373,9 @@ def released(base: Experiment) -> Experiment:
 def best(base: Experiment) -> Experiment:
     """Ours, what did best on validation patients at small size: docs/results.md.
 
-    GTR is trained by the energy score of its samples, of which GED is made, and samples narrowly. Both steps
-    flip images, average weights and lower the rate. The flow takes one expert a step, and more steps."""
+    GTR is trained by the energy score of its samples under 1 - IoU, of which GED is made, and samples more
+    narrowly than its Gaussian, from flipped and turned images. Both steps flip and turn images, average
+    weights and lower the rate. The flow takes one expert a step, and as many more steps as experts."""
     gtr = replace(base.gtr, loss="energy", mc_samples=16, ema=0.99, schedule="cosine", temperature=0.8,
                   tta=True)
     flow = replace(base.flow, steps=2, schedule="cosine", clip=1.0, weight_standardization="none",

@@ -161,14 +161,15 @@ def sample_with_tta(sample: Callable[..., Tensor], image: Tensor, n: int,
     turns, is drawn for each sample, so that they are independent samples of a mixture. Its energy score is
     at most the mean of the parts', because the score is convex in the distribution."""
     positions = torch.randint(8, (n,), device=image.device, generator=generator)
-    samples = image.new_empty(len(image), n, *image.shape[2:])
-    for position in positions.unique().tolist():
-        flips, turns = [-1] * (position // 4), position % 4
-        moved = torch.rot90(image.flip(flips), turns, (-2, -1))
-        chosen = positions == position
-        drawn = sample(moved, int(chosen.sum()), generator=generator)
-        samples[:, chosen] = torch.rot90(drawn, -turns, (-2, -1)).flip(flips)
-    return samples
+    drawn: list[Tensor] = []  # by position
+    for position, count in enumerate(positions.bincount(minlength=8).tolist()):  # one wait for a GPU
+        if count:
+            flips, turns = [-1] * (position // 4), position % 4
+            moved = torch.rot90(image.flip(flips), turns, (-2, -1))
+            back = torch.rot90(sample(moved, count, generator=generator), -turns, (-2, -1)).flip(flips)
+            drawn.append(back)
+    # To the places that were drawn: else the first samples would be those of the first positions.
+    return torch.cat(drawn, dim=1)[:, positions.argsort(stable=True).argsort()]
 
 
 def monte_carlo_nll(logits: Tensor, mask: Tensor) -> Tensor:

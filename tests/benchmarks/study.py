@@ -21,7 +21,7 @@ import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -41,6 +41,7 @@ from metrics.provenance import commit
 from models import load_systems
 from models.flags import experiment
 from models.gtr import sample_with_tta
+from models.systems import Sampler
 from tests.benchmarks import measure
 
 ROOT = Path(__file__).parents[2]
@@ -75,9 +76,8 @@ class Stage:
 
     def flags_at(self, size: int) -> list[str]:
         """Its flags for images of size x size pixels."""
-        fourth = {"fourth_filters": 96, "fourth_mult": 6} if size >= LARGE else {
-            "fourth_filters": "", "fourth_mult": ""}
-        return self.flags.format(**fourth).split()
+        filters, mult = ("96", "6") if size >= LARGE else ("", "")
+        return self.flags.format(fourth_filters=filters, fourth_mult=mult).split()
 
     @property
     def epochs_flag(self) -> str:
@@ -88,8 +88,7 @@ class Stage:
 class Row:
     """A system: how it is trained, which of a test's --methods it is, and what it is shown for.
 
-    like: the row whose training it shares, and sampling: what of GTR it changes. tta: sampled by test-time
-    augmentation, beside GTRs that are so by themselves."""
+    like: the row whose training it shares; resampled: makes another sampler of that row's."""
 
     title: str
     stages: tuple[Stage, ...]
@@ -97,8 +96,7 @@ class Row:
     preset: str = "paper"
     steps: int | None = None
     like: str | None = None
-    sampling: Mapping[str, Any] = field(default_factory=dict)
-    tta: bool = False
+    resampled: Callable[[Sampler], Sampler] | None = None
 
 
 def _gtr(flags: str, share: float = 1.0) -> Stage:
@@ -108,6 +106,15 @@ def _gtr(flags: str, share: float = 1.0) -> Stage:
 
 def _atfm(flags: str) -> Stage:
     return Stage(train_prior_LIDC, f"{FLOW} {flags}", 2 / 3)
+
+
+def _gtr_with(**settings: Any) -> Callable[[Sampler], Sampler]:
+    """The sampler of a GTR -> that of the same GTR with other settings of sampling."""
+    def changed(sample: Sampler) -> Sampler:
+        for name, value in settings.items():
+            setattr(sample.__self__, name, value)  # type: ignore[attr-defined]
+        return sample
+    return changed
 
 
 FLIPS = "--dihedral True"
@@ -122,9 +129,9 @@ ROWS = {
     "nll-flips": Row("Act. GTR, Eq. 5, images flipped and turned", (_gtr(FLIPS),)),
     "best": Row("Act. GTR (best)", (_gtr("--preset best"),), preset="best"),
     "best-temperature-1": Row("best without temperature", (), preset="best", like="best",
-                              sampling={"temperature": 1.0}),
+                              resampled=_gtr_with(temperature=1.0)),
     "best-no-tta": Row("best without test-time augmentation", (), preset="best", like="best",
-                       sampling={"tta": False}),
+                       resampled=_gtr_with(tta=False)),
     "best-no-flips": Row("best, images not flipped and turned", (_gtr("--preset best --dihedral False"),),
                          preset="best"),
     "best-nll-all": Row("best without the energy score", (_gtr("--preset best --loss nll --mc_samples 20"),),
@@ -134,7 +141,8 @@ ROWS = {
     "atfm-best": Row("ATFM (best), 2 NFE",
                      (_gtr("--preset best", 1 / 3), _atfm("--preset best --batch_size 8")),
                      "atfm", preset="best", steps=2),
-    "mose-tta": Row("mose, with test-time augmentation", (), "mose", like="mose", tta=True),
+    "mose-tta": Row("mose, with test-time augmentation", (), "mose", like="mose",
+                    resampled=lambda sample: partial(sample_with_tta, sample)),
     **{name: _rival(name) for name in ("ssn", "prob-unet", "prob-unet-energy", "phiseg", "flow-ssn", "mose")},
 }
 
@@ -213,9 +221,7 @@ def score(row: Row, metadata: Metadata, folder: Path) -> dict[str, Any]:
         of_control = partial(control, validation=lambda: load(metadata, "val").spread(200), device=CPU)
         system, = load_systems(config, metadata, RunConfig(output_path=str(folder), preset=row.preset), CPU,
                                of_control, images)
-        for name, value in row.sampling.items():
-            setattr(system.sample.__self__, name, value)
-        sample = partial(sample_with_tta, system.sample) if row.tta else system.sample
+        sample = row.resampled(system.sample) if row.resampled else system.sample
         # 100 samples of a flow, or five times 16, would take longer than its training.
         at_once = system.nfe <= 1
         samples = (SAMPLES, 32, 100) if metadata.side >= LARGE and at_once else (SAMPLES,)
