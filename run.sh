@@ -6,7 +6,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 started=$SECONDS
 
 usage() {
-    echo "usage: bash run.sh demo   train and test on the embedded data, about 4 minutes on one core
+    echo "usage: bash run.sh demo   train and test on the embedded data, about 5 minutes on one core
        bash run.sh test   run the tests; what follows goes to pytest, such as: -m slow"
 }
 
